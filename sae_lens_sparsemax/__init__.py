@@ -1,0 +1,1 @@
+"""The cross-attention sparsemax sparse autoencoder, as a SAELens plugin."""
