@@ -54,7 +54,6 @@ class Attention(NamedTuple):
     score_std: torch.Tensor
 
 
-@torch.compiler.disable
 def attend(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -203,9 +202,7 @@ def weighted_rows(
 
     Args: (N + 1,) where each list begins, (nnz,) rows of the (M, d) table, (nnz,) weights in the table's dtype.
     """
-    return embedding_bag(
-        index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def _sampled_product(support: Support, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -86,9 +86,7 @@ class CrossAttentionDictionary(nn.Module):
     def fold_input_shift(self, shift: torch.Tensor) -> None:
         """Take queries u in place of u − shift; impossible without a bias."""
         if shift.any():
-            raise NotImplementedError(
-                "cross-attention scores have no bias that could take up a shift of the queries"
-            )
+            raise NotImplementedError("cross-attention scores have no bias that could take up a shift of the queries")
 
 
 class MLPDictionary(nn.Module):

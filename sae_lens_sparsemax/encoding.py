@@ -22,9 +22,7 @@ def check_finite(sae_in: torch.Tensor, hook_name: str | None, step: int | None =
         return
     where = f"activations at {hook_name or 'the input of the SAE'}"
     when = "" if step is None else f" in training step {step}"
-    raise ValueError(
-        f"{where}{when} are not finite: {int(bad.sum())} of {bad.numel()} tokens hold NaN or infinity"
-    )
+    raise ValueError(f"{where}{when} are not finite: {int(bad.sum())} of {bad.numel()} tokens hold NaN or infinity")
 
 
 def split_norm(sae_in: torch.Tensor, unit_norm_query: bool) -> tuple[torch.Tensor, torch.Tensor]:

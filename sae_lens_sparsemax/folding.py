@@ -21,8 +21,9 @@ def is_training_checkpoint(state_dict: dict[str, Any]) -> bool:
 def fold_checkpoint(state_dict: dict[str, Any]) -> None:
     """Turn a training state dict into an inference one, in place.
 
-    The gate scale is dropped: the config file beside the weights carries it in full precision. The products are made in float64 and rounded to the dtype of the weights. Incomplete weights are left as they
-    are, for the loader to refuse by name.
+    The gate scale is dropped: the config file beside the weights carries it in full precision. The products are made
+    in float64 and rounded to the dtype of the weights. Incomplete weights are left as they are, for the loader to
+    refuse by name.
 
     Args:
         state_dict: weights of a training SAE, with the prefix "dictionary.".

@@ -20,9 +20,7 @@ def tokens_l0(feature_acts: torch.Tensor) -> torch.Tensor:
     return torch.bincount(rows, minlength=feature_acts.shape[0])
 
 
-def batch_metrics(
-    feature_acts: torch.Tensor, tau: torch.Tensor | None, score_std: torch.Tensor
-) -> dict[str, Any]:
+def batch_metrics(feature_acts: torch.Tensor, tau: torch.Tensor | None, score_std: torch.Tensor) -> dict[str, Any]:
     """Percentiles of L0 over tokens, mean τ in units of g·z, and the standard deviation of the scores.
 
     Args:

@@ -161,11 +161,7 @@ def linear_decode(feature_acts: torch.Tensor, table: torch.Tensor) -> torch.Tens
     if torch.is_grad_enabled() and (feature_acts.requires_grad or table.requires_grad):
         return feature_acts @ table
     rows = feature_acts.reshape(-1, feature_acts.shape[-1])
-    if (
-        rows.is_floating_point()
-        and rows.dtype in (torch.float32, torch.float64)
-        and rows.dtype == table.dtype
-    ):
+    if rows.is_floating_point() and rows.dtype in (torch.float32, torch.float64) and rows.dtype == table.dtype:
         row, col = rows.nonzero(as_tuple=True)
         if col.numel() <= MAX_LIST_DENSITY * rows.numel():
             context = weighted_rows(row_offsets(row, rows.shape[0]), col, rows[row, col], table)

@@ -82,9 +82,7 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
         z = torch.nn.functional.pad(z, (0, -z.shape[1] % CHUNK), value=-torch.inf)
     maxima = z.unflatten(1, (-1, CHUNK)).amax(-1)
     row_max = maxima.amax(-1, keepdim=True)
-    bound = (
-        _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
-    )
+    bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
     bound = _round_down(row_max.double() + bound, z.dtype)
     active = _flat_nonzero(maxima > bound)
     if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():

@@ -42,9 +42,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device),
             requires_grad=self.cfg.b_dec_init != "fixed_zeros",
         )
-        self.register_buffer(
-            "gate_scale", torch.tensor(self.cfg.gate_scale, dtype=torch.float64, device=self.device)
-        )
+        self.register_buffer("gate_scale", torch.tensor(self.cfg.gate_scale, dtype=torch.float64, device=self.device))
         ready = self.cfg.b_dec_init != "first_batch_mean"
         self.register_buffer("b_dec_is_initialised", torch.tensor(ready, device=self.device))
 
@@ -72,15 +70,13 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         """Dense activations and dense scores, (..., d_sae) each, seen by every hook."""
         query, factor = split_norm(self._checked_input(x), self.cfg.unit_norm_query)
         projected = self._project(query)
-        hidden_pre = self.hook_sae_acts_pre(
-            dense_scores(projected, self.dictionary.keys.T, self.dictionary.bias)
-        )
+        hidden_pre = self.hook_sae_acts_pre(dense_scores(projected, self.dictionary.keys.T, self.dictionary.bias))
         acts = gate_scores(hidden_pre, self.cfg.gate, self._gate_scale, self._probabilities)
         return self.hook_sae_acts_post((acts * factor).to(self.dtype)), hidden_pre
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Dense activations (..., d_sae); without gradients or hooks on the scores, in the memory of one such matrix."""
+        """Dense activations (..., d_sae); without gradients or hooks on scores, in the memory of one such matrix."""
         if torch.is_grad_enabled() or is_hooked(self.hook_sae_acts_pre) or self.cfg.gate != "sparsemax":
             return super().encode(x)
         query, factor = split_norm(self._checked_input(x), self.cfg.unit_norm_query)
@@ -99,9 +95,9 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         """Reconstructions (..., d_in) of activations (..., d_sae), dense or sparse COO."""
         return self._finish(linear_decode(feature_acts, self.dictionary.values))
 
-    @override
-    @torch.compiler.disable  # supports have a different size in every step: nothing for a compiler to specialise on
-    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+    # Supports have a different size in every step, so a compiler has nothing to specialise on; it runs this as it is.
+    @torch.compiler.disable
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:  # type: ignore[override]
         """One training pass; activations come back as sparse COO wherever no hook wants to see them dense.
 
         Raises:
@@ -126,9 +122,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
         losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))
         if self.cfg.target_l0 is not None and self.training:
-            self._set_gate_scale(
-                next_gate_scale(self._gate_scale, l0, self.cfg.target_l0, self.cfg.target_l0_rate)
-            )
+            self._set_gate_scale(next_gate_scale(self._gate_scale, l0, self.cfg.target_l0, self.cfg.target_l0_rate))
         return TrainStepOutput(
             sae_in=x,
             sae_out=sae_out,
@@ -179,9 +173,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         per_token = self.mse_loss_fn(sae_out, x.to(sae_out.dtype)).float().sum(-1)
         if self.cfg.loss_weighting == "inverse_norm":
             norm = torch.linalg.vector_norm(x.float(), dim=-1)
-            per_token = torch.where(
-                norm > 0, per_token / norm.clamp_min(torch.finfo(norm.dtype).tiny), per_token
-            )
+            per_token = torch.where(norm > 0, per_token / norm.clamp_min(torch.finfo(norm.dtype).tiny), per_token)
         return per_token.mean()
 
     def _checked_input(self, x: torch.Tensor) -> torch.Tensor:
@@ -277,9 +269,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             NotImplementedError: unit-norm queries, which the config refuses beforehand.
         """
         refuse_whitened_norm(self.cfg.unit_norm_query)
-        mean, matrix, inverse = (
-            t.to(self.device, torch.float64) for t in (mean, whitening_matrix, unwhitening_matrix)
-        )
+        mean, matrix, inverse = (t.to(self.device, torch.float64) for t in (mean, whitening_matrix, unwhitening_matrix))
         self.dictionary.fold_input_map(matrix)
         if not self.cfg.apply_b_dec_to_input:
             self.dictionary.fold_input_shift(mean)
