@@ -62,7 +62,7 @@ def _synthetic() -> tuple[type, type]:
 
 
 RUNNERS: dict[str, RunnerKind] = {
-    "language_model": RunnerKind(_language_model, ("model_name", "hook_name")),
+    "language_model": RunnerKind(_language_model, ("model_name", "hook_name", "dataset_path")),
     "synthetic": RunnerKind(_synthetic, ()),
 }
 
@@ -97,10 +97,7 @@ def config_from_values(values: Mapping[str, Any]) -> LoadedConfig:
     config_class, _ = kind.load()
     field_names = {field.name for field in dataclasses.fields(config_class)}
     _refuse_misplaced_keys(values, field_names)
-    required = [*kind.required, "sae"]
-    if "use_cached_activations" in field_names and not values.get("use_cached_activations"):
-        required.append("dataset_path")
-    for key in required:
+    for key in (*kind.required, "sae"):
         if values.get(key) in (None, ""):
             raise ValueError(f"The key {key!r} is missing.")
 
