@@ -16,12 +16,11 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 
+from sae_lens_sparsemax.config import ARCHITECTURE, PRESETS
 from sae_lens_sparsemax.config_values import build, convert, refuse_unknown_keys
 from sae_lens_sparsemax.nearest import nearest
 from sae_lens_sparsemax.overrides import apply_overrides
 from sae_lens_sparsemax.yaml_reader import read_yaml
-
-DEFAULT_ARCHITECTURE = "sparsemax"
 
 
 class RunnerKind(NamedTuple):
@@ -129,7 +128,7 @@ def _sae_class(given: Any) -> type[TrainingSAEConfig]:
     """The training config class of the architecture that ``sae`` names."""
     if not isinstance(given, Mapping):
         raise ValueError(f"'sae' must be a group of keys, but {given!r} was given.")
-    name = given.get("architecture", DEFAULT_ARCHITECTURE)
+    name = given.get("architecture", ARCHITECTURE)
     if name not in SAE_TRAINING_CLASS_REGISTRY:
         raise ValueError(
             f"'sae.architecture' must be one of {', '.join(SAE_TRAINING_CLASS_REGISTRY)}, "
@@ -144,12 +143,15 @@ def _build_sae(values: Mapping[str, Any]) -> TrainingSAEConfig:
     settings = {key: value for key, value in given.items() if key not in {"architecture", "preset"}}
     if "preset" in given:
         settings = {**_preset(given["preset"], config_class), **settings}
-    # The width of the hook is read from the model when it is not given; 0 stands for "not given".
-    settings["d_in"] = settings.get("d_in") or _synthetic_width(values)
     for key in ("device", "dtype"):
         if key in values:
             settings.setdefault(key, convert(values[key], str, key))
-    return build(config_class, settings, "sae")
+    width = settings.get("d_in") or _synthetic_width(values)
+    config = build(config_class, {**settings, "d_in": width or 1}, "sae")
+    if not width:
+        # The runner reads the width from the model when it finds 0, which configs refuse when they are made.
+        config.d_in = 0
+    return config
 
 
 def _synthetic_width(values: Mapping[str, Any]) -> Any:
@@ -158,13 +160,11 @@ def _synthetic_width(values: Mapping[str, Any]) -> Any:
 
 
 def _preset(name: Any, config_class: type[TrainingSAEConfig]) -> dict[str, Any]:
-    if config_class.architecture() != DEFAULT_ARCHITECTURE:
+    if config_class.architecture() != ARCHITECTURE:
         raise ValueError(
-            f"'sae.preset' belongs to the architecture {DEFAULT_ARCHITECTURE!r}, "
+            f"'sae.preset' belongs to the architecture {ARCHITECTURE!r}, "
             f"but 'sae.architecture' is {config_class.architecture()!r}."
         )
-    from sae_lens_sparsemax.config import PRESETS
-
     if name not in PRESETS:
         raise ValueError(
             f"'sae.preset' must be one of {', '.join(PRESETS)}, but {name!r} was given; "

@@ -95,9 +95,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         return _convert_union(value, arguments, name)
     if origin is Literal:
-        return (
-            value if any(value == option and type(value) is type(option) for option in arguments) else _NO_FIT
-        )
+        return value if any(value == option and type(value) is type(option) for option in arguments) else _NO_FIT
     if hint is None or hint is type(None):
         return None if value is None else _NO_FIT
     if origin in (list, tuple):
@@ -148,9 +146,7 @@ def _convert_dataclass(value: Any, hint: type, name: str) -> Any:
         similar = nearest(str(generator), registry) if generator is not None else None
         hint_text = f"; the nearest is {similar!r}" if similar else ""
         valid = ", ".join(map(repr, sorted(registry)))
-        raise ValueError(
-            f"'{name}.generator_name' must be one of {valid}, but it is {generator!r}{hint_text}."
-        )
+        raise ValueError(f"'{name}.generator_name' must be one of {valid}, but it is {generator!r}{hint_text}.")
     return build(registry[generator], values, name)
 
 

@@ -33,9 +33,7 @@ def split_overrides(arguments: Sequence[str], own_options: set[str]) -> tuple[li
             setting = value if equals else next(words, "")
             name, equals, value = setting.partition("=")
             if not equals or not name:
-                raise ValueError(
-                    f"--set takes key=value (--set sae.target_l0=32), but {setting!r} was given."
-                )
+                raise ValueError(f"--set takes key=value (--set sae.target_l0=32), but {setting!r} was given.")
         elif not equals:
             value = next(words, None)
             if value is None or value.startswith("--"):

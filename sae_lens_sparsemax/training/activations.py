@@ -83,8 +83,7 @@ class ResumableActivationsStore(ActivationsStore):
         path = Path(checkpoint_path) / DATA_STATE_FILENAME
         if not path.is_file():
             logger.warning(
-                "Resuming from %s is not exact: it has no %s, which only runs without "
-                "prefetch_llm_batches write.",
+                "Resuming from %s is not exact: it has no %s, which only runs without prefetch_llm_batches write.",
                 checkpoint_path,
                 DATA_STATE_FILENAME,
             )
@@ -98,9 +97,7 @@ class ResumableActivationsStore(ActivationsStore):
         # Documents are counted over all passes, contexts within this one.
         self.n_dataset_processed = int(state["n_dataset_processed"])
         mixer_state = {
-            key.removeprefix(_MIXER_PREFIX): value
-            for key, value in state.items()
-            if key.startswith(_MIXER_PREFIX)
+            key.removeprefix(_MIXER_PREFIX): value for key, value in state.items() if key.startswith(_MIXER_PREFIX)
         }
         self._dataloader = self.get_data_loader()
         assert self._mixer is not None

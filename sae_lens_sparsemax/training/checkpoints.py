@@ -19,9 +19,7 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    found = [
-        path for path in folder.iterdir() if path.name.isdigit() and (path / TRAINER_STATE_FILENAME).is_file()
-    ]
+    found = [path for path in folder.iterdir() if path.name.isdigit() and (path / TRAINER_STATE_FILENAME).is_file()]
     return sorted(found, key=lambda path: int(path.name))
 
 

@@ -62,9 +62,7 @@ class TrainingLog:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = [
-            line
-            for line in read_metrics(self.metrics_path)
-            if line["n_training_samples"] <= trainer.n_training_samples
+            line for line in read_metrics(self.metrics_path) if line["n_training_samples"] <= trainer.n_training_samples
         ]
         atomic_write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0

@@ -44,9 +44,7 @@ def load_language_model(
         )
     try:
         if model_class_name == "TransformerBridge":
-            return SAETransformerBridge.boot_transformers(
-                str(Path(model_name).expanduser()), device=device, **kwargs
-            )
+            return SAETransformerBridge.boot_transformers(str(Path(model_name).expanduser()), device=device, **kwargs)
         if model_class_name == "AutoModelForCausalLM":
             _check_module_name(model_name, hook_name)
         return load_model(model_class_name, model_name, device, kwargs, hook_names=[hook_name])

@@ -79,9 +79,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
                 cfg.model_from_pretrained_kwargs,
             )
         cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
-        width = check_width(
-            cfg.sae.d_in, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name
-        )
+        width = check_width(cfg.sae.d_in, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
         cfg.sae = dataclasses.replace(cfg.sae, d_in=width)
         dataset = override_dataset if override_dataset is not None else _load_dataset(cfg)
         with _without_override_warnings():

@@ -37,9 +37,7 @@ def stop_between_steps(trainer: SAETrainer[Any, Any], save: Callable[[], None]) 
         if requested.is_set():
             raise KeyboardInterrupt
         requested.set()
-        logger.warning(
-            "%s: stopping after this step; once more stops without saving.", signal.Signals(number).name
-        )
+        logger.warning("%s: stopping after this step; once more stops without saving.", signal.Signals(number).name)
 
     # The first thing the trainer's loop does in each step, when the previous one is complete and counted.
     begin_step = trainer.maybe_reset_sparsity

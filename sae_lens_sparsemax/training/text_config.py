@@ -50,6 +50,8 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
                 "'dataset_trust_remote_code' cannot be true: code from a data set is never run; "
                 "use a parquet or JSON lines version of the data set."
             )
+        if (self.model_from_pretrained_kwargs or {}).get("trust_remote_code"):
+            raise ValueError("'trust_remote_code' cannot be true: code from a model's repository is never run.")
         for key, value, valid in (
             ("lr_scheduler_name", self.lr_scheduler_name.lower(), _SCHEDULERS),
             ("model_class_name", self.model_class_name, _MODEL_CLASSES),
@@ -98,9 +100,7 @@ def _check_device(key: str, value: Any) -> None:
     try:
         device = torch.device(value)
     except RuntimeError as error:
-        raise ValueError(
-            f"{key!r} must be a torch device such as cpu, cuda or mps, not {value!r}."
-        ) from error
+        raise ValueError(f"{key!r} must be a torch device such as cpu, cuda or mps, not {value!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{key!r} is {value!r}, but torch finds no CUDA device; use cpu.")
     if device.type == "mps" and not torch.backends.mps.is_available():

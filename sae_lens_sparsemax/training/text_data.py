@@ -52,7 +52,7 @@ def load_text_dataset(
 
 
 def require_one_context(store: ActivationsStore, path: str) -> None:
-    """Raise a ValueError unless the store's data fills at least one context; the store is left at its start."""
+    """Raise a ValueError unless the store's data fill one context; the store is left at its start."""
     if store.cached_activation_dataset is not None:
         return
     first = next(store.iterable_sequences, None)
@@ -67,16 +67,14 @@ def require_one_context(store: ActivationsStore, path: str) -> None:
 
 def _load(path: str, split: str, config: str | None, streaming: bool) -> Any:
     expanded = str(Path(path).expanduser())
-    files = sorted(glob.glob(expanded, recursive=True)) if glob.has_magic(expanded) else [expanded]
-    suffix = _suffix(expanded)
-    if suffix in _BUILDERS:
-        if not files or not Path(files[0]).is_file():
-            raise ValueError(f"there is no such file (looked for {expanded}).")
-        options = {"sample_by": "paragraph"} if _BUILDERS[suffix] == "text" else {}
+    builder = _BUILDERS.get(_suffix(expanded))
+    if builder is not None:
+        if not any(Path(file).is_file() for file in glob.iglob(expanded, recursive=True)):  # noqa: PTH207
+            raise ValueError(f"there is no file {expanded}.")
+        options: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
         # Local files form one split, which `datasets` calls train; a slice such as train[:1%] still works.
-        return datasets.load_dataset(
-            _BUILDERS[suffix], data_files=files, split=split, streaming=streaming, **options
-        )
+        options |= {"data_files": expanded, "split": split, "streaming": streaming}
+        return datasets.load_dataset(builder, **options)
     folder = Path(expanded)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _from_disk(folder, split, streaming)
@@ -84,9 +82,8 @@ def _load(path: str, split: str, config: str | None, streaming: bool) -> Any:
         raise ValueError(f"its ending is none of {', '.join(_BUILDERS)}.")
     if path.startswith((".", "/", "~")) and not folder.is_dir():
         raise ValueError("there is no such folder.")
-    return datasets.load_dataset(
-        expanded if folder.is_dir() else path, name=config, split=split, streaming=streaming
-    )
+    options = {"name": config, "split": split, "streaming": streaming}
+    return datasets.load_dataset(expanded if folder.is_dir() else path, **options)
 
 
 def _from_disk(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
