@@ -133,7 +133,7 @@ def select(
         if bias is not None:
             scores += bias
         if start == 0:
-            score_std = scores[:: max(1, len(block) // 16)].std()
+            score_std = scores[:: max(1, len(block) // 16)].std(correction=0)
         part = select_support(scores, 1.0 / gate_scale)
         if part.col.numel() > max_density * scores.numel() and n_tokens * n_concepts > 0:
             return None
@@ -192,7 +192,7 @@ def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: b
         counts = acts.count_nonzero(-1)
         on_support = (scores * (acts != 0)).sum(-1, dtype=torch.float64)
         tau = (gate_scale * on_support - 1) / counts
-    return Attention(acts, acts @ values, scores.detach(), counts, tau, scores.detach()[:16].std())
+    return Attention(acts, acts @ values, scores.detach(), counts, tau, scores.detach()[:16].std(correction=0))
 
 
 def weighted_rows(

@@ -117,7 +117,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
             sae_out = self.decode(feature_acts)
             l0 = feature_acts.count_nonzero().item() / max(1, feature_acts.shape[:-1].numel())
-            metrics = batch_metrics(feature_acts, None, hidden_pre.detach()[:16].std())
+            metrics = batch_metrics(feature_acts, None, hidden_pre.detach()[:16].std(correction=0))
         metrics["gate_scale"] = self._gate_scale
         losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
         losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))

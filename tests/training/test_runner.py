@@ -10,13 +10,17 @@ from sae_lens import SAE, TopKTrainingSAEConfig
 from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.training._interruption import InterruptedException
 from safetensors.torch import load_file
-from tiny_language_model import D_MODEL, HOOK_NAME
 
+from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.training import runner as runner_module
 from sae_lens_sparsemax.training.checkpoints import newest_checkpoint
 from sae_lens_sparsemax.training.log import TrainingLog, read_metrics
 from sae_lens_sparsemax.training.runner import TrainingRunner
 from sae_lens_sparsemax.training.text_config import TextRunnerConfig
+from tests.tiny_language_model import documents
+
+D_MODEL = 16
+HOOK_NAME = "blocks.0.hook_out"
 
 BATCH = 32
 STEPS = 40
@@ -25,9 +29,8 @@ STEPS = 40
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    # About 5,600 tokens: the runs below read it more than once, so they pass the end of the data.
-    lines = [f"Document {i}: " + " ".join(str(i * j % 97) for j in range(20)) for i in range(70)]
-    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    # About 1,000 tokens: the runs below read it more than once, so they pass the end of the data.
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(25)))
     return path
 
 
@@ -85,9 +88,15 @@ def test_a_run_leaves_a_loadable_sae_a_log_and_pictures(tiny_model_folder, text_
 
 
 @pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
-def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_model_folder, text_file, tmp_path, normalize):
-    sae = TopKTrainingSAEConfig(d_in=D_MODEL, d_sae=32, k=4, normalize_activations=normalize)
+@pytest.mark.parametrize(
+    "sae",
+    [
+        SparsemaxTrainingSAEConfig(d_in=D_MODEL, d_sae=32, target_l0=4.0),
+        TopKTrainingSAEConfig(d_in=D_MODEL, d_sae=32, k=4, normalize_activations="expected_average_only_in"),
+    ],
+    ids=["sparsemax", "topk, normalised"],
+)
+def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_model_folder, text_file, tmp_path, sae):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     common = {"sae": sae, "n_checkpoints": 4, "n_batches_for_norm_estimate": 9}
     TrainingRunner(make_config(tiny_model_folder, text_file, whole, **common)).run()
