@@ -8,10 +8,12 @@ them. SAELens drops unknown keys under ``sae:`` silently; here every unknown key
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
@@ -43,6 +45,15 @@ class LoadedConfig(NamedTuple):
     def make_runner(self) -> Any:
         """Build the runner; its ``run()`` trains."""
         return RUNNERS[self.runner].load()[1](self.config)
+
+    def describe(self) -> str:
+        """The complete configuration as YAML, which ``load_config`` reads back, with the number of steps."""
+        values = {"runner": self.runner, **self.config.to_dict()}
+        # What SAELens records about the training is made anew at each start.
+        values["sae"] = {key: value for key, value in values["sae"].items() if key != "metadata"}
+        plain = json.loads(json.dumps(values))
+        steps = f"# {self.config.total_training_steps:,} steps\n"
+        return steps + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def _language_model() -> tuple[type, type]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,38 @@ def newest_checkpoint(folder: Path | str) -> Path:
     if not checkpoints:
         raise ValueError(f"There is no checkpoint to resume from in {str(folder)!r}.")
     return checkpoints[-1]
+
+
+def prepare_output(config: Any, *, resume: bool, overwrite: bool) -> None:
+    """Make ``config`` continue its own newest checkpoint, or see that none of an earlier run is in the way.
+
+    Args:
+        config: a runner config; ``resume_from_checkpoint`` is set on it if ``resume``.
+        resume: continue from the newest checkpoint in ``checkpoint_path``.
+        overwrite: delete the checkpoints there.
+
+    Raises:
+        ValueError: nothing to resume, a runner that cannot, or checkpoints that nobody said what to do with.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other.")
+    folder = config.checkpoint_path
+    if resume:
+        if not hasattr(config, "resume_from_checkpoint"):
+            raise ValueError(f"A run configured by {type(config).__name__} cannot be resumed.")
+        if folder is None:
+            raise ValueError("'checkpoint_path' is null, so there is no checkpoint to resume from.")
+        config.resume_from_checkpoint = str(newest_checkpoint(folder))
+        return
+    earlier = list_checkpoints(folder) if folder is not None else []
+    if earlier and not overwrite and getattr(config, "resume_from_checkpoint", None) is None:
+        raise ValueError(
+            f"{str(folder)!r} holds checkpoints of an earlier run, the newest after {earlier[-1].name} tokens: "
+            "continue it with --resume, replace it with --overwrite, or choose another --output_path."
+        )
+    if overwrite:
+        for checkpoint in earlier:
+            shutil.rmtree(checkpoint)
 
 
 def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any]) -> None:

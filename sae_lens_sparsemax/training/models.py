@@ -11,6 +11,7 @@ from sae_lens.load_model import load_model
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sae_lens_sparsemax.embedded import QUICKSTART, quickstart_model_path
 from sae_lens_sparsemax.nearest import nearest
 
 
@@ -26,7 +27,8 @@ def load_language_model(
     Args:
         model_class_name: ``"HookedTransformer"``, ``"HookedMamba"`` or ``"AutoModelForCausalLM"``, loaded
             as SAELens does, or ``"TransformerBridge"``, which takes any Hugging Face name or local folder.
-        model_name: name on the hub or, except for HookedTransformer, a local folder.
+        model_name: name on the hub or, except for HookedTransformer, a local folder; ``"quickstart"`` is the
+            model that the package carries.
         hook_name: the only module that is hooked with AutoModelForCausalLM.
         device: where the model goes.
         from_pretrained_kwargs: passed on to the loader.
@@ -37,6 +39,8 @@ def load_language_model(
     kwargs = dict(from_pretrained_kwargs or {})
     if kwargs.get("trust_remote_code"):
         raise ValueError("'trust_remote_code' cannot be true: code from a model repository is never run.")
+    if model_name == QUICKSTART:
+        model_name = str(quickstart_model_path())
     if model_class_name == "HookedTransformer" and Path(model_name).expanduser().is_dir():
         raise ValueError(
             f"HookedTransformer does not load the local folder {model_name!r}; "

@@ -13,6 +13,8 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 from sae_lens.training.activations_store import ActivationsStore
 
+from sae_lens_sparsemax.embedded import QUICKSTART, quickstart_text
+
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 # What the activations store reads without a text column: token ids, or conversations.
 _OTHER_COLUMNS = {"tokens", "input_ids", "problem", "conversation", "conversations", "messages"}
@@ -31,7 +33,8 @@ def load_text_dataset(
     Args:
         path: a hub id, a local folder (of data files, or written by ``save_to_disk``), or a local
             ``.jsonl``, ``.json``, ``.parquet`` or ``.txt`` file (also ``.gz``; globs allowed). A blank
-            line separates the documents of a ``.txt`` file.
+            line separates the documents of a ``.txt`` file. ``"quickstart"`` is the text that the package
+            carries, with the splits train and validation.
         split: the split to use.
         config: the configuration, for hub data sets that have several.
         text_column: the column with the text; renamed to ``text``.
@@ -65,7 +68,10 @@ def require_one_context(store: ActivationsStore, path: str) -> None:
     store.iterable_sequences = store._iterate_tokenized_sequences()
 
 
-def _load(path: str, split: str, config: str | None, streaming: bool) -> Any:
+def _load(path: str, split: Any, config: str | None, streaming: bool) -> Any:
+    if path == QUICKSTART:
+        data = quickstart_text(split)
+        return data.to_iterable_dataset() if streaming else data
     expanded = str(Path(path).expanduser())
     builder = _BUILDERS.get(_suffix(expanded))
     if builder is not None:
