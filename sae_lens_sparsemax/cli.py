@@ -39,6 +39,7 @@ examples:
 Model, hook, data set and context are read from the SAE's metadata; options replace them. By default that
 is the data the SAE was trained on: name a held-out data set or split for figures to report.
 """
+_STOPPED = 130  # the shell's status for a command ended by Ctrl-C
 _TRAIN_OPTIONS = {"--resume", "--overwrite", "--dry-run", "--debug", "--help"}
 
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words)
     except KeyboardInterrupt:
         print("Stopped; nothing was saved since the last checkpoint.", file=sys.stderr)
-        return 130
+        return _STOPPED
     except (ValueError, OSError) as error:
         if debug:
             raise
@@ -88,7 +89,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         loaded.make_runner().run()
     except InterruptedException:
         print("Stopped. Continue with the same command and --resume.", file=sys.stderr)
-        return 130
+        return _STOPPED
     output = loaded.config.output_path
     if output is not None:
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")
@@ -114,10 +115,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _quickstart(options: argparse.Namespace) -> int:
+    from sae_lens.training._interruption import InterruptedException
+
     from sae_lens_sparsemax.harness import results_table
     from sae_lens_sparsemax.quickstart import quickstart
 
-    folder, evaluation, seconds = quickstart(options.output)
+    try:
+        folder, evaluation, seconds = quickstart(options.output)
+    except InterruptedException:
+        print("Stopped.", file=sys.stderr)
+        return _STOPPED
     print(f"\nTrained, saved, loaded back and evaluated on held-out text in {seconds:.0f} s.")
     _print_table(results_table(evaluation))
     print(f"""\
