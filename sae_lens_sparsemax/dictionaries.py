@@ -51,7 +51,9 @@ class CrossAttentionDictionary(nn.Module):
 
     def project_query(self, query: torch.Tensor) -> torch.Tensor:
         """(N, d) u W_q W_kᵀ."""
-        return query @ self.query_map
+        wide = query.dtype
+        matrix = self.W_k.T.to(wide) if self.W_q is None else self.W_q.to(wide) @ self.W_k.T.to(wide)
+        return query @ matrix
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """(N, d) context W_v."""
