@@ -12,7 +12,14 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.config import SparsemaxSAEConfig
 from sae_lens_sparsemax.cross_attention import select, weighted_rows
-from sae_lens_sparsemax.encoding import check_finite, check_width, dense_activations, dense_scores, gate_scores, split_norm
+from sae_lens_sparsemax.encoding import (
+    check_finite,
+    check_width,
+    dense_activations,
+    dense_scores,
+    gate_scores,
+    split_norm,
+)
 from sae_lens_sparsemax.folding import fold_checkpoint, is_training_checkpoint
 from sae_lens_sparsemax.saving import check_weights, save_atomically
 from sae_lens_sparsemax.sparsemax import row_offsets, support_activations

@@ -15,7 +15,14 @@ from typing_extensions import override
 from sae_lens_sparsemax.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.cross_attention import Attention, attend
 from sae_lens_sparsemax.dictionaries import build_dictionary
-from sae_lens_sparsemax.encoding import check_finite, check_width, dense_activations, dense_scores, gate_scores, split_norm
+from sae_lens_sparsemax.encoding import (
+    check_finite,
+    check_width,
+    dense_activations,
+    dense_scores,
+    gate_scores,
+    split_norm,
+)
 from sae_lens_sparsemax.folding import fold_checkpoint, is_training_checkpoint
 from sae_lens_sparsemax.gate_control import next_gate_scale
 from sae_lens_sparsemax.metrics import batch_metrics

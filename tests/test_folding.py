@@ -6,10 +6,10 @@ import pytest
 import torch
 from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
-from tests.small_sae import inputs, small_sae
 
 from sae_lens_sparsemax import SparsemaxSAE
 from sae_lens_sparsemax.folding import fold_checkpoint, is_training_checkpoint
+from tests.small_sae import inputs, small_sae
 
 VARIANTS = [
     {"structure": structure, "unit_norm_query": unit_norm, "query_projection": projection}
@@ -42,7 +42,9 @@ def test_the_folded_sae_computes_what_the_training_one_does(settings, activation
 def test_products_are_rounded_once():
     sae = small_sae(query_projection=True, d_sae=300)
     state = sae.state_dict()
-    exact = state["dictionary.W_q"].double() @ state["dictionary.W_k"].double().T @ state["dictionary.concepts"].double().T
+    exact = (
+        state["dictionary.W_q"].double() @ state["dictionary.W_k"].double().T @ state["dictionary.concepts"].double().T
+    )
     assert is_training_checkpoint(state)
     fold_checkpoint(state)
     assert torch.equal(state["W_enc"], exact.float())

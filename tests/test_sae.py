@@ -6,10 +6,10 @@ import pytest
 import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
-from tests.small_sae import D_IN, D_SAE, inputs, small_sae
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxSAEConfig, sparsemax
 from sae_lens_sparsemax import sae as sae_module
+from tests.small_sae import D_IN, D_SAE, inputs, small_sae
 
 
 def new_sae(**settings) -> SparsemaxSAE:
@@ -87,9 +87,7 @@ def test_every_hook_fires_in_order_with_dense_tensors():
     sae, x = new_sae(), inputs()
     with torch.no_grad():
         _, cache = sae.run_with_cache(x)
-    assert list(cache) == [
-        f"hook_sae_{name}" for name in ("input", "acts_pre", "acts_post", "recons", "output")
-    ]
+    assert list(cache) == [f"hook_sae_{name}" for name in ("input", "acts_pre", "acts_post", "recons", "output")]
     assert cache["hook_sae_acts_pre"].shape == cache["hook_sae_acts_post"].shape == (40, D_SAE)
     torch.testing.assert_close(cache["hook_sae_acts_post"], by_definition(sae, x).detach())
 
@@ -157,10 +155,12 @@ def test_bad_inputs_are_refused():
     sae = new_sae(metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))
     x = inputs()
     x[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="activations at blocks.1.hook_resid_post are not finite: 1 of 40 tokens"):
+    with pytest.raises(ValueError, match=r"activations at blocks.1.hook_resid_post are not finite: 1 of 40 tokens"):
         sae(x)
     for width in (1, D_IN + 1):
-        with pytest.raises(ValueError, match=rf"expected activations \(..., d_in\) with d_in = {D_IN}, got \(40, {width}\)"):
+        with pytest.raises(
+            ValueError, match=rf"expected activations \(..., d_in\) with d_in = {D_IN}, got \(40, {width}\)"
+        ):
             sae(inputs(d=width))
 
 

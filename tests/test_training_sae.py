@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from sae_lens.saes.sae import SAEMetadata
-from tests.small_sae import D_IN, D_SAE, dense, inputs, small_sae, step_input
 
 from sae_lens_sparsemax import PRESETS, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig, cross_attention
+from tests.small_sae import D_IN, D_SAE, dense, inputs, small_sae, step_input
 
 VARIANTS = [
     {},

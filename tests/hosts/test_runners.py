@@ -17,10 +17,10 @@ from sae_lens import (
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
-from tests.hosts.conftest import MODEL_PATH
-from tests.hosts.training import HOOK, stream
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
+from tests.hosts.conftest import MODEL_PATH
+from tests.hosts.training import HOOK, stream
 
 # SAELens copies the rows of tokenised data sets with torch.tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")
@@ -92,9 +92,7 @@ class Stream:
 
 
 @pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
-def test_a_resumed_run_continues_to_the_bit_on_the_same_stream(
-    normalize, model, token_dataset, activations, tmp_path
-):
+def test_a_resumed_run_continues_to_the_bit_on_the_same_stream(normalize, model, token_dataset, activations, tmp_path):
     def run(**settings):
         cfg = runner_config(
             tmp_path, sae=new_sae_config(normalize_activations=normalize, query_projection=True), **settings

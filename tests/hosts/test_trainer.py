@@ -3,9 +3,9 @@
 import pytest
 import torch
 from sae_lens import SAE
-from tests.hosts.training import HOOK, first_batches, fraction_explained, new_config, stream, trainer_of
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE
+from tests.hosts.training import HOOK, first_batches, fraction_explained, new_config, stream, trainer_of
 
 
 def assert_equal_training_states(one, other):
@@ -95,9 +95,7 @@ def test_expected_average_norm_trains_and_folds_exactly(structure, unit_norm_que
 
 @pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
 def test_whitening_trains_and_folds_exactly_with_raw_queries(structure, activations, monkeypatch):
-    config = new_config(
-        structure=structure, unit_norm_query=False, normalize_activations="covariance_whitening"
-    )
+    config = new_config(structure=structure, unit_norm_query=False, normalize_activations="covariance_whitening")
     assert_folding_changes_nothing(config, activations, monkeypatch)
 
 
