@@ -99,6 +99,10 @@ class CompareConfig:
     """Whether contexts begin with the beginning-of-sequence token."""
     exclude_special_tokens: bool = True
     """Whether activations at special tokens are left out of training and evaluation."""
+    max_norm_over_median: float | None = None
+    """Leave out activations with more than this many times the median norm, as some models have at a few
+    positions where they would be nearly all of the variance; they are never replaced by a reconstruction
+    either. By default nothing is left out."""
     store_batch_size_prompts: int = 16
     """Contexts per forward pass of the language model."""
     n_validation_tokens: int = 16_384
