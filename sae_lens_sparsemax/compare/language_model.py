@@ -131,9 +131,7 @@ class LanguageModelSource:
         if (folder / "complete.json").exists():
             return ActivationShards(folder)
         dtype = str_to_dtype(self.cfg.activation_dtype)
-        return capture_activations(
-            self._store(name), folder, n_tokens, dtype, f"Activations, {name}", self._max_norm
-        )
+        return capture_activations(self._store(name), folder, n_tokens, dtype, f"Activations, {name}", self._max_norm)
 
     @cached_property
     def _max_norm(self) -> float:
@@ -191,9 +189,7 @@ class LanguageModelSource:
         baseline_path = tokens_path.with_suffix(".baseline.json")
         if not baseline_path.exists():
             save_json(
-                evaluate_cross_entropy_baseline(
-                    self.model, cfg.hook_name, batches, ignore_tokens=self._special_tokens
-                ),
+                evaluate_cross_entropy_baseline(self.model, cfg.hook_name, batches, ignore_tokens=self._special_tokens),
                 baseline_path,
             )
         baseline = load_json(CrossEntropyBaseline, baseline_path)

@@ -62,9 +62,7 @@ def evaluate_geometry(
         progress: Whether to show a progress bar over batches.
     """
     if cknna_batch_size <= max(N_NEIGHBOURS, 3):
-        raise ValueError(
-            f"cknna_batch_size must exceed the {N_NEIGHBOURS} neighbours compared, got {cknna_batch_size}"
-        )
+        raise ValueError(f"cknna_batch_size must exceed the {N_NEIGHBOURS} neighbours compared, got {cknna_batch_size}")
     reconstruction = ReconstructionAccumulator(sae.cfg.d_sae)
     cknna_acts, cknna_recon = RunningMean(), RunningMean()
     encode = encode_images if level == "image" else encode_chunks
@@ -75,8 +73,8 @@ def evaluate_geometry(
         while sum(part.acts.n_rows for part in group) >= cknna_batch_size:
             samples, rest = _take(group, cknna_batch_size)
             kernel = linear_kernel(samples.sae_in)
-            cknna_acts.add(torch.tensor([cknna(kernel, sparse_linear_kernel(samples.acts))]))
-            cknna_recon.add(torch.tensor([cknna(kernel, linear_kernel(samples.sae_out))]))
+            cknna_acts.add(torch.tensor(cknna(kernel, sparse_linear_kernel(samples.acts)), dtype=torch.float64))
+            cknna_recon.add(torch.tensor(cknna(kernel, linear_kernel(samples.sae_out)), dtype=torch.float64))
             group = [rest] if rest.acts.n_rows else []
     return GeometryMetrics(
         reconstruction=reconstruction.result(),
