@@ -91,6 +91,10 @@ class CompareConfig:
     """Whether contexts begin with the beginning-of-sequence token."""
     exclude_special_tokens: bool = True
     """Whether activations at special tokens are left out of training and evaluation."""
+    max_norm_over_median: float | None = None
+    """Leave out activations with more than this many times the median norm, as some models have at a few
+    positions where they would be nearly all of the variance; they are never replaced by a reconstruction
+    either. By default nothing is left out."""
     store_batch_size_prompts: int = 16
     """Contexts per forward pass of the language model."""
     n_validation_tokens: int = 16_384
@@ -113,7 +117,8 @@ class CompareConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     """Other fields of SAELens's `SAETrainerConfig`, such as `lr_warm_up_steps` and `lr_decay_steps`."""
     b_dec_init: str = "mean"
-    """`mean` starts every SAE's decoder bias at the mean of the training activations; `zeros` does not."""
+    """`mean` starts the decoder bias of every SAE at the mean of the training activations; `zeros` leaves it to the
+    architecture, and so does an arm that sets a field `b_dec_init` of its own."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each seeds both the SAE's initialisation and the order of the activations."""
     device: str = "cpu"
