@@ -32,7 +32,8 @@ def median_seconds(passes: dict[str, Callable[[], None]], repeats: int, device: 
 def peak_extra_bytes(run: Callable[[], None], device: str) -> int | None:
     """Most memory in use during a pass above what was in use before it; None where it cannot be measured.
 
-    Gradients of parameters, which every pass leaves behind, were in use before. On a GPU torch counts it; on Linux the kernel keeps the process's high-water mark.
+    Gradients of parameters, which every pass leaves behind, were in use before. On a GPU torch counts it; on Linux
+    the kernel keeps the process's high-water mark.
     """
     run()
     gc.collect()
