@@ -1,15 +1,15 @@
 """The settings of a comparison, and the mistakes in them that can be found before anything runs."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
+
+from sae_lens_sparsemax.evaluation.names import unknown_name
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
@@ -158,11 +158,3 @@ def fingerprint(settings: Any) -> str:
     """A short hash of plain data or a dataclass, equal for equal settings."""
     plain = settings if isinstance(settings, dict) else asdict(settings)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def unknown_name(what: str, name: str, valid: Iterable[str], where: str) -> str:
-    """The sentence for a name that does not exist, with the nearest that does."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(names)}"
-    return f"{name!r} in {where} is no {what}; {hint}"

@@ -131,7 +131,9 @@ def evaluate_zero_shot(
             "the class names are in the order of the labels"
         )
     counts = count_concepts(sae, embed, counting_images, n_classes, threshold, chunk_size=chunk_size, progress=progress)
-    tables = {(n, kind): _select(counts, n, kind, seed) for n in n_concepts for kind in concepts}
+    tables: dict[tuple[int, Concepts], torch.Tensor] = {
+        (n, kind): _select(counts, n, kind, seed) for n in n_concepts for kind in concepts
+    }
     conditions: list[tuple[int, Concepts, Mask, Switch]] = [
         (n, kind, mask, switch) for (n, kind) in tables for mask in masks for switch in _SWITCHES
     ]

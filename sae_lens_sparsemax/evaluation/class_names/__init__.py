@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from sae_lens_sparsemax.compare.config import unknown_name
+from sae_lens_sparsemax.evaluation.names import unknown_name
 
 # Fraction of the names of a list that must share a word with the data set's own name of the same label. In the
 # right order it is 0.9 for ImageNet; in a random one 0.02.
@@ -47,7 +47,7 @@ def class_prompts(dataset: str, label_names: Sequence[str] | None = None) -> Cla
     if dataset not in DATASETS:
         raise ValueError(unknown_name("data set with class names", dataset, DATASETS, "class_prompts"))
     file = "imagenet" if dataset == "imagenet_sketch" else dataset
-    table = json.loads(files(__package__).joinpath(f"{file}.json").read_text(encoding="utf-8"))
+    table = json.loads(files(__name__).joinpath(f"{file}.json").read_text(encoding="utf-8"))
     templates = tuple(table["templates"])
     if "labels" not in table and "names" in table:
         names = table["names"]
