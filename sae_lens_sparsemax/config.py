@@ -92,7 +92,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
     query_projection: bool = False
-    init_score_scale: float = 2.0
+    init_score_scale: float = 1.0
     loss_weighting: LossWeighting = "none"
     l1_coefficient: float = 0.0
     b_dec_init: BDecInit = "first_batch_mean"
