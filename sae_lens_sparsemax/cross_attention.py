@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import embedding_bag
 
+from sae_lens_sparsemax import kernels
 from sae_lens_sparsemax.sparsemax import (
     Support,
     gate,
@@ -157,18 +158,31 @@ class _SparseAttend(torch.autograd.Function):
     def backward(ctx, *grads: torch.Tensor):
         grad_acts, grad_context = grads
         query, keys, values, acts = ctx.saved_tensors
+        # Unpacking makes two objects of one tensor.
+        values = keys if ctx.shared else values
         support: Support = ctx.support
         grad_context = grad_context.contiguous()
         row = support.row
-        d_acts = grad_acts + _sampled_product(support, grad_context, values)
-        d_scores = support_gradient(d_acts, row, support.counts, ctx.gate_scale, ctx.probabilities)
         d_query = d_keys = d_values = d_bias = None
-        if ctx.needs_input_grad[0]:
-            d_query = weighted_rows(support.crow, support.col, d_scores, keys)
+        if kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH:
+            from sae_lens_sparsemax.kernels.score_gradients import score_gradients
+
+            d_scores, d_query = score_gradients(
+                support.crow, support.col, grad_acts, grad_context, keys, values, ctx.gate_scale, ctx.probabilities
+            )
+        else:
+            d_acts = grad_acts + _sampled_product(support, grad_context, values)
+            d_scores = support_gradient(d_acts, row, support.counts, ctx.gate_scale, ctx.probabilities)
+            if ctx.needs_input_grad[0]:
+                d_query = weighted_rows(support.crow, support.col, d_scores, keys)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             order, offsets = _transpose(support.col, keys.shape[0])
             token = row[order]
-            if ctx.shared:
+            if ctx.shared and kernels.usable(query):
+                from sae_lens_sparsemax.kernels.weighted_rows import weighted_rows as sum_both
+
+                d_keys = sum_both(offsets, token, acts[order], grad_context, d_scores[order], query)
+            elif ctx.shared:
                 # One pass serves both uses of the concepts: Σ_n a_ni dy_n + dz_ni q_n. Autograd adds the two
                 # gradients of the one tensor, so the second is None.
                 table = torch.cat([grad_context, query])
@@ -202,6 +216,10 @@ def weighted_rows(
 
     Args: (N + 1,) where each list begins, (nnz,) rows of the (M, d) table, (nnz,) weights in the table's dtype.
     """
+    if kernels.usable(table):
+        from sae_lens_sparsemax.kernels.weighted_rows import weighted_rows as run
+
+        return run(offsets, index, weights, table)
     return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
