@@ -14,6 +14,10 @@ not cancel when all gradients share a large common part. Centring d_scores itsel
 But: whole rows in registers, so d is at most MAX_WIDTH. Not yet timed on a GPU.
 """
 
+# Kernels are not quite Python: launches take numbers for constexpr and options beyond the parameters, branches on
+# constexpr leave nothing unbound, and the library's own annotations are loose.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import torch

@@ -19,6 +19,10 @@ those of the torch path whatever the order of summation.
 But: one program per row leaves a GPU idle for a handful of very wide rows. Not yet timed on a GPU.
 """
 
+# Kernels are not quite Python: launches take numbers for constexpr and options beyond the parameters, branches on
+# constexpr leave nothing unbound, and the library's own annotations are loose.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -60,13 +64,13 @@ def _bound_thresholds(maxima, budget, row_max, bound, active, n_active, n_chunks
     lower = -b_rounded
     step = b_rounded
     steps = 0
-    while (step > NEWTON_TOLERANCE * b_rounded) & (steps < MAX_NEWTON_STEPS):
+    while (step > b_rounded * NEWTON_TOLERANCE) & (steps < MAX_NEWTON_STEPS):
         above = shifted > lower
         excess = tl.sum(tl.where(above, shifted - lower, 0.0), 0) - b_rounded
         step = excess / tl.maximum(tl.sum(above.to(tl.int32), 0), 1).to(shifted.dtype)
         lower += tl.maximum(step, 0.0)
         steps += 1
-    floor = lower.to(tl.float64) - BOUND_MARGIN * b
+    floor = lower.to(tl.float64) - b * BOUND_MARGIN
     exceeds = peak.to(tl.float64) - top.to(tl.float64) > floor
     slot = tl.cumsum(exceeds.to(tl.int32), 0) - 1
     tl.store(active + row * n_chunks + slot, chunk, mask=exceeds)

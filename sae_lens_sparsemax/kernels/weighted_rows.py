@@ -14,6 +14,10 @@ the number of further segments is bounded by nnz / SEGMENT and programs beyond t
 But: not yet timed on a GPU.
 """
 
+# Kernels are not quite Python: launches take numbers for constexpr and options beyond the parameters, branches on
+# constexpr leave nothing unbound, and the library's own annotations are loose.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -102,9 +106,9 @@ def weighted_rows(
         (L, d) in the dtype of the table.
     """
     table, weights = table.contiguous(), weights.contiguous()
-    two = more_table is not None and more_weights is not None
-    second_weights = more_weights.contiguous() if two else weights
-    second_table = more_table.contiguous() if two else table
+    two = more_table is not None
+    second_weights = weights if more_weights is None else more_weights.contiguous()
+    second_table = table if more_table is None else more_table.contiguous()
     n_lists, width = len(offsets) - 1, table.shape[1]
     out = table.new_empty(n_lists, width)
     if out.numel() == 0:

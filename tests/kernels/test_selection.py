@@ -29,12 +29,12 @@ def check(z: torch.Tensor, budget: float):
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_support_and_threshold_equal_the_torch_path_and_a_sort(name: str):
     torch.manual_seed(0)
-    z = DISTRIBUTIONS[name]()[:3]
+    z = DISTRIBUTIONS[name]()[:2]
     for budget in (1.0, 0.01, 30.0):
         check(z, budget)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     n=st.integers(1, 3),
     m=st.integers(1, 300),
@@ -71,6 +71,7 @@ def test_minus_infinity_is_never_selected():
     torch.testing.assert_close(tau.cpu(), torch.tensor([-0.25, -6.0], dtype=torch.float64))
 
 
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
 def test_a_row_without_a_finite_score_spoils_no_other():
     z = torch.tensor([[0.3, 0.2], [-torch.inf, -torch.inf], [torch.nan, torch.nan], [1.0, 5.0]], device=DEVICE)
     crow, col, _, _ = selection.select(z, 1.0)
