@@ -44,14 +44,10 @@ class ResumableMixer:
         RuntimeError: the installed SAELens has a `mixing_buffer` whose local variables have other names.
     """
 
-    def __init__(
-        self, source: Iterator[torch.Tensor], buffer_size: int, batch_size: int, mix_fraction: float = 0.5
-    ):
+    def __init__(self, source: Iterator[torch.Tensor], buffer_size: int, batch_size: int, mix_fraction: float = 0.5):
         _check_host()
         if buffer_size < batch_size:
-            raise ValueError(
-                f"buffer_size is {buffer_size} tokens; it must be at least batch_size, {batch_size}."
-            )
+            raise ValueError(f"buffer_size is {buffer_size} tokens; it must be at least batch_size, {batch_size}.")
         if not 0 <= mix_fraction <= 1:
             raise ValueError(f"mix_fraction is {mix_fraction}; it must be within [0, 1].")
         self._source = source

@@ -112,9 +112,7 @@ def test_a_source_of_another_width_is_refused_on_resume():
         list(other)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"), [((3, 4, 0.5), "at least batch_size, 4"), ((8, 4, 1.5), "1.5")]
-)
+@pytest.mark.parametrize(("sizes", "message"), [((3, 4, 0.5), "at least batch_size, 4"), ((8, 4, 1.5), "1.5")])
 def test_impossible_settings_are_refused_at_once(sizes, message):
     with pytest.raises(ValueError, match=message):
         ResumableMixer(Source(1), *sizes)
