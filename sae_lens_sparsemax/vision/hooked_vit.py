@@ -176,13 +176,9 @@ class HookedViT(SAEHooks):
             ValueError: the model came without an image processor.
         """
         if self.image_processor is None:
-            raise ValueError(
-                "This model has no image processor; give one to HookedViT(..., image_processor=...)."
-            )
+            raise ValueError("This model has no image processor; give one to HookedViT(..., image_processor=...).")
         images = images if isinstance(images, list) else [images]
-        return self.image_processor([image.convert("RGB") for image in images], return_tensors="pt")[
-            "pixel_values"
-        ]
+        return self.image_processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
@@ -218,6 +214,4 @@ class HookedViT(SAEHooks):
             )
         image_embeds = image_embeds / image_embeds.norm(dim=-1, keepdim=True)
         text_embeds = text_embeds / text_embeds.norm(dim=-1, keepdim=True)
-        return image_embeds @ text_embeds.T * self.model.logit_scale.exp() + getattr(
-            self.model, "logit_bias", 0
-        )
+        return image_embeds @ text_embeds.T * self.model.logit_scale.exp() + getattr(self.model, "logit_bias", 0)

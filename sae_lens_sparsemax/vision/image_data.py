@@ -41,9 +41,7 @@ def load_image_dataset(
     try:
         data = _load(str(Path(path).expanduser()) if path.startswith("~") else path, split, config, streaming)
     except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"The data set {path!r} could not be loaded: {' '.join(str(error).split())}"
-        ) from error
+        raise ValueError(f"The data set {path!r} could not be loaded: {' '.join(str(error).split())}") from error
     return encoded_images(data, image_column, path)
 
 
@@ -99,9 +97,7 @@ def _features_of_first_row(data: ImageDataset, name: str) -> dict[str, Any]:
     if first is None:
         raise ValueError(f"The data set {name!r} has no rows.")
     return {
-        column: Image(decode=False)
-        if isinstance(value, dict) and "bytes" in value
-        else datasets.Value(_dtype(value))
+        column: Image(decode=False) if isinstance(value, dict) and "bytes" in value else datasets.Value(_dtype(value))
         for column, value in first.items()
     }
 

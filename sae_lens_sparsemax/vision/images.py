@@ -46,9 +46,7 @@ class _Decoder:
                 images.append(decode_image(encoded))
             except Exception as error:  # whatever a broken file makes its decoder raise
                 errors.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
-        pixels = (
-            self.image_processor(images, return_tensors="pt")["pixel_values"] if images else torch.empty(0)
-        )
+        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"] if images else torch.empty(0)
         return PixelBatch(pixels, errors, task[1])
 
 

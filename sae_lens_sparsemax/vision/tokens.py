@@ -57,11 +57,7 @@ def hook_width(hook_name: str, model: HookedViT) -> int:
         return_cache_object=False,
     )
     shape = tuple(cache[hook_name].shape[1:])
-    if (
-        hook_name.endswith(("hook_attn_scores", "hook_pattern"))
-        or shape[0] != model.cfg.n_ctx
-        or len(shape) < 2
-    ):
+    if hook_name.endswith(("hook_attn_scores", "hook_pattern")) or shape[0] != model.cfg.n_ctx or len(shape) < 2:
         raise ValueError(
             f"An SAE needs one vector per token; {hook_name!r} sees {shape} for each image. "
             "Choose a hook such as blocks.0.hook_resid_post."

@@ -82,9 +82,7 @@ def test_every_hook_has_the_shape_transformer_lens_gives_it(tiny_clip, pixels):
         residual += ["ln1.hook_normalized", "ln2.hook_normalized"]
         expected |= {at + name: (batch, pos, d_model) for name in residual}
         expected |= {at + f"attn.hook_{name}": (batch, pos, heads, d_model // heads) for name in "qkvz"}
-        expected |= {
-            at + f"attn.hook_{name}": (batch, heads, pos, pos) for name in ("attn_scores", "pattern")
-        }
+        expected |= {at + f"attn.hook_{name}": (batch, heads, pos, pos) for name in ("attn_scores", "pattern")}
         expected |= {at + f"mlp.hook_{name}": (batch, pos, 64) for name in ("pre", "post")}
     assert {name: tuple(value.shape) for name, value in cache.items()} == expected
     assert set(tiny_clip.hook_dict) == set(expected)
@@ -121,9 +119,7 @@ def test_a_replaced_pattern_is_used(tiny_clip, pixels):
 @torch.no_grad()
 def test_stop_at_layer_runs_the_blocks_before_it(tiny_clip, pixels):
     _, cache = tiny_clip.run_with_cache(pixels, names_filter=lambda name: "attn.hook" not in name)
-    stopped, partial = tiny_clip.run_with_cache(
-        pixels, stop_at_layer=-1, names_filter=["blocks.2.hook_resid_pre"]
-    )
+    stopped, partial = tiny_clip.run_with_cache(pixels, stop_at_layer=-1, names_filter=["blocks.2.hook_resid_pre"])
     assert torch.equal(stopped, cache["resid_post", 1])
     assert not partial.cache_dict
     assert torch.equal(tiny_clip(pixels, stop_at_layer=2), stopped)
@@ -135,9 +131,7 @@ def test_negative_layers_count_from_the_last(tiny_clip):
     assert tiny_clip.resolve_hook_name("blocks.0.attn.hook_z") == "blocks.0.attn.hook_z"
 
 
-@pytest.mark.parametrize(
-    "name", ["blocks.7.hook_resid_post", "blocks.-4.hook_resid_post", "blocks.1", "resid_post"]
-)
+@pytest.mark.parametrize("name", ["blocks.7.hook_resid_post", "blocks.-4.hook_resid_post", "blocks.1", "resid_post"])
 def test_unknown_hooks_are_refused_with_near_names(tiny_clip, name):
     with pytest.raises(ValueError, match=r"no hook .*3 layers.*blocks\."):
         tiny_clip.resolve_hook_name(name)
@@ -216,9 +210,7 @@ def test_a_clip_without_tokenizer_files_has_no_tokenizer(tmp_path):
 def test_mini_clip_classifies_as_the_wrapped_model(mini_clip, shared_data):
     from datasets import load_dataset
 
-    data = load_dataset(
-        "parquet", data_files=str(shared_data / "images" / "cifar10_test.parquet"), split="train[:300]"
-    )
+    data = load_dataset("parquet", data_files=str(shared_data / "images" / "cifar10_test.parquet"), split="train[:300]")
     pixel_values = mini_clip.preprocess(data["image"][:])
     texts = [f"a photo of a {name}" for name in data.features["label"].names]
     tokens = mini_clip.tokenizer(texts, padding=True, return_tensors="pt")

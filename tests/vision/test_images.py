@@ -42,9 +42,7 @@ def test_seed_decides_the_order_and_none_keeps_it():
 def test_continues_at_every_position(streaming, n_workers):
     data = gray_levels(10).to_iterable_dataset(num_shards=3) if streaming else gray_levels(10)
     batches = take(loader(data), 7)
-    for i, batch in enumerate(
-        batches[:6] if n_workers == 0 else batches[2:4], start=1 if n_workers == 0 else 3
-    ):
+    for i, batch in enumerate(batches[:6] if n_workers == 0 else batches[2:4], start=1 if n_workers == 0 else 3):
         rest = take(loader(data, n_workers=n_workers), 7 - i, batch.position)
         assert [rows_of(b) for b in rest] == [rows_of(b) for b in batches[i:]]
 
@@ -117,9 +115,7 @@ def test_a_data_set_of_broken_images_ends():
 
 def test_columns_are_checked(tmp_path):
     data = gray_levels(3)
-    with pytest.raises(
-        ValueError, match=r"no column 'img'; its columns are 'image', 'label' \(perhaps 'image'\)"
-    ):
+    with pytest.raises(ValueError, match=r"no column 'img'; its columns are 'image', 'label' \(perhaps 'image'\)"):
         encoded_images(data, "img")
     with pytest.raises(ValueError, match=r"holds ClassLabel.*not images"):
         encoded_images(data, "label")

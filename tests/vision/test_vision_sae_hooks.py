@@ -19,9 +19,7 @@ def sae():
 @torch.no_grad()
 def test_reconstruction_replaces_the_activation(tiny_clip, sae, pixels):
     spliced = tiny_clip.run_with_saes(pixels, saes=[sae])
-    by_hand = tiny_clip.run_with_hooks(
-        pixels, fwd_hooks=[(sae.cfg.metadata.hook_name, lambda x, hook: sae(x))]
-    )
+    by_hand = tiny_clip.run_with_hooks(pixels, fwd_hooks=[(sae.cfg.metadata.hook_name, lambda x, hook: sae(x))])
     assert torch.equal(spliced, by_hand)
     assert not torch.allclose(spliced, tiny_clip(pixels), atol=0.1)
     assert not tiny_clip.acts_to_saes
@@ -63,9 +61,7 @@ def test_features_can_be_changed_by_hooks(tiny_clip, sae, pixels):
     out = tiny_clip.run_with_hooks_with_saes(
         pixels,
         saes=[sae],
-        fwd_hooks=[
-            ("blocks.1.hook_resid_post.hook_sae_acts_post", lambda acts, hook: torch.zeros_like(acts))
-        ],
+        fwd_hooks=[("blocks.1.hook_resid_post.hook_sae_acts_post", lambda acts, hook: torch.zeros_like(acts))],
     )
     bias = sae.b_dec.expand(3, 5, 32)
     by_hand = tiny_clip.run_with_hooks(pixels, fwd_hooks=[(sae.cfg.metadata.hook_name, lambda x, hook: bias)])

@@ -18,9 +18,7 @@ def gray_levels(n: int, size: int = 16) -> datasets.Dataset:
     """`n` plain gray images whose brightness is their row number."""
     images = [encoded(PIL.Image.new("L", (size, size), color=i)) for i in range(n)]
     labels = [i % 2 for i in range(n)]
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd_one"])}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd_one"])})
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 

@@ -36,9 +36,7 @@ def tiny_model(family: str, attention: str = "sdpa"):
             transformers.Dinov2WithRegistersConfig(**_SIZES)
         ),
         "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**_SIZES)),
-        "vit_without_pooler": lambda: transformers.ViTModel(
-            transformers.ViTConfig(**_SIZES), add_pooling_layer=False
-        ),
+        "vit_without_pooler": lambda: transformers.ViTModel(transformers.ViTConfig(**_SIZES), add_pooling_layer=False),
     }
     model = make[family]()
     model.set_attn_implementation(attention)
