@@ -32,7 +32,7 @@ from sae_lens_sparsemax.sparsemax import (
 
 # Rows per block: wide enough for an efficient product, small enough that scores are still in cache when selected.
 MIN_BLOCK_ROWS = 256
-BLOCK_SCORES = 2**23
+BLOCK_SCORES = 2**22
 # Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
 MAX_SPARSE_DENSITY = {"cpu": 0.06, "cuda": 0.01}
 

@@ -7,6 +7,8 @@ and their folded form W_enc, b_enc, W_dec.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -51,7 +53,7 @@ class CrossAttentionDictionary(nn.Module):
 
     def project_query(self, query: torch.Tensor) -> torch.Tensor:
         """(N, d) u W_q W_kᵀ."""
-        return query @ self.query_map
+        return query @ self.query_map.to(query.dtype)
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """(N, d) context W_v."""
@@ -96,7 +98,8 @@ class MLPDictionary(nn.Module):
         super().__init__()
         directions = _random_directions(cfg.d_sae, cfg.d_in, dtype, device)
         row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
-        self.W_enc = nn.Parameter((directions * cfg.init_score_scale).T.contiguous())
+        # (d, M) as SAELens has it, but concept by concept in memory: the backward pass gathers rows of W_encᵀ.
+        self.W_enc = nn.Parameter((directions * cfg.init_score_scale).T)
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=dtype, device=device))
         self.W_dec = nn.Parameter(directions * row_norm)
 
@@ -114,6 +117,11 @@ class MLPDictionary(nn.Module):
     def bias(self) -> torch.Tensor:
         """(M,) b_enc."""
         return self.b_enc
+
+    @property
+    def query_map(self) -> torch.Tensor:
+        """(d, d) the identity."""
+        return torch.eye(self.W_enc.shape[0], dtype=self.W_enc.dtype, device=self.W_enc.device)
 
     def project_query(self, query: torch.Tensor) -> torch.Tensor:
         """(N, d) u itself."""
@@ -143,6 +151,12 @@ def build_dictionary(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device
     """The dictionary of cfg.structure, initialised."""
     kind = MLPDictionary if cfg.structure == "mlp" else CrossAttentionDictionary
     return kind(cfg, dtype, device)
+
+
+def arrange(state_dict: dict[str, Any]) -> None:
+    """Lay loaded tensors out in memory as a new dictionary's are; values and shapes stay."""
+    if "dictionary.W_enc" in state_dict:
+        state_dict["dictionary.W_enc"] = state_dict["dictionary.W_enc"].T.contiguous().T
 
 
 def _random_directions(n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

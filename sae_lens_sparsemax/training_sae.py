@@ -13,11 +13,12 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.cross_attention import Attention, attend
-from sae_lens_sparsemax.dictionaries import build_dictionary
+from sae_lens_sparsemax.dictionaries import arrange, build_dictionary
 from sae_lens_sparsemax.encoding import check_finite, dense_activations, dense_scores, gate_scores, split_norm
 from sae_lens_sparsemax.folding import fold_checkpoint, is_training_checkpoint
 from sae_lens_sparsemax.gate_control import next_gate_scale
 from sae_lens_sparsemax.metrics import batch_metrics
+from sae_lens_sparsemax.projected_query import projected_query
 from sae_lens_sparsemax.sae import is_hooked, linear_decode, refuse_W_dec_norm, refuse_whitened_norm
 from sae_lens_sparsemax.saving import check_weights, save_atomically
 
@@ -148,10 +149,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         return {"l1_loss": step_input.coefficients["l1"] * magnitudes.mean()}
 
     def _attend(self, x: torch.Tensor) -> tuple[Attention, torch.Tensor]:
-        query, factor = split_norm(self.process_sae_in(x), self.cfg.unit_norm_query)
         own = self.dictionary
+        query, factor = self._projected_query(x)
         attention = attend(
-            self._project(query),
+            query,
             own.keys,
             own.values,
             own.bias,
@@ -159,6 +160,21 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             probabilities=self._probabilities,
         )
         return attention, factor
+
+    def _projected_query(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if x.requires_grad or is_hooked(self.hook_sae_input) or self.cfg.structure == "mlp":
+            query, factor = split_norm(self.process_sae_in(x), self.cfg.unit_norm_query)
+            return self._project(query), factor
+        with torch.no_grad():
+            sae_in = self.process_sae_in(x)
+        wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
+        with torch.autocast(wide.device.type, enabled=False):
+            return projected_query(
+                wide,
+                self.b_dec if self.cfg.apply_b_dec_to_input else None,
+                self.dictionary.query_map.to(wide.dtype),
+                self.cfg.unit_norm_query,
+            )
 
     def _project(self, query: torch.Tensor) -> torch.Tensor:
         # Scores of rounded queries select wrong concepts, so autocast stays out of here as of the scores.
@@ -226,11 +242,18 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
                 "or of another architecture; load them with SAE.load_from_disk, or name a training checkpoint"
             )
         check_weights(state_dict, self)
+        arrange(state_dict)
 
     @override
     def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
         super().load_weights_from_checkpoint(checkpoint_path)
         self.cfg.gate_scale = self.gate_scale.item()
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Files hold contiguous tensors, whatever layout training prefers."""
+        for name, value in state_dict.items():
+            state_dict[name] = value.contiguous()
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -50,22 +50,16 @@ class Arm:
         """The SAE's config at one value of the sparsity field; `common` are fields all arms share."""
         if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
             raise ValueError(
-                unknown_name(
-                    "architecture", self.architecture, SAE_TRAINING_CLASS_REGISTRY, f"arm {self.name}"
-                )
+                unknown_name("architecture", self.architecture, SAE_TRAINING_CLASS_REGISTRY, f"arm {self.name}")
             )
         config_class = get_sae_training_class(self.architecture)[1]
         valid = {f.name: f for f in fields(config_class) if f.init}
         for key in (self.sparsity_field, *self.sae):
             if key not in valid:
-                raise ValueError(
-                    unknown_name(f"field of {config_class.__name__}", key, valid, f"arm {self.name}")
-                )
+                raise ValueError(unknown_name(f"field of {config_class.__name__}", key, valid, f"arm {self.name}"))
         # YAML cannot tell k: 32 from k: 32.0, and TopK needs an integer.
         whole = float(sparsity).is_integer() and "float" not in str(valid[self.sparsity_field].type)
-        return config_class(
-            **{**common, **self.sae, self.sparsity_field: int(sparsity) if whole else sparsity}
-        )
+        return config_class(**{**common, **self.sae, self.sparsity_field: int(sparsity) if whole else sparsity})
 
 
 @dataclass
@@ -87,9 +81,7 @@ class CompareConfig:
     """Hook whose activations are reconstructed."""
     training_data: TextData = field(default_factory=TextData)
     """Text to train on."""
-    evaluation_data: dict[str, TextData] = field(
-        default_factory=lambda: {"held_out": TextData(held_out=True)}
-    )
+    evaluation_data: dict[str, TextData] = field(default_factory=lambda: {"held_out": TextData(held_out=True)})
     """Named sets of text to evaluate on."""
     held_out_fraction: float = 0.1
     """Fraction of the training documents kept for validation, and as many again for evaluation."""

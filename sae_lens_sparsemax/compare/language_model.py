@@ -174,9 +174,7 @@ class LanguageModelSource:
         baseline_path = tokens_path.with_suffix(".baseline.json")
         if not baseline_path.exists():
             save_json(
-                evaluate_cross_entropy_baseline(
-                    self.model, cfg.hook_name, batches, ignore_tokens=self._special_tokens
-                ),
+                evaluate_cross_entropy_baseline(self.model, cfg.hook_name, batches, ignore_tokens=self._special_tokens),
                 baseline_path,
             )
         baseline = load_json(CrossEntropyBaseline, baseline_path)

@@ -45,9 +45,7 @@ def compare(cfg: CompareConfig) -> Path:
     folder = Path(cfg.output_path)
     folder.mkdir(parents=True, exist_ok=True)
     save_json(asdict(cfg), folder / "config.json")
-    source: ActivationSource = (
-        SyntheticSource(cfg) if cfg.synthetic_model is not None else LanguageModelSource(cfg)
-    )
+    source: ActivationSource = SyntheticSource(cfg) if cfg.synthetic_model is not None else LanguageModelSource(cfg)
     runs = all_runs(cfg)
     results: list[RunResult] = []
     for run in (bar := tqdm(runs, desc="Runs", unit="run")):

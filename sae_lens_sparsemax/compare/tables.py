@@ -29,9 +29,7 @@ COLUMNS = {
 }
 
 
-def write_tables(
-    cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult], folder: Path
-) -> Path:
+def write_tables(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult], folder: Path) -> Path:
     """
     Write `table.md`, `table.csv` (best learning rates) and `runs.csv` (all runs); return the Markdown file.
 

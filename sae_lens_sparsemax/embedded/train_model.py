@@ -136,9 +136,7 @@ def train(args: argparse.Namespace) -> None:
     warmup = max(1, steps // 50)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: (
-            min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        ),
+        lambda step: min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))),
     )
     stream = batches(passages, args, generator)
     progress = tqdm(range(1, steps + 1), desc="training", unit="step", mininterval=5)

@@ -132,9 +132,7 @@ def evaluate_cross_entropy(
 
 
 @torch.no_grad()
-def _token_losses(
-    model: HookedRootModule, tokens: torch.Tensor, hook: tuple[str, Hook] | None = None
-) -> torch.Tensor:
+def _token_losses(model: HookedRootModule, tokens: torch.Tensor, hook: tuple[str, Hook] | None = None) -> torch.Tensor:
     """Loss of each prediction, shape (batch, context - 1)."""
     fwd_hooks: list[tuple[str | Callable[..., Any], Hook]] = [] if hook is None else [hook]
     output = model.run_with_hooks(tokens, return_type="both", loss_per_token=True, fwd_hooks=fwd_hooks)

@@ -51,9 +51,7 @@ def load_json(result_class: type[T], path: str | Path) -> T:
     names = {field.name for field in fields(result_class)}
     if not isinstance(data, dict) or set(data) != names:
         found = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(
-            f"{path} does not hold a {result_class.__name__}: it has {found}, expected {sorted(names)}"
-        )
+        raise ValueError(f"{path} does not hold a {result_class.__name__}: it has {found}, expected {sorted(names)}")
     for field in fields(result_class):
         if data[field.name] is None and field.type in (float, "float"):
             data[field.name] = math.nan

@@ -110,14 +110,10 @@ def test_a_repeated_comparison_trains_only_what_is_missing_or_changed(tmp_path, 
     assert after[1:] == before[1:]  # down to the wall time of the training
     assert after[0]["metrics"] == before[0]["metrics"]
     compare_from_yaml(path, {"steps": "21"})
-    assert all(
-        json.loads(r.read_text())["metrics"] != b["metrics"] for r, b in zip(results, before, strict=True)
-    )
+    assert all(json.loads(r.read_text())["metrics"] != b["metrics"] for r, b in zip(results, before, strict=True))
 
 
-def test_language_model_comparison_measures_reconstruction_and_cross_entropy(
-    tmp_path, language_model_settings
-):
+def test_language_model_comparison_measures_reconstruction_and_cross_entropy(tmp_path, language_model_settings):
     table = compare_from_yaml(write(tmp_path, language_model_settings))
     rows = list(csv.DictReader((table.parent / "table.csv").open()))
     assert len(rows) == 3
@@ -125,17 +121,13 @@ def test_language_model_comparison_measures_reconstruction_and_cross_entropy(
         for name in ("same", "other"):
             assert int(float(row[f"{name}/n_tokens"])) == 300
             score = float(row[f"{name}/ce_loss_score"])
-            with_sae, original, zero = (
-                float(row[f"{name}/ce_{m}"]) for m in ("with_sae", "original", "zero_ablation")
-            )
+            with_sae, original, zero = (float(row[f"{name}/ce_{m}"]) for m in ("with_sae", "original", "zero_ablation"))
             assert score == pytest.approx((zero - with_sae) / (zero - original))
             assert float(row[f"{name}/ce_degradation"]) == pytest.approx(original - with_sae)
     assert (table.parent / "pareto_ce_loss_score.png").exists()
 
 
-def test_language_model_runs_once_and_interrupted_captures_go_on(
-    tmp_path, language_model_settings, monkeypatch
-):
+def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, language_model_settings, monkeypatch):
     from sae_lens_sparsemax.compare import activation_cache, language_model
 
     language_model_settings["n_cross_entropy_tokens"] = 0
