@@ -30,9 +30,11 @@ from sae_lens_sparsemax.sparsemax import (
     support_gradient,
 )
 
-# Rows per block: wide enough for an efficient product, small enough that scores are still in cache when selected.
-MIN_BLOCK_ROWS = 256
+# Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
+MIN_BLOCK_ROWS = 512
 BLOCK_SCORES = 2**22
+# Table entries gathered at a time in the concepts' gradient: a slice of columns that stays in a core's cache.
+SLICE_ENTRIES, MIN_SLICE = 2**18, 64
 # Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
 MAX_SPARSE_DENSITY = {"cpu": 0.06, "cuda": 0.01}
 
@@ -174,10 +176,10 @@ class _SparseAttend(torch.autograd.Function):
                 table = torch.cat([grad_context, query])
                 both = torch.stack([token, token + len(query)], 1).flatten()
                 weights = torch.stack([acts[order], d_scores[order]], 1).flatten()
-                d_keys = weighted_rows(2 * offsets, both, weights, table)
+                d_keys = _weighted_columns(2 * offsets, both, weights, table)
             else:
-                d_keys = weighted_rows(offsets, token, d_scores[order], query)
-                d_values = weighted_rows(offsets, token, acts[order], grad_context)
+                d_keys = _weighted_columns(offsets, token, d_scores[order], query)
+                d_values = _weighted_columns(offsets, token, acts[order], grad_context)
         if ctx.has_bias and ctx.needs_input_grad[3]:
             d_bias = query.new_zeros(keys.shape[0]).index_add_(0, support.col, d_scores)
         return d_query, d_keys, d_values, d_bias, None, None, None
@@ -203,6 +205,20 @@ def weighted_rows(
     Args: (N + 1,) where each list begins, (nnz,) rows of the (M, d) table, (nnz,) weights in the table's dtype.
     """
     return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def _weighted_columns(
+    offsets: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, table: torch.Tensor
+) -> torch.Tensor:
+    """weighted_rows for lists that hit a small table in random order again and again: slice by slice of columns."""
+    width = max(MIN_SLICE, SLICE_ENTRIES // max(1, len(table)))
+    if table.device.type != "cpu" or width >= table.shape[1]:
+        return weighted_rows(offsets, index, weights, table)
+    out = table.new_empty(len(offsets) - 1, table.shape[1])
+    for columns in range(0, table.shape[1], width):
+        part = table[:, columns : columns + width].contiguous()
+        out[:, columns : columns + width] = weighted_rows(offsets, index, weights, part)
+    return out
 
 
 def _sampled_product(support: Support, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

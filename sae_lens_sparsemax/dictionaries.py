@@ -46,14 +46,13 @@ class CrossAttentionDictionary(nn.Module):
         """Cross-attention scores have no bias."""
         return None
 
-    @property
-    def query_map(self) -> torch.Tensor:
-        """(d, d) W_q W_kᵀ."""
-        return self.W_k.T if self.W_q is None else self.W_q @ self.W_k.T
+    def query_map(self, dtype: torch.dtype) -> torch.Tensor:
+        """(d, d) W_q W_kᵀ, multiplied in `dtype`: rounded in half precision it would change the supports."""
+        return self.W_k.T.to(dtype) if self.W_q is None else self.W_q.to(dtype) @ self.W_k.T.to(dtype)
 
     def project_query(self, query: torch.Tensor) -> torch.Tensor:
         """(N, d) u W_q W_kᵀ."""
-        return query @ self.query_map.to(query.dtype)
+        return query @ self.query_map(query.dtype)
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """(N, d) context W_v."""
@@ -62,7 +61,7 @@ class CrossAttentionDictionary(nn.Module):
     @property
     def W_enc(self) -> torch.Tensor:
         """(d, M) W_q W_kᵀ Cᵀ."""
-        return self.query_map @ self.concepts.T
+        return self.query_map(self.concepts.dtype) @ self.concepts.T
 
     @property
     def b_enc(self) -> torch.Tensor:
@@ -118,10 +117,9 @@ class MLPDictionary(nn.Module):
         """(M,) b_enc."""
         return self.b_enc
 
-    @property
-    def query_map(self) -> torch.Tensor:
+    def query_map(self, dtype: torch.dtype) -> torch.Tensor:
         """(d, d) the identity."""
-        return torch.eye(self.W_enc.shape[0], dtype=self.W_enc.dtype, device=self.W_enc.device)
+        return torch.eye(self.W_enc.shape[0], dtype=dtype, device=self.W_enc.device)
 
     def project_query(self, query: torch.Tensor) -> torch.Tensor:
         """(N, d) u itself."""

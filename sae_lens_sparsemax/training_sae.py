@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from typing_extensions import override
 from sae_lens_sparsemax.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.cross_attention import Attention, attend
 from sae_lens_sparsemax.dictionaries import arrange, build_dictionary
-from sae_lens_sparsemax.encoding import check_finite, dense_activations, dense_scores, gate_scores, split_norm
+from sae_lens_sparsemax.encoding import (
+    check_finite,
+    check_width,
+    dense_activations,
+    dense_scores,
+    gate_scores,
+    split_norm,
+)
 from sae_lens_sparsemax.folding import fold_checkpoint, is_training_checkpoint
 from sae_lens_sparsemax.gate_control import next_gate_scale
 from sae_lens_sparsemax.metrics import batch_metrics
@@ -35,6 +43,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     gate_scale: torch.Tensor
     b_dec_is_initialised: torch.Tensor
+
+    def __init__(self, cfg: SparsemaxTrainingSAEConfig, use_error_term: bool = False) -> None:
+        # Training moves the gate scale in the config, which two SAEs or two runs may have been given.
+        super().__init__(copy.deepcopy(cfg), use_error_term)
 
     @override
     def initialize_weights(self) -> None:
@@ -105,6 +117,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             ValueError: the activations hold NaN or infinity; names the hook and the step.
         """
         x = step_input.sae_in
+        check_width(x, self.cfg.d_in)
         check_finite(x, self.cfg.metadata.hook_name, step_input.n_training_steps)
         self._initialise_b_dec(x)
         if self._can_run_sparse(x):
@@ -172,7 +185,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             return projected_query(
                 wide,
                 self.b_dec if self.cfg.apply_b_dec_to_input else None,
-                self.dictionary.query_map.to(wide.dtype),
+                self.dictionary.query_map(wide.dtype),
                 self.cfg.unit_norm_query,
             )
 
@@ -193,12 +206,15 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         return per_token.mean()
 
     def _checked_input(self, x: torch.Tensor) -> torch.Tensor:
+        check_width(x, self.cfg.d_in, self.hook_z_reshaping_mode)
         check_finite(x, self.cfg.metadata.hook_name)
         return self.process_sae_in(x)
 
     @torch.no_grad()
     def _initialise_b_dec(self, x: torch.Tensor) -> None:
         if not self.b_dec_is_initialised:
+            # b_dec lives where the SAE computes, which layer_norm moves away from x.
+            x = self.run_time_activation_norm_fn_in(x)
             self.b_dec.copy_(x.reshape(-1, x.shape[-1]).double().mean(0))
             self.b_dec_is_initialised.fill_(True)
 
@@ -293,9 +309,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         """
         refuse_whitened_norm(self.cfg.unit_norm_query)
         mean, matrix, inverse = (t.to(self.device, torch.float64) for t in (mean, whitening_matrix, unwhitening_matrix))
-        self.dictionary.fold_input_map(matrix)
+        # The shift comes first: where it is impossible, nothing has been changed yet.
         if not self.cfg.apply_b_dec_to_input:
-            self.dictionary.fold_input_shift(mean)
+            self.dictionary.fold_input_shift(mean @ matrix)
+        self.dictionary.fold_input_map(matrix)
         self.dictionary.fold_output_map(inverse)
         self.b_dec.data.copy_(self.b_dec.double() @ inverse + mean)
         self.cfg.normalize_activations = "none"

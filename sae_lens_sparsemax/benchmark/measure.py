@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import statistics
 import time
@@ -30,7 +32,8 @@ def median_seconds(passes: dict[str, Callable[[], None]], repeats: int, device: 
 def peak_extra_bytes(run: Callable[[], None], device: str) -> int | None:
     """Most memory in use during a pass above what was in use before it; None where it cannot be measured.
 
-    On a GPU torch counts it; on Linux the kernel keeps the process's high-water mark.
+    Gradients of parameters, which every pass leaves behind, were in use before. On a GPU torch counts it; on Linux
+    the kernel keeps the process's high-water mark.
     """
     run()
     gc.collect()
@@ -43,6 +46,7 @@ def peak_extra_bytes(run: Callable[[], None], device: str) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if not _CLEAR.exists():
         return None
+    _release_free_memory()
     try:
         _CLEAR.write_text("5")
     except OSError:
@@ -50,6 +54,12 @@ def peak_extra_bytes(run: Callable[[], None], device: str) -> int | None:
     before = _status("VmRSS")
     run()
     return max(0, _status("VmHWM") - before)
+
+
+def _release_free_memory() -> None:
+    """Hand the C library's free memory back to the system, which else counts as in use before the pass."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _status(field: str) -> int:

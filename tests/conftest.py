@@ -1,0 +1,11 @@
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_language_model import save_tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama of width 16 with a word-level tokenizer, as a Hugging Face folder."""
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny-model"))
