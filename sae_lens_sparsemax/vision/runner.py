@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from sae_lens_sparsemax import __version__
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint
+from sae_lens_sparsemax.training.models import check_width
 from sae_lens_sparsemax.training.runner import TrainingRunner
 from sae_lens_sparsemax.vision.activations import ActivationSource, ModelActivations, VisionActivationsStore
 from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
@@ -63,7 +64,9 @@ class VisionSAETrainingRunner(TrainingRunner):
             **cfg.model_from_pretrained_kwargs,
         )
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)
-        cfg.sae = dataclasses.replace(cfg.sae, d_in=_checked_width(cfg, self.model))
+        _check_heads(cfg)
+        width = check_width(cfg.sae.d_in, hook_width(cfg.hook_name, self.model), cfg.hook_name)
+        cfg.sae = dataclasses.replace(cfg.sae, d_in=width)
         self.images = self._image_loader(override_dataset)
         self.activations_store: Any = VisionActivationsStore(
             self._activation_source(),
@@ -189,14 +192,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         trainer.build_train_step_log_dict = build_with_images
 
 
-def _checked_width(cfg: VisionSAERunnerConfig[Any], model: HookedViT) -> int:
-    width = hook_width(cfg.hook_name, model)
-    if cfg.sae.d_in not in (0, width):
-        raise ValueError(
-            f"'sae.d_in' is {cfg.sae.d_in}, but {cfg.hook_name!r} of {cfg.model_name!r} is {width} wide; "
-            "leave it out, or set it to 0, to have it read from the model."
-        )
+def _check_heads(cfg: VisionSAERunnerConfig[Any]) -> None:
     wanted = "hook_z" if cfg.hook_name.endswith("attn.hook_z") else "none"
     if cfg.sae.reshape_activations != wanted:
         raise ValueError(f"'sae.reshape_activations' must be {wanted!r} for the hook {cfg.hook_name!r}.")
-    return width

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_vision_models import tiny_model
 
 from sae_lens_sparsemax.vision import HookedViT
+from tests.vision.tiny_vision_models import tiny_model
 
 SHARED_DATA = Path(os.environ.get("SAE_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 

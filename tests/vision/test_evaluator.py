@@ -4,11 +4,11 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
-from tiny_images import encoded, gray_levels, plain_processor
 
 from sae_lens_sparsemax.vision.eval_images import load_eval_images
 from sae_lens_sparsemax.vision.evaluator import LabelledImages, VisionEvaluator, one_of_each_class
 from sae_lens_sparsemax.vision.zero_shot import contrastive_loss, text_prototypes
+from tests.vision.tiny_images import encoded, gray_levels, plain_processor
 
 HOOK = "blocks.1.hook_resid_post"
 

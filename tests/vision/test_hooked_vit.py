@@ -6,9 +6,9 @@ import PIL.Image
 import pytest
 import torch
 import transformers
-from tiny_vision_models import tiny_model
 
 from sae_lens_sparsemax.vision import HookedViT
+from tests.vision.tiny_vision_models import tiny_model
 
 FAMILIES = [
     "clip",

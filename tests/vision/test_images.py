@@ -6,10 +6,10 @@ import datasets
 import PIL.Image
 import pytest
 import torch
-from tiny_images import encoded, gray_levels, plain_processor
 
 from sae_lens_sparsemax.vision.image_data import class_names_of, encoded_images, load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader, decode_image
+from tests.vision.tiny_images import encoded, gray_levels, plain_processor
 
 
 def loader(data, batch_size=4, **kwargs):

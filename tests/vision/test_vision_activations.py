@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 import torch
-from tiny_images import gray_levels, plain_processor
-from tiny_vision_models import tiny_model
 
 from sae_lens_sparsemax.vision import HookedViT
 from sae_lens_sparsemax.vision.activations import ModelActivations, VisionActivationsStore
 from sae_lens_sparsemax.vision.image_data import encoded_images
 from sae_lens_sparsemax.vision.images import ImageLoader
 from sae_lens_sparsemax.vision.tokens import hook_width, layers_to_run, n_tokens_per_image
+from tests.vision.tiny_images import gray_levels, plain_processor
+from tests.vision.tiny_vision_models import tiny_model
 
 HOOK = "blocks.1.hook_resid_post"
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from sae_lens import SAE
 from safetensors.torch import load_file
-from tiny_images import gray_levels
-from tiny_training import ARCHITECTURES, config, make_files
 
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.vision import HookedViT
 from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
 from sae_lens_sparsemax.vision.runner import VisionSAETrainingRunner
+from tests.vision.tiny_images import gray_levels
+from tests.vision.tiny_training import ARCHITECTURES, config, make_files
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ _TRAIN = """
 import sys
 from pathlib import Path
 import sae_lens_sparsemax
-from tiny_training import config
+from tests.vision.tiny_training import config
 from sae_lens_sparsemax.vision.runner import VisionSAETrainingRunner
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 cfg = config(folder, "sparsemax", training_tokens=400 * 16, n_checkpoints=40, n_decode_workers=1,
@@ -96,10 +96,9 @@ VisionSAETrainingRunner(cfg).run()
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_at_a_random_moment_the_run_resumes_to_the_same_weights(folder, tmp_path, number):
-    search_path = f"{REPOSITORY}:{Path(__file__).parent}"
     process = subprocess.Popen(
         [sys.executable, "-c", _TRAIN, str(folder), str(tmp_path)],
-        env={"PYTHONPATH": search_path, "OMP_NUM_THREADS": "1", "PATH": "", "HF_HUB_OFFLINE": "1"},
+        env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "", "HF_HUB_OFFLINE": "1"},
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 250
@@ -185,7 +184,7 @@ def test_mistakes_are_named_before_training(folder, kwargs, message):
 def test_a_wrong_width_is_refused(folder):
     cfg = config(folder)
     cfg.sae.d_in = 768
-    with pytest.raises(ValueError, match=r"'sae.d_in' is 768, but .* is 32 wide"):
+    with pytest.raises(ValueError, match=r"'sae.d_in' is 768, but .* are 32 wide"):
         VisionSAETrainingRunner(cfg)
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import transformers
 from sae_lens.registry import get_sae_training_class
-from tiny_images import gray_levels
-from tiny_vision_models import tiny_model
 
 from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
+from tests.vision.tiny_images import gray_levels
+from tests.vision.tiny_vision_models import tiny_model
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sparsemax": {"target_l0": 4.0},
@@ -46,5 +46,5 @@ def config(folder: Path, architecture: str = "topk", **kwargs: Any) -> VisionSAE
         "checkpoint_path": None,
         "output_path": None,
     }
-    sae = sae_config(d_in=0, d_sae=64, **ARCHITECTURES[architecture])
+    sae = sae_config(d_in=32, d_sae=64, **ARCHITECTURES[architecture])
     return VisionSAERunnerConfig(sae=sae, **settings | kwargs)
