@@ -26,7 +26,8 @@ __all__ = [
     "sparsemax",
 ]
 
-# SAELens refuses to register a name twice, which a reload in a notebook would do.
-if ARCHITECTURE not in SAE_CLASS_REGISTRY:
+# SAELens refuses to register a name twice, which a reload in a notebook would do with our own classes.
+_registered = SAE_CLASS_REGISTRY.get(ARCHITECTURE)
+if _registered is None or _registered[0].__module__ != SparsemaxSAE.__module__:
     register_sae_class(ARCHITECTURE, SparsemaxSAE, SparsemaxSAEConfig)
     register_sae_training_class(ARCHITECTURE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_lens_sparsemax.memory import use_huge_pages
+
 _DESCRIPTION = "Train and evaluate sparse autoencoders with SAELens; the architecture 'sparsemax' is the default."
 _EPILOG = """\
 first steps:
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (system error), 2 (user mistake), 130 (stopped)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    use_huge_pages()
     try:
         return _run(words)
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Configurations of the sparsemax SAE, for inference and for training, and the presets named after their sources.
 
-Field names are SAELens's where it has one. What a field stands for in the paper and in the authors' released code,
-and which setting measured best, is said under the field.
+Field names are SAELens's where it has one. What a field stands for in the paper and in the authors' released code is
+said in the docstrings of the classes, from where SAELens's command line takes its help.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
+from simple_parsing.helpers.fields import field
 from typing_extensions import override
 
 Activations = Literal["scores", "probabilities"]
@@ -49,55 +50,53 @@ class SparsemaxSAEConfig(SAEConfig):
         _check_gate(self)
 
 
+def number_or_none(text: str) -> float | None:
+    """A number, or "none": how SAELens's command line reads a field that may be switched off."""
+    return None if text.lower() == "none" else float(text)
+
+
 @dataclass
 class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
-    """Training configuration of the sparsemax SAE. The defaults are what measured best (see the README)."""
+    """Training configuration of the sparsemax SAE. The defaults are what measured best (see the README).
+
+    Args:
+        activations: Activations on the support S of sparsemax(g·z): the "scores" z themselves (released code), or the
+            "probabilities" g·z − τ, which sum to 1 (the paper's Eq. 3) and whose support turns dense under MSE alone.
+        unit_norm_query: Score x/‖x‖ and multiply the activations by ‖x‖ (released code; the paper scores x itself).
+        gate: "sparsemax", or "relu", which with l1_coefficient is the baseline of the paper's Table 3 and takes no
+            gate scale and no target.
+        gate_scale: g, the multiple of the scores that the gate looks at: larger selects fewer concepts. Where it
+            starts if target_l0 moves it.
+        target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
+            number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper.
+        target_l0_rate: How far log g moves per step for each unit of log(L0 / target), itself held within ±1.
+        structure: "cross_attention" shares the concepts between encoder and decoder (z = x W_q W_kᵀ Cᵀ, W_dec =
+            C W_v); "mlp" learns W_enc, b_enc and W_dec separately, as the paper's Table 3 ablates.
+        query_projection: Whether W_q is learnt beside W_k (the paper) or is the identity (released code). Only
+            W_q W_kᵀ matters to the model.
+        init_score_scale: The score of a unit-norm query that points exactly at a concept, at initialisation.
+        loss_weighting: "none" is Σ_d (x̂ − x)², the paper's loss; "inverse_norm" the same divided by ‖x‖ per token
+            (released code, whose constant factor is left out: Adam does not see it).
+        l1_coefficient: Weight of Σ_i |f_i|·‖W_dec,i‖ in the loss; for gate "relu".
+        b_dec_init: b_dec starts at the mean of the first training batch or at zero, or is no parameter at all
+            ("fixed_zeros", released code).
+        decoder_init_norm: Norm of decoder rows at initialisation; None makes one concept's contribution the
+            projection onto it.
+    """
 
     activations: Activations = "scores"
-    """Activations on the support S of sparsemax(g·z): the "scores" z themselves (released code), or the
-    "probabilities" g·z − τ, which sum to 1 (the paper's Eq. 3) and whose support turns dense under MSE alone."""
-
     unit_norm_query: bool = True
-    """Score x/‖x‖ and multiply the activations by ‖x‖ (released code; the paper scores x itself)."""
-
     gate: Gate = "sparsemax"
-    """"relu" with `l1_coefficient` is the baseline of the paper's Table 3; it takes no gate scale and no target."""
-
     gate_scale: float = 1.0
-    """g, the multiple of the scores that the gate looks at: larger selects fewer concepts. Where it starts if
-    `target_l0` moves it."""
-
-    target_l0: float | None = 32.0
-    """Mean concepts per token to hold during training by moving g; every token still picks its own number.
-    None leaves g alone, and L0 to the data and to `init_score_scale`, as in the paper."""
-
+    target_l0: float | None = field(default=32.0, type=number_or_none)
     target_l0_rate: float = 0.02
-    """How far log g moves per step for each unit of log(L0 / target), itself held within ±1."""
-
     structure: Structure = "cross_attention"
-    """"cross_attention" shares the concepts between encoder and decoder (z = x W_q W_kᵀ Cᵀ, W_dec = C W_v);
-    "mlp" learns W_enc, b_enc and W_dec separately, as the paper's Table 3 ablates."""
-
     query_projection: bool = False
-    """Whether W_q is learnt beside W_k (the paper) or is the identity (released code). Only W_q W_kᵀ matters to the
-    model."""
-
-    init_score_scale: float = 2.0
-    """The score of a unit-norm query that points exactly at a concept, at initialisation."""
-
+    init_score_scale: float = 1.0
     loss_weighting: LossWeighting = "none"
-    """"none": Σ_d (x̂ − x)², the paper's loss. "inverse_norm": the same divided by ‖x‖ per token (released code, whose
-    constant factor is left out: Adam does not see it)."""
-
     l1_coefficient: float = 0.0
-    """Weight of Σ_i |f_i|·‖W_dec,i‖ in the loss; for gate="relu"."""
-
     b_dec_init: BDecInit = "first_batch_mean"
-    """b_dec starts at the mean of the first training batch or at zero, or is no parameter at all ("fixed_zeros",
-    released code)."""
-
-    decoder_init_norm: float | None = None
-    """Norm of decoder rows at initialisation; None makes one concept's contribution the projection onto it."""
+    decoder_init_norm: float | None = field(default=None, type=number_or_none)
 
     @override
     @classmethod

@@ -71,8 +71,16 @@ def _synthetic() -> tuple[type, type]:
     return SyntheticSAERunnerConfig, SyntheticTrainingRunner
 
 
+def _vision() -> tuple[type, type]:
+    from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
+    from sae_lens_sparsemax.vision.runner import VisionSAETrainingRunner
+
+    return VisionSAERunnerConfig, VisionSAETrainingRunner
+
+
 RUNNERS: dict[str, RunnerKind] = {
     "language_model": RunnerKind(_language_model, ("model_name", "hook_name", "dataset_path")),
+    "vision": RunnerKind(_vision, ("model_name", "hook_name", "dataset_path")),
     "synthetic": RunnerKind(_synthetic, ()),
 }
 

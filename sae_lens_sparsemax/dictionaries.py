@@ -7,6 +7,8 @@ and their folded form W_enc, b_enc, W_dec.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -44,14 +46,13 @@ class CrossAttentionDictionary(nn.Module):
         """Cross-attention scores have no bias."""
         return None
 
-    @property
-    def query_map(self) -> torch.Tensor:
-        """(d, d) W_q W_kᵀ."""
-        return self.W_k.T if self.W_q is None else self.W_q @ self.W_k.T
+    def query_map(self, dtype: torch.dtype) -> torch.Tensor:
+        """(d, d) W_q W_kᵀ, multiplied in `dtype`: rounded in half precision it would change the supports."""
+        return self.W_k.T.to(dtype) if self.W_q is None else self.W_q.to(dtype) @ self.W_k.T.to(dtype)
 
     def project_query(self, query: torch.Tensor) -> torch.Tensor:
         """(N, d) u W_q W_kᵀ."""
-        return query @ self.query_map
+        return query @ self.query_map(query.dtype)
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """(N, d) context W_v."""
@@ -60,7 +61,7 @@ class CrossAttentionDictionary(nn.Module):
     @property
     def W_enc(self) -> torch.Tensor:
         """(d, M) W_q W_kᵀ Cᵀ."""
-        return self.query_map @ self.concepts.T
+        return self.query_map(self.concepts.dtype) @ self.concepts.T
 
     @property
     def b_enc(self) -> torch.Tensor:
@@ -96,7 +97,8 @@ class MLPDictionary(nn.Module):
         super().__init__()
         directions = _random_directions(cfg.d_sae, cfg.d_in, dtype, device)
         row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
-        self.W_enc = nn.Parameter((directions * cfg.init_score_scale).T.contiguous())
+        # (d, M) as SAELens has it, but concept by concept in memory: the backward pass gathers rows of W_encᵀ.
+        self.W_enc = nn.Parameter((directions * cfg.init_score_scale).T)
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=dtype, device=device))
         self.W_dec = nn.Parameter(directions * row_norm)
 
@@ -114,6 +116,10 @@ class MLPDictionary(nn.Module):
     def bias(self) -> torch.Tensor:
         """(M,) b_enc."""
         return self.b_enc
+
+    def query_map(self, dtype: torch.dtype) -> torch.Tensor:
+        """(d, d) the identity."""
+        return torch.eye(self.W_enc.shape[0], dtype=dtype, device=self.W_enc.device)
 
     def project_query(self, query: torch.Tensor) -> torch.Tensor:
         """(N, d) u itself."""
@@ -143,6 +149,12 @@ def build_dictionary(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device
     """The dictionary of cfg.structure, initialised."""
     kind = MLPDictionary if cfg.structure == "mlp" else CrossAttentionDictionary
     return kind(cfg, dtype, device)
+
+
+def arrange(state_dict: dict[str, Any]) -> None:
+    """Lay loaded tensors out in memory as a new dictionary's are; values and shapes stay."""
+    if "dictionary.W_enc" in state_dict:
+        state_dict["dictionary.W_enc"] = state_dict["dictionary.W_enc"].T.contiguous().T
 
 
 def _random_directions(n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

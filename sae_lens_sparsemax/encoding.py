@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sae_lens_sparsemax.cross_attention import select
@@ -23,6 +25,20 @@ def check_finite(sae_in: torch.Tensor, hook_name: str | None, step: int | None =
     where = f"activations at {hook_name or 'the input of the SAE'}"
     when = "" if step is None else f" in training step {step}"
     raise ValueError(f"{where}{when} are not finite: {int(bad.sum())} of {bad.numel()} tokens hold NaN or infinity")
+
+
+def check_width(x: torch.Tensor, d_in: int, has_heads: bool = False) -> None:
+    """Refuse inputs that are not d_in wide; a width of 1 would otherwise be spread over b_dec without a word.
+
+    Args:
+        x: (..., d_in), or (..., n_heads, d_head) if it has heads.
+
+    Raises:
+        ValueError: giving both widths.
+    """
+    if math.prod(x.shape[-2:] if has_heads else x.shape[-1:]) != d_in:
+        wanted = "(..., n_heads, d_head) with n_heads * d_head" if has_heads else "(..., d_in) with d_in"
+        raise ValueError(f"expected activations {wanted} = {d_in}, got {tuple(x.shape)}")
 
 
 def split_norm(sae_in: torch.Tensor, unit_norm_query: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 PREFIX = "dictionary."
+CROSS_ATTENTION, MLP = {"concepts", "W_k", "W_v"}, {"W_enc", "b_enc", "W_dec"}
 TRAINING_STATE = ("gate_scale", "b_dec_is_initialised")
 
 
@@ -22,19 +23,19 @@ def fold_checkpoint(state_dict: dict[str, Any]) -> None:
     """Turn a training state dict into an inference one, in place.
 
     The gate scale is dropped: the config file beside the weights carries it in full precision. The products are made
-    in float64 and rounded to the dtype of the weights. Incomplete weights are left as they are, for the loader to
-    refuse by name.
+    in float64 and rounded to the dtype of the weights.
 
     Args:
         state_dict: weights of a training SAE, with the prefix "dictionary.".
+
+    Raises:
+        ValueError: naming the tensors that are missing.
     """
     own = {name.removeprefix(PREFIX): value for name, value in state_dict.items() if name.startswith(PREFIX)}
-    if "concepts" in own:
-        if not {"concepts", "W_k", "W_v"} <= own.keys():
-            return
-        folded = _fold_cross_attention(own)
-    else:
-        folded = own
+    is_mlp = not own.keys() & CROSS_ATTENTION
+    if missing := sorted((MLP if is_mlp else CROSS_ATTENTION) - own.keys()):
+        raise ValueError(f"this training checkpoint is missing {', '.join(PREFIX + name for name in missing)}")
+    folded = own if is_mlp else _fold_cross_attention(own)
     for name in [PREFIX + name for name in own] + list(TRAINING_STATE):
         state_dict.pop(name, None)
     state_dict.update(folded)

@@ -12,7 +12,14 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.config import SparsemaxSAEConfig
 from sae_lens_sparsemax.cross_attention import select, weighted_rows
-from sae_lens_sparsemax.encoding import check_finite, dense_activations, dense_scores, gate_scores, split_norm
+from sae_lens_sparsemax.encoding import (
+    check_finite,
+    check_width,
+    dense_activations,
+    dense_scores,
+    gate_scores,
+    split_norm,
+)
 from sae_lens_sparsemax.folding import fold_checkpoint, is_training_checkpoint
 from sae_lens_sparsemax.saving import check_weights, save_atomically
 from sae_lens_sparsemax.sparsemax import row_offsets, support_activations
@@ -78,7 +85,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             support = found[0]
             acts = support_activations(support, self.cfg.gate_scale, self._probabilities)
             context = weighted_rows(support.crow, support.col, acts, self.W_dec.to(rows.dtype))
-            context = context.reshape(*query.shape[:-1], -1)
+            context = context.reshape(query.shape)
         return self.hook_sae_output(self._finish((context * factor).to(self.dtype)))
 
     @property
@@ -86,6 +93,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         return self.cfg.activations == "probabilities"
 
     def _checked_input(self, x: torch.Tensor) -> torch.Tensor:
+        check_width(x, self.cfg.d_in, self.hook_z_reshaping_mode)
         check_finite(x, self.cfg.metadata.hook_name)
         return self.process_sae_in(x)
 

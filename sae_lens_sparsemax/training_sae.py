@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,19 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.cross_attention import Attention, attend
-from sae_lens_sparsemax.dictionaries import build_dictionary
-from sae_lens_sparsemax.encoding import check_finite, dense_activations, dense_scores, gate_scores, split_norm
+from sae_lens_sparsemax.dictionaries import arrange, build_dictionary
+from sae_lens_sparsemax.encoding import (
+    check_finite,
+    check_width,
+    dense_activations,
+    dense_scores,
+    gate_scores,
+    split_norm,
+)
 from sae_lens_sparsemax.folding import fold_checkpoint, is_training_checkpoint
 from sae_lens_sparsemax.gate_control import next_gate_scale
 from sae_lens_sparsemax.metrics import batch_metrics
+from sae_lens_sparsemax.projected_query import projected_query
 from sae_lens_sparsemax.sae import is_hooked, linear_decode, refuse_W_dec_norm, refuse_whitened_norm
 from sae_lens_sparsemax.saving import check_weights, save_atomically
 
@@ -34,6 +43,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     gate_scale: torch.Tensor
     b_dec_is_initialised: torch.Tensor
+
+    def __init__(self, cfg: SparsemaxTrainingSAEConfig, use_error_term: bool = False) -> None:
+        # Training moves the gate scale in the config, which two SAEs or two runs may have been given.
+        super().__init__(copy.deepcopy(cfg), use_error_term)
 
     @override
     def initialize_weights(self) -> None:
@@ -104,6 +117,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             ValueError: the activations hold NaN or infinity; names the hook and the step.
         """
         x = step_input.sae_in
+        check_width(x, self.cfg.d_in)
         check_finite(x, self.cfg.metadata.hook_name, step_input.n_training_steps)
         self._initialise_b_dec(x)
         if self._can_run_sparse(x):
@@ -148,10 +162,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         return {"l1_loss": step_input.coefficients["l1"] * magnitudes.mean()}
 
     def _attend(self, x: torch.Tensor) -> tuple[Attention, torch.Tensor]:
-        query, factor = split_norm(self.process_sae_in(x), self.cfg.unit_norm_query)
         own = self.dictionary
+        query, factor = self._projected_query(x)
         attention = attend(
-            self._project(query),
+            query,
             own.keys,
             own.values,
             own.bias,
@@ -159,6 +173,21 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             probabilities=self._probabilities,
         )
         return attention, factor
+
+    def _projected_query(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if x.requires_grad or is_hooked(self.hook_sae_input) or self.cfg.structure == "mlp":
+            query, factor = split_norm(self.process_sae_in(x), self.cfg.unit_norm_query)
+            return self._project(query), factor
+        with torch.no_grad():
+            sae_in = self.process_sae_in(x)
+        wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
+        with torch.autocast(wide.device.type, enabled=False):
+            return projected_query(
+                wide,
+                self.b_dec if self.cfg.apply_b_dec_to_input else None,
+                self.dictionary.query_map(wide.dtype),
+                self.cfg.unit_norm_query,
+            )
 
     def _project(self, query: torch.Tensor) -> torch.Tensor:
         # Scores of rounded queries select wrong concepts, so autocast stays out of here as of the scores.
@@ -177,12 +206,15 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         return per_token.mean()
 
     def _checked_input(self, x: torch.Tensor) -> torch.Tensor:
+        check_width(x, self.cfg.d_in, self.hook_z_reshaping_mode)
         check_finite(x, self.cfg.metadata.hook_name)
         return self.process_sae_in(x)
 
     @torch.no_grad()
     def _initialise_b_dec(self, x: torch.Tensor) -> None:
         if not self.b_dec_is_initialised:
+            # b_dec lives where the SAE computes, which layer_norm moves away from x.
+            x = self.run_time_activation_norm_fn_in(x)
             self.b_dec.copy_(x.reshape(-1, x.shape[-1]).double().mean(0))
             self.b_dec_is_initialised.fill_(True)
 
@@ -226,11 +258,18 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
                 "or of another architecture; load them with SAE.load_from_disk, or name a training checkpoint"
             )
         check_weights(state_dict, self)
+        arrange(state_dict)
 
     @override
     def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
         super().load_weights_from_checkpoint(checkpoint_path)
         self.cfg.gate_scale = self.gate_scale.item()
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Files hold contiguous tensors, whatever layout training prefers."""
+        for name, value in state_dict.items():
+            state_dict[name] = value.contiguous()
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
@@ -270,9 +309,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         """
         refuse_whitened_norm(self.cfg.unit_norm_query)
         mean, matrix, inverse = (t.to(self.device, torch.float64) for t in (mean, whitening_matrix, unwhitening_matrix))
-        self.dictionary.fold_input_map(matrix)
+        # The shift comes first: where it is impossible, nothing has been changed yet.
         if not self.cfg.apply_b_dec_to_input:
-            self.dictionary.fold_input_shift(mean)
+            self.dictionary.fold_input_shift(mean @ matrix)
+        self.dictionary.fold_input_map(matrix)
         self.dictionary.fold_output_map(inverse)
         self.b_dec.data.copy_(self.b_dec.double() @ inverse + mean)
         self.cfg.normalize_activations = "none"

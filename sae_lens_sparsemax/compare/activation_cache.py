@@ -6,6 +6,7 @@ the rows of its batches. Each shard is written atomically together with the numb
 interrupted capture goes on after its last shard.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,7 +67,12 @@ class ActivationShards:
 
 
 def capture_activations(
-    store: ActivationsStore, folder: Path, n_tokens: int, dtype: torch.dtype, description: str
+    store: ActivationsStore,
+    folder: Path,
+    n_tokens: int,
+    dtype: torch.dtype,
+    description: str,
+    max_norm: float = math.inf,
 ) -> ActivationShards:
     """
     Store the first `n_tokens` activations of an `ActivationsStore` in `folder`, or what is still missing.
@@ -80,6 +86,7 @@ def capture_activations(
         n_tokens: Activations to keep.
         dtype: Precision on disk.
         description: Label of the progress bar.
+        max_norm: Activations with a larger norm are left out.
 
     Raises:
         ValueError: If the disk is too small, or the data has too few tokens.
@@ -88,7 +95,7 @@ def capture_activations(
         return ActivationShards(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done = _progress(folder)
-    n_stored, n_batches = done["rows"], done["batches"]
+    n_stored, n_batches, n_left_out = done["rows"], done["batches"], done["left_out"]
     _check_disk_space(folder, (n_tokens - n_stored) * store.d_in * dtype.itemsize)
     for _ in range(n_batches):
         store.get_batch_tokens(raise_at_epoch_end=True)
@@ -104,15 +111,17 @@ def capture_activations(
                     f"{description}: the text gave only {n_stored + n_pending} of {n_tokens} activations"
                 ) from None
             n_batches += 1
-            acts = acts[: n_tokens - n_stored - n_pending].to("cpu", dtype)
+            small = acts.norm(dim=-1) <= max_norm
+            n_left_out += int((~small).sum())
+            acts = acts[small][: n_tokens - n_stored - n_pending].to("cpu", dtype)
             pending.append(acts)
             n_pending += len(acts)
             bar.update(len(acts))
             if n_pending >= shard_rows or n_stored + n_pending >= n_tokens:
-                _write_shard(folder, torch.cat(pending), n_batches)
+                _write_shard(folder, torch.cat(pending), n_batches, n_left_out)
                 n_stored += n_pending
                 pending, n_pending = [], 0
-    save_json({"rows": n_stored}, folder / _COMPLETE)
+    save_json({"rows": n_stored, "left_out_for_their_norm": n_left_out}, folder / _COMPLETE)
     return ActivationShards(folder)
 
 
@@ -145,9 +154,10 @@ def _read_tensor(path: Path) -> torch.Tensor:
         return file.get_tensor(_TENSOR)
 
 
-def _write_shard(folder: Path, rows: torch.Tensor, n_batches: int) -> None:
+def _write_shard(folder: Path, rows: torch.Tensor, n_batches: int, n_left_out: int) -> None:
     path = folder / f"activations-{len(_shard_paths(folder)):05d}.safetensors"
-    _save_tensor(rows, path, {"batches": str(n_batches), "rows": str(len(rows))})
+    metadata = {"rows": len(rows), "batches": n_batches, "left_out": n_left_out}
+    _save_tensor(rows, path, {key: str(value) for key, value in metadata.items()})
 
 
 def _save_tensor(tensor: torch.Tensor, path: Path, metadata: dict[str, str]) -> None:
@@ -158,13 +168,14 @@ def _save_tensor(tensor: torch.Tensor, path: Path, metadata: dict[str, str]) -> 
 
 
 def _progress(folder: Path) -> dict[str, int]:
-    rows, batches = 0, 0
+    """Rows stored, and batches read and activations left out by the end of the last shard."""
+    progress = {"rows": 0, "batches": 0, "left_out": 0}
     for path in _shard_paths(folder):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-        rows += int(metadata["rows"])
-        batches = int(metadata["batches"])
-    return {"rows": rows, "batches": batches}
+        progress["rows"] += int(metadata["rows"])
+        progress["batches"], progress["left_out"] = int(metadata["batches"]), int(metadata["left_out"])
+    return progress
 
 
 def _check_disk_space(folder: Path, n_bytes: int) -> None:

@@ -1,15 +1,15 @@
 """The settings of a comparison, and the mistakes in them that can be found before anything runs."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
+
+from sae_lens_sparsemax.evaluation.names import unknown_name
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
@@ -91,6 +91,10 @@ class CompareConfig:
     """Whether contexts begin with the beginning-of-sequence token."""
     exclude_special_tokens: bool = True
     """Whether activations at special tokens are left out of training and evaluation."""
+    max_norm_over_median: float | None = None
+    """Leave out activations with more than this many times the median norm, as some models have at a few
+    positions where they would be nearly all of the variance; they are never replaced by a reconstruction
+    either. By default nothing is left out."""
     store_batch_size_prompts: int = 16
     """Contexts per forward pass of the language model."""
     n_validation_tokens: int = 16_384
@@ -113,7 +117,8 @@ class CompareConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     """Other fields of SAELens's `SAETrainerConfig`, such as `lr_warm_up_steps` and `lr_decay_steps`."""
     b_dec_init: str = "mean"
-    """`mean` starts every SAE's decoder bias at the mean of the training activations; `zeros` does not."""
+    """`mean` starts the decoder bias of every SAE at the mean of the training activations; `zeros` leaves it to the
+    architecture, and so does an arm that sets a field `b_dec_init` of its own."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each seeds both the SAE's initialisation and the order of the activations."""
     device: str = "cpu"
@@ -153,11 +158,3 @@ def fingerprint(settings: Any) -> str:
     """A short hash of plain data or a dataclass, equal for equal settings."""
     plain = settings if isinstance(settings, dict) else asdict(settings)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def unknown_name(what: str, name: str, valid: Iterable[str], where: str) -> str:
-    """The sentence for a name that does not exist, with the nearest that does."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(names)}"
-    return f"{name!r} in {where} is no {what}; {hint}"

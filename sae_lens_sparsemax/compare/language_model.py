@@ -1,6 +1,8 @@
 """Activations of a language model as the source of a comparison: captured once, then read from disk."""
 
 import gc
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -37,6 +39,7 @@ _CACHE_SETTINGS = (
     "context_size",
     "prepend_bos",
     "exclude_special_tokens",
+    "max_norm_over_median",
     "store_batch_size_prompts",
     "activation_dtype",
 )
@@ -128,7 +131,19 @@ class LanguageModelSource:
         if (folder / "complete.json").exists():
             return ActivationShards(folder)
         dtype = str_to_dtype(self.cfg.activation_dtype)
-        return capture_activations(self._store(name), folder, n_tokens, dtype, f"Activations, {name}")
+        return capture_activations(self._store(name), folder, n_tokens, dtype, f"Activations, {name}", self._max_norm)
+
+    @cached_property
+    def _max_norm(self) -> float:
+        """Largest norm that is kept, from the median over the first batch of training text."""
+        if self.cfg.max_norm_over_median is None:
+            return math.inf
+        path = self.folder / "norms.json"
+        if not path.exists():
+            norms = self._store("train").get_filtered_llm_batch().norm(dim=-1)
+            median = norms.median().item()
+            save_json({"median": median, "max": self.cfg.max_norm_over_median * median}, path)
+        return json.loads(path.read_text())["max"]
 
     def _store(self, name: str) -> ActivationsStore:
         special = torch.tensor(self._special_tokens, dtype=torch.long)
@@ -186,5 +201,6 @@ class LanguageModelSource:
                 baseline,
                 hook_name=cfg.hook_name,
                 ignore_tokens=self._special_tokens,
+                max_norm=self._max_norm,
             )
         )

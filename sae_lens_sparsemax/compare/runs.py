@@ -164,7 +164,7 @@ def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ActivationSourc
     sae_cfg = run.arm.sae_config(run.sparsity, **common)
     torch.manual_seed(run.seed)
     sae = get_sae_training_class(run.arm.architecture)[0](sae_cfg)
-    if cfg.b_dec_init == "mean":
+    if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
         if sae_cfg.normalize_activations != "none":
             raise ValueError(
                 f"arm {run.arm.name} normalises its activations, whose mean is not that of the raw ones: "

@@ -11,7 +11,7 @@ from typing import Any
 from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import Point
-from sae_lens_sparsemax.evaluation.results import write_text_atomically
+from sae_lens_sparsemax.training.atomic import atomic_write_text
 
 # Measures shown in the Markdown table, where they exist, with their heading and number of digits. The CSV
 # files hold every measure.
@@ -35,9 +35,11 @@ def write_tables(cfg: CompareConfig, points: Sequence[Point], results: Sequence[
 
     Everything that is written comes from the results, so the files can be rebuilt at any time.
     """
-    write_text_atomically(_csv(point_row(cfg, point) for point in points), folder / "table.csv")
-    write_text_atomically(_csv(run_row(result) for result in results), folder / "runs.csv")
-    return write_text_atomically(markdown(cfg, points, results), folder / "table.md")
+    atomic_write_text(folder / "table.csv", _csv(point_row(cfg, point) for point in points))
+    atomic_write_text(folder / "runs.csv", _csv(run_row(result) for result in results))
+    table = folder / "table.md"
+    atomic_write_text(table, markdown(cfg, points, results))
+    return table
 
 
 def point_row(cfg: CompareConfig, point: Point) -> dict[str, Any]:

@@ -7,6 +7,7 @@ own token is not ignored. The sign of `ce_degradation` is that of the sparsemax 
 0 is best and a loss of quality is negative.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,7 @@ def evaluate_cross_entropy(
     *,
     hook_name: str | None = None,
     ignore_tokens: Sequence[int] = (),
+    max_norm: float = math.inf,
     progress: bool = True,
 ) -> CrossEntropyMetrics:
     """
@@ -101,6 +103,7 @@ def evaluate_cross_entropy(
         baseline: Result of `evaluate_cross_entropy_baseline` for this hook, these tokens and `ignore_tokens`.
         hook_name: Where to splice; by default the hook in the SAE's metadata.
         ignore_tokens: Token ids whose positions are neither replaced nor averaged over.
+        max_norm: Activations of a larger norm are not replaced, for an SAE that was trained without them.
         progress: Whether to show a progress bar over batches.
 
     Raises:
@@ -113,7 +116,7 @@ def evaluate_cross_entropy(
     with evaluation_mode(sae):
         for tokens in tqdm(token_batches, desc="CE with SAE", disable=not progress, leave=False):
             keep = _keep_mask(tokens, ignore_tokens)
-            losses = _token_losses(model, tokens, (hook_name, _splice_hook(sae, keep)))
+            losses = _token_losses(model, tokens, (hook_name, _splice_hook(sae, keep, max_norm)))
             spliced.add(losses[keep[:, :-1]])
     if spliced.count != baseline.n_predictions:
         raise ValueError(
@@ -143,12 +146,13 @@ def _keep_mask(tokens: torch.Tensor, ignore_tokens: Sequence[int]) -> torch.Tens
     return ~torch.isin(tokens, torch.tensor(list(ignore_tokens), dtype=tokens.dtype, device=tokens.device))
 
 
-def _splice_hook(sae: SAE[Any], keep: torch.Tensor) -> Hook:
+def _splice_hook(sae: SAE[Any], keep: torch.Tensor, max_norm: float) -> Hook:
     def splice(activations: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001 (TransformerLens's name)
         # Attention hooks have a head dimension after the position; the SAE sees the heads side by side.
         flat = activations.flatten(2)
         reconstruction = sae.decode(sae.encode(flat.to(sae.device, sae.dtype))).to(flat)
-        replaced = torch.where(keep.to(flat.device)[..., None], reconstruction, flat)
+        replace = keep.to(flat.device) & (flat.norm(dim=-1) <= max_norm)
+        replaced = torch.where(replace[..., None], reconstruction, flat)
         return replaced.reshape(activations.shape)
 
     return splice

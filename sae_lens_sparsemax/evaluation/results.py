@@ -2,32 +2,13 @@
 
 import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sae_lens_sparsemax.training.atomic import atomic_write_text
+
 T = TypeVar("T")
-
-
-def write_text_atomically(text: str, path: str | Path) -> Path:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner may read; results are ordinary files.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def save_json(result: Any, path: str | Path) -> Path:
@@ -36,7 +17,8 @@ def save_json(result: Any, path: str | Path) -> Path:
 
     Floats that are not finite become `null`, which `load_json` reads back as NaN in float fields.
     """
-    return write_text_atomically(json.dumps(_plain(result), indent=2, allow_nan=False) + "\n", path)
+    atomic_write_text(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
+    return Path(path)
 
 
 def load_json(result_class: type[T], path: str | Path) -> T:

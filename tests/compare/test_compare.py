@@ -9,6 +9,7 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.compare import compare_from_yaml
 from sae_lens_sparsemax.compare.__main__ import main
+from sae_lens_sparsemax.compare.activation_cache import ActivationShards
 from sae_lens_sparsemax.compare.runs import all_runs
 from tests.tiny_language_model import documents, save_tiny_llama
 
@@ -160,6 +161,18 @@ def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, langu
 
     monkeypatch.setattr(language_model, "load_model", None)  # nothing is left to do for the model
     compare_from_yaml(path)
+
+
+def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_path, language_model_settings):
+    language_model_settings["n_cross_entropy_tokens"] = 0
+    table = compare_from_yaml(write(tmp_path, language_model_settings), {"max_norm_over_median": 1.05})
+    (folder,) = table.parent.glob("activations/*")
+    norms = json.loads((folder / "norms.json").read_text())
+    assert norms["max"] == pytest.approx(1.05 * norms["median"])
+    for name in ("train", "validation", "same", "other"):
+        shards = ActivationShards(folder / name)
+        assert shards.rows(torch.arange(len(shards))).norm(dim=-1).max() <= norms["max"]
+        assert json.loads((folder / name / "complete.json").read_text())["left_out_for_their_norm"] > 0
 
 
 def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settings):
