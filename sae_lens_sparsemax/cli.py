@@ -1,4 +1,4 @@
-"""The command ``sparsemax-sae``: train, evaluate, compare, quickstart. Reads arguments, prints results, nothing else."""
+"""The command ``sparsemax-sae``: train, evaluate, compare, quickstart. It reads arguments and prints results."""
 
 from __future__ import annotations
 
