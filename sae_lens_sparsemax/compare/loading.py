@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig, TextData
-from sae_lens_sparsemax.evaluation.names import unknown_name
+from sae_lens_sparsemax.nearest import unknown_name
 
 
 def config_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> CompareConfig:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from sae_lens_sparsemax.evaluation.names import unknown_name
+from sae_lens_sparsemax.nearest import unknown_name
 
 # Fraction of the names of a list that must share a word with the data set's own name of the same label. In the
 # right order it is 0.9 for ImageNet; in a random one 0.02.
