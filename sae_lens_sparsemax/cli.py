@@ -1,4 +1,4 @@
-"""The command ``sparsemax-sae``: train, evaluate, quickstart. Reads arguments, prints results, nothing else."""
+"""The command ``sparsemax-sae``: train, evaluate, compare, quickstart. It reads arguments and prints results."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ first steps:
   sparsemax-sae quickstart                       train and evaluate on an embedded model, no network
   sparsemax-sae train configs/gpt2_small_openwebtext.yaml --dry-run
   sparsemax-sae evaluate output/quickstart
+  sparsemax-sae compare configs/compare/synthetic.yaml
 
 'sparsemax-sae COMMAND --help' shows the options and examples of each command.
 """
@@ -41,7 +42,21 @@ examples:
 Model, hook, data set and context are read from the SAE's metadata; options replace them. By default that
 is the data the SAE was trained on: name a held-out data set or split for figures to report.
 """
-_TRAIN_OPTIONS = {"--resume", "--overwrite", "--dry-run", "--debug", "--help"}
+_STOPPED = 130  # the shell's status for a command ended by Ctrl-C
+_COMPARE_EPILOG = """\
+examples:
+  sparsemax-sae compare configs/compare/synthetic.yaml
+  sparsemax-sae compare configs/compare/smollm2.yaml --model_name path/to/SmolLM2-135M-Instruct \\
+      --training_data.path text.jsonl --evaluation_data.wikitext103.path wikitext103_test.txt
+
+Every arm trains on the same activations in the same order at every learning rate of its grid; the best rate by
+held-out explained variance stands for it. Finished runs are kept: the same command goes on where it stopped.
+The output folder gets table.md, table.csv, runs.csv and Pareto plots. Options replace keys, as for 'train'.
+"""
+_OPTIONS = {
+    "train": {"--resume", "--overwrite", "--dry-run", "--debug", "--help"},
+    "compare": {"--debug", "--help"},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words)
     except KeyboardInterrupt:
         print("Stopped; nothing was saved since the last checkpoint.", file=sys.stderr)
-        return 130
+        return _STOPPED
     except (ValueError, OSError) as error:
         if debug:
             raise
@@ -64,15 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     overrides: dict[str, Any] = {}
-    if words[:1] == ["train"]:
+    if words and words[0] in _OPTIONS:
         from sae_lens_sparsemax.overrides import split_overrides
 
-        words, overrides = split_overrides(words, _TRAIN_OPTIONS)
+        words, overrides = split_overrides(words, _OPTIONS[words[0]])
     options = _parser().parse_args(words)
     if options.command == "train":
         return _train(options, overrides)
     if options.command == "evaluate":
         return _evaluate(options)
+    if options.command == "compare":
+        return _compare(options, overrides)
     return _quickstart(options)
 
 
@@ -91,7 +108,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         loaded.make_runner().run()
     except InterruptedException:
         print("Stopped. Continue with the same command and --resume.", file=sys.stderr)
-        return 130
+        return _STOPPED
     output = loaded.config.output_path
     if output is not None:
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")
@@ -116,11 +133,25 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from sae_lens_sparsemax.compare.runner import compare_from_yaml
+
+    table = compare_from_yaml(options.config, overrides)
+    print(f"\n{table.read_text(encoding='utf-8')}\nTables and plots: {table.parent}")
+    return 0
+
+
 def _quickstart(options: argparse.Namespace) -> int:
+    from sae_lens.training._interruption import InterruptedException
+
     from sae_lens_sparsemax.harness import results_table
     from sae_lens_sparsemax.quickstart import quickstart
 
-    folder, evaluation, seconds = quickstart(options.output)
+    try:
+        folder, evaluation, seconds = quickstart(options.output)
+    except InterruptedException:
+        print("Stopped.", file=sys.stderr)
+        return _STOPPED
     print(f"\nTrained, saved, loaded back and evaluated on held-out text in {seconds:.0f} s.")
     _print_table(results_table(evaluation))
     print(f"""\
@@ -174,6 +205,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=16, help="contexts per batch (default 16)")
     evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
     evaluate.add_argument("--output", type=Path, help="JSON file (default: evaluation.json beside the SAE)")
+
+    compare = command("compare", "Train architectures against each other on the same activations.", _COMPARE_EPILOG)
+    compare.add_argument("config", help="YAML file; see configs/compare/ for examples")
+    compare.add_argument("--KEY VALUE", dest="_", nargs="?", help="replace a key of the file, e.g. --steps 2000")
 
     quick = command("quickstart", "Train and evaluate an SAE on a small embedded language model; needs no network.")
     quick.add_argument("--output", default="output/quickstart", help="folder (default output/quickstart)")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
-from simple_parsing.helpers import field
+from simple_parsing.helpers.fields import field
 from typing_extensions import override
 
 Activations = Literal["scores", "probabilities"]

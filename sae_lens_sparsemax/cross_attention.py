@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import embedding_bag
 
+from sae_lens_sparsemax import kernels
 from sae_lens_sparsemax.sparsemax import (
     Support,
     gate,
@@ -32,7 +33,8 @@ from sae_lens_sparsemax.sparsemax import (
 
 # Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
 MIN_BLOCK_ROWS = 512
-BLOCK_SCORES = 2**22
+# On a GPU a block must be large enough for its product to hide a handful of launches (an estimate, not measured).
+BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**27}
 # Table entries gathered at a time in the concepts' gradient: a slice of columns that stays in a core's cache.
 SLICE_ENTRIES, MIN_SLICE = 2**18, 64
 # Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
@@ -124,8 +126,8 @@ def select(
     n_tokens, n_concepts = query.shape[0], keys.shape[0]
     if max_density is None:
         max_density = MAX_SPARSE_DENSITY.get(query.device.type, MAX_SPARSE_DENSITY["cuda"])
-    # Narrow dictionaries gain nothing from lists until supports are a handful.
-    block_rows = min(n_tokens, max(MIN_BLOCK_ROWS, BLOCK_SCORES // n_concepts))
+    block_scores = BLOCK_SCORES.get(query.device.type, BLOCK_SCORES["cuda"])
+    block_rows = min(n_tokens, max(MIN_BLOCK_ROWS, block_scores // n_concepts))
     buffer = query.new_empty(block_rows, n_concepts)
     score_std = query.new_zeros(())
     parts: list[Support] = []
@@ -147,30 +149,43 @@ def select(
 
 class _SparseAttend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, keys, values, bias, support: Support, gate_scale: float, probabilities: bool):
+    def forward(ctx, query, keys, values, bias, support: Support, gate_scale: float, probabilities: bool):  # noqa: ARG004
         acts = support_activations(support, gate_scale, probabilities)
         context = weighted_rows(support.crow, support.col, acts, values)
         ctx.save_for_backward(query, keys, values, acts)
         ctx.support, ctx.gate_scale, ctx.probabilities = support, gate_scale, probabilities
-        ctx.shared, ctx.has_bias = keys is values, bias is not None
+        ctx.shared = keys is values
         return acts, context
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
         grad_acts, grad_context = grads
         query, keys, values, acts = ctx.saved_tensors
+        # Unpacking makes two objects of one tensor.
+        values = keys if ctx.shared else values
         support: Support = ctx.support
         grad_context = grad_context.contiguous()
         row = support.row
-        d_acts = grad_acts + _sampled_product(support, grad_context, values)
-        d_scores = support_gradient(d_acts, row, support.counts, ctx.gate_scale, ctx.probabilities)
         d_query = d_keys = d_values = d_bias = None
-        if ctx.needs_input_grad[0]:
-            d_query = weighted_rows(support.crow, support.col, d_scores, keys)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        if kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH:
+            from sae_lens_sparsemax.kernels.score_gradients import score_gradients
+
+            d_scores, d_query = score_gradients(
+                support.crow, support.col, grad_acts, grad_context, keys, values, ctx.gate_scale, ctx.probabilities
+            )
+        else:
+            d_acts = grad_acts + _sampled_product(support, grad_context, values)
+            d_scores = support_gradient(d_acts, row, support.counts, ctx.gate_scale, ctx.probabilities)
+            if ctx.needs_input_grad[0]:
+                d_query = weighted_rows(support.crow, support.col, d_scores, keys)
+        if any(ctx.needs_input_grad[1:4]):
             order, offsets = _transpose(support.col, keys.shape[0])
             token = row[order]
-            if ctx.shared:
+            if ctx.shared and kernels.usable(query):
+                from sae_lens_sparsemax.kernels.weighted_rows import weighted_rows as sum_both
+
+                d_keys = sum_both(offsets, token, acts[order], grad_context, d_scores[order], query)
+            elif ctx.shared:
                 # One pass serves both uses of the concepts: Σ_n a_ni dy_n + dz_ni q_n. Autograd adds the two
                 # gradients of the one tensor, so the second is None.
                 table = torch.cat([grad_context, query])
@@ -180,8 +195,8 @@ class _SparseAttend(torch.autograd.Function):
             else:
                 d_keys = _weighted_columns(offsets, token, d_scores[order], query)
                 d_values = _weighted_columns(offsets, token, acts[order], grad_context)
-        if ctx.has_bias and ctx.needs_input_grad[3]:
-            d_bias = query.new_zeros(keys.shape[0]).index_add_(0, support.col, d_scores)
+            if ctx.needs_input_grad[3]:
+                d_bias = torch.segment_reduce(d_scores[order], "sum", offsets=offsets)
         return d_query, d_keys, d_values, d_bias, None, None, None
 
 
@@ -204,6 +219,10 @@ def weighted_rows(
 
     Args: (N + 1,) where each list begins, (nnz,) rows of the (M, d) table, (nnz,) weights in the table's dtype.
     """
+    if kernels.usable(table):
+        from sae_lens_sparsemax.kernels.weighted_rows import weighted_rows as run
+
+        return run(offsets, index, weights, table)
     return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 

@@ -87,7 +87,9 @@ def _write_inference_form(sae_id: str, source: SAE[Any] | Path | str, folder: Pa
         _check_folded(sae_id, source)
         source.save_model(folder)
     elif isinstance(source, SAE):
-        raise ValueError(f"SAE {sae_id!r} is a {type(source).__name__}; upload it with SAELens, this card is not for it")
+        raise ValueError(
+            f"SAE {sae_id!r} is a {type(source).__name__}; upload it with SAELens, this card is not for it"
+        )
     else:
         _load_folder(sae_id, Path(source)).save_model(folder)
         for name in (SPARSITY_FILENAME, RUNNER_CFG_FILENAME):

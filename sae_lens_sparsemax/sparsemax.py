@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import torch
 
+from sae_lens_sparsemax import kernels
+
 # Scores per chunk: the maxima of short chunks bound τ tightly and waste little, those of long ones are fewer.
 CHUNK = 32
 # Above this share of chunks still to be read, reading everything once more is cheaper than gathering.
@@ -77,6 +79,10 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
     if z.shape[0] == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=z.device)
         return Support(empty.new_zeros(1), empty, z.new_zeros(0), z.new_zeros(0, dtype=torch.float64))
+    if kernels.usable(z):
+        from sae_lens_sparsemax.kernels.selection import select
+
+        return Support(*select(z, budget))
 
     if z.shape[1] % CHUNK:
         z = torch.nn.functional.pad(z, (0, -z.shape[1] % CHUNK), value=-torch.inf)

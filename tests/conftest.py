@@ -1,6 +1,12 @@
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.tiny_language_model import save_tiny_llama
 

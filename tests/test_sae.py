@@ -155,7 +155,7 @@ def test_bad_inputs_are_refused():
     sae = new_sae(metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))
     x = inputs()
     x[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="activations at blocks.1.hook_resid_post are not finite: 1 of 40 tokens"):
+    with pytest.raises(ValueError, match=r"activations at blocks.1.hook_resid_post are not finite: 1 of 40 tokens"):
         sae(x)
     for width in (1, D_IN + 1):
         with pytest.raises(

@@ -126,7 +126,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
 
 def test_weights_of_the_other_structure_are_refused(tmp_path):
     small_sae(structure="mlp").save_model(tmp_path)
-    with pytest.raises(ValueError, match="missing dictionary.W_k.*unknown dictionary.W_dec"):
+    with pytest.raises(ValueError, match=r"missing dictionary.W_k.*unknown dictionary.W_dec"):
         small_sae().load_weights_from_checkpoint(tmp_path)
 
 
@@ -139,7 +139,7 @@ def test_resuming_takes_g_from_the_checkpoint(tmp_path):
 
 def test_an_inference_folder_is_no_training_sae(tmp_path):
     small_sae().save_inference_model(tmp_path)
-    with pytest.raises(ValueError, match="load them with SAE.load_from_disk"):
+    with pytest.raises(ValueError, match=r"load them with SAE\.load_from_disk"):
         TrainingSAE.load_from_disk(tmp_path)
 
 
@@ -150,3 +150,9 @@ def test_files_name_the_package_that_reads_them(tmp_path):
         config = json.loads((tmp_path / form / "cfg.json").read_text())
         assert config["architecture"] == "sparsemax"
         assert config["metadata"]["package"] == "sae_lens_sparsemax"
+
+
+def test_an_offset_that_is_no_parameter_stays_none_after_loading(tmp_path):
+    small_sae(b_dec_init="fixed_zeros").save_model(tmp_path)
+    loaded = TrainingSAE.load_from_disk(tmp_path)
+    assert not loaded.b_dec.requires_grad and loaded.dictionary.concepts.requires_grad

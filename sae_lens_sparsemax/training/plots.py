@@ -88,9 +88,9 @@ def plot_l0_histogram(l0_values: torch.Tensor, png: Path | str) -> None:
     p5, p50, p95 = np.percentile(counts, [5, 50, 95])
     # A few tokens far out would squeeze all others into one bar.
     limit = int(np.percentile(counts, 99.5))
-    beyond = int((counts > limit).sum())
     width = max(1, -(-(limit - int(counts.min()) + 1) // 60))
     edges = np.arange(int(counts.min()), limit + width + 1, width) - 0.5
+    beyond = int((counts > edges[-1]).sum())
 
     figure = _new_figure(7.2, 4.2)
     axes = figure.subplots()

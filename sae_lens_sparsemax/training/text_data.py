@@ -47,6 +47,8 @@ def load_text_dataset(
     try:
         data = _load(path, split, config, streaming)
         first = next(iter(data), None)
+    except StopIteration:  # what `datasets` raises for a JSON lines file without lines
+        first = data = None
     except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"The data set {path!r} could not be loaded: {_reason(error)}") from error
     if first is None:

@@ -7,8 +7,8 @@ import torch
 import yaml
 from sae_lens import SAE
 
+from sae_lens_sparsemax.cli import main
 from sae_lens_sparsemax.compare import compare_from_yaml
-from sae_lens_sparsemax.compare.__main__ import main
 from sae_lens_sparsemax.compare.activation_cache import ActivationShards
 from sae_lens_sparsemax.compare.runs import all_runs
 from tests.tiny_language_model import documents, save_tiny_llama
@@ -192,13 +192,11 @@ def test_too_little_text_is_an_error_that_says_how_much_there_is(tmp_path, langu
 
 def test_command_line_takes_overrides_and_reports_mistakes_in_one_line(tmp_path, capsys):
     path = write(tmp_path, SYNTHETIC)
-    main([str(path), "--steps", "3", "--seeds=[4]"])
-    table = capsys.readouterr().out.strip()
-    assert table.endswith("table.md")
+    assert main(["compare", str(path), "--steps", "3", "--seeds=[4]"]) == 0
+    assert f"Tables and plots: {tmp_path / 'out'}" in capsys.readouterr().out
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["steps"], config["seeds"]) == (3, [4])
-    with pytest.raises(SystemExit):
-        main([str(path), "--step", "3"])
+    assert main(["compare", str(path), "--step", "3"]) == 2
     assert "'step' in the configuration is no setting; did you mean 'steps'?" in capsys.readouterr().err
 
 

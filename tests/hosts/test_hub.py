@@ -9,11 +9,11 @@ import torch
 from huggingface_hub import constants, hf_api
 from huggingface_hub.errors import EntryNotFoundError
 from sae_lens import SAE, TopKSAE, TopKSAEConfig, TrainingSAE, upload_saes_to_huggingface
-from tests.hosts.hub_server import running_hub
-from tests.hosts.training import HOOK, new_config, trainer_of
 
 from sae_lens_sparsemax import SparsemaxSAE
 from sae_lens_sparsemax.hub import model_card, upload_saes
+from tests.hosts.hub_server import running_hub
+from tests.hosts.training import HOOK, new_config, trainer_of
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def test_uploaded_saes_load_with_equal_outputs(hub, trained, inference_folder, a
     files = hub.repos["user/saes"]
     assert files["README.md"].decode() == card
     assert set(files) == {"README.md"} | {
-        f"{sae_id}/{name}" for sae_id in ("trained", "layers/2", "checkpoint") for name in ("cfg.json", "sae_weights.safetensors")
+        f"{sae_id}/{name}"
+        for sae_id in ("trained", "layers/2", "checkpoint")
+        for name in ("cfg.json", "sae_weights.safetensors")
     }
 
 
@@ -99,7 +101,7 @@ def test_loading_from_a_hub_in_another_dtype_keeps_g(hub, trained, dtype):
 
 def test_a_missing_sae_or_weight_file_is_an_error_that_names_the_file(hub, trained):
     upload_saes({"one": trained}, "user/saes")
-    with pytest.raises(EntryNotFoundError, match="two/cfg.json"):
+    with pytest.raises(EntryNotFoundError, match=r"two/cfg\.json"):
         SAE.from_pretrained("user/saes", "two")
     del hub.repos["user/saes"]["one/sae_weights.safetensors"]
     with pytest.raises(EntryNotFoundError, match=r"one/sae_weights.safetensors"):
@@ -183,7 +185,8 @@ def test_the_card_of_an_sae_without_metadata_says_so():
 @pytest.mark.slow
 def test_a_fresh_interpreter_loads_from_the_hub_that_the_environment_names(hub, trained, tmp_path):
     upload_saes({"one": trained}, "user/saes")
-    code = 'import sae_lens_sparsemax; from sae_lens import SAE; print(SAE.from_pretrained("user/saes", "one").cfg.gate_scale)'
+    load = 'SAE.from_pretrained("user/saes", "one")'
+    code = f"import sae_lens_sparsemax; from sae_lens import SAE; print({load}.cfg.gate_scale)"
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout.strip().splitlines()[-1]) == trained.cfg.gate_scale
