@@ -1,1 +1,33 @@
-"""The cross-attention sparsemax sparse autoencoder, as a SAELens plugin."""
+"""The cross-attention sparsemax sparse autoencoder, as a SAELens plugin.
+
+Importing this package registers the architecture "sparsemax" with SAELens: its loaders, runners, evaluation harness
+and command line know it from then on.
+"""
+
+from sae_lens import register_sae_class, register_sae_training_class
+from sae_lens.registry import SAE_CLASS_REGISTRY
+
+from sae_lens_sparsemax.config import ARCHITECTURE, PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.cross_attention import attend
+from sae_lens_sparsemax.sae import SparsemaxSAE
+from sae_lens_sparsemax.sparsemax import select_support, sparsemax
+from sae_lens_sparsemax.training_sae import SparsemaxTrainingSAE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "SparsemaxSAE",
+    "SparsemaxSAEConfig",
+    "SparsemaxTrainingSAE",
+    "SparsemaxTrainingSAEConfig",
+    "attend",
+    "select_support",
+    "sparsemax",
+]
+
+# SAELens refuses to register a name twice, which a reload in a notebook would do with our own classes.
+_registered = SAE_CLASS_REGISTRY.get(ARCHITECTURE)
+if _registered is None or _registered[0].__module__ != SparsemaxSAE.__module__:
+    register_sae_class(ARCHITECTURE, SparsemaxSAE, SparsemaxSAEConfig)
+    register_sae_training_class(ARCHITECTURE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig)

@@ -53,9 +53,7 @@ def test_documents_are_read_without_the_merged_copy_and_in_plain_punctuation(tmp
         "data/one.json": "{}",
         "README.txt": "-",
     }
-    assert build_text.read_documents(archive(tmp_path / "a.tgz", files), "src") == {
-        "src/one": '"Aye, aye" — it\'s'
-    }
+    assert build_text.read_documents(archive(tmp_path / "a.tgz", files), "src") == {"src/one": '"Aye, aye" — it\'s'}
 
 
 def test_an_archive_without_text_is_refused(tmp_path):

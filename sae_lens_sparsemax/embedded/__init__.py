@@ -10,6 +10,9 @@ from typing import Literal, get_args
 
 from datasets import Dataset
 
+QUICKSTART = "quickstart"
+"""Stands for the embedded model as a model name, and for the embedded text as a data set, in configurations."""
+
 Split = Literal["train", "validation"]
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

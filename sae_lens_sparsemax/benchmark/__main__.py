@@ -1,0 +1,123 @@
+"""python -m sae_lens_sparsemax.benchmark: ratios of training passes to the score product, and how they grow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from sae_lens_sparsemax.benchmark.measure import median_seconds, peak_extra_bytes
+from sae_lens_sparsemax.benchmark.passes import Problem, floor_pass, naive_pass, sparsemax_pass, topk_pass
+from sae_lens_sparsemax.benchmark.report import as_table, plot_growth
+from sae_lens_sparsemax.memory import use_huge_pages
+
+EPILOG = """\
+examples:
+  python -m sae_lens_sparsemax.benchmark                         the README's table, about ten minutes on two cores
+  python -m sae_lens_sparsemax.benchmark --d-sae 12288 --support 50
+  python -m sae_lens_sparsemax.benchmark --only sparsemax --tokens 512 1024 2048 4096 --output bench/
+
+Every figure is a ratio within one run: the median time of a forward and backward pass over that of the score product
+alone (torch.mm of the same tokens and concepts), and the peak extra memory over the size of the score matrix.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print."""
+    args = _parser().parse_args(arguments)
+    use_huge_pages()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    problems = [
+        Problem(n, args.d_in, m, support, args.device)
+        for n in args.tokens
+        for m in args.d_sae
+        for support in args.support
+        if support < m
+    ]
+    rows = [_measure(problem, args) for problem in tqdm(problems, desc="Benchmark", file=sys.stderr)]
+    sys.stdout.write(f"{_machine(args.device)}; fwd+bwd time / score product, peak extra memory / score matrix\n")
+    sys.stdout.write(as_table(rows) + "\n")
+    if args.output:
+        folder = Path(args.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "benchmark.json").write_text(json.dumps({"machine": _machine(args.device), "rows": rows}, indent=1))
+        plot_growth(rows, folder / "benchmark.png")
+
+
+def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | int | str | None]:
+    passes = {"floor": floor_pass(problem), "sparsemax": sparsemax_pass(problem)}
+    if "probabilities" in args.only:
+        passes["probabilities"] = sparsemax_pass(problem, activations="probabilities")
+    if "mlp" in args.only:
+        passes["mlp"] = sparsemax_pass(problem, structure="mlp")
+    if "topk" in args.only:
+        passes["topk"] = topk_pass(problem, sparse=False)
+    if "topk_sparse" in args.only:
+        passes["topk_sparse"] = topk_pass(problem, sparse=True)
+    if "naive" in args.only and problem.d_sae <= args.naive_up_to:
+        passes["naive"] = naive_pass(problem)
+    seconds = median_seconds(passes, args.repeats, problem.device)
+    score_bytes = 4 * problem.n_tokens * problem.d_sae
+    row: dict[str, float | int | str | None] = {
+        "n_tokens": problem.n_tokens,
+        "d_sae": problem.d_sae,
+        "support": problem.support,
+        "floor_ms": 1e3 * seconds["floor"],
+    }
+    for name in passes:
+        if name != "floor":
+            row[f"{name}_time"] = seconds[name] / seconds["floor"]
+            extra = peak_extra_bytes(passes[name], problem.device)
+            row[f"{name}_memory"] = None if extra is None else extra / score_bytes
+    return row
+
+
+def _machine(device: str) -> str:
+    if device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sae_lens_sparsemax.benchmark",
+        description="Cost of a training pass of the sparsemax SAE, of its naive form, and of SAELens's TopK.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--d-sae", type=int, nargs="+", default=[3072, 6144, 12288, 24576, 49152], metavar="M")
+    parser.add_argument("--support", type=int, nargs="+", default=[10, 50, 300], help="concepts per token")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024], metavar="N", help="tokens per batch")
+    parser.add_argument("--d-in", type=int, default=768, metavar="d")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=["topk", "topk_sparse", "naive"],
+        choices=["sparsemax", "probabilities", "mlp", "topk", "topk_sparse", "naive"],
+        help="what to measure beside the sparsemax SAE",
+    )
+    parser.add_argument("--naive-up-to", type=int, default=24576, metavar="M", help="skip the naive form above this")
+    parser.add_argument("--output", help="folder for benchmark.json and benchmark.png")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

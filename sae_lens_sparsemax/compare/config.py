@@ -1,0 +1,160 @@
+"""The settings of a comparison, and the mistakes in them that can be found before anything runs."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+from sae_lens.saes.sae import TrainingSAEConfig
+
+from sae_lens_sparsemax.evaluation.names import unknown_name
+
+# What the comparison itself sets in SAELens's trainer configuration.
+_TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
+
+
+@dataclass
+class TextData:
+    """Where text comes from."""
+
+    path: str | None = None
+    """A `.jsonl`, `.txt` or `.parquet` file, or the name of a Hugging Face data set."""
+    split: str = "train"
+    """Split of a Hugging Face data set."""
+    text_column: str = "text"
+    """Column that holds the documents; in a `.txt` file every line that is not empty is one."""
+    held_out: bool = False
+    """Take the held-out documents of the training data instead of `path`."""
+
+
+@dataclass
+class Arm:
+    """One line of the plots: an architecture and the values of the field that sets its sparsity."""
+
+    name: str
+    """Label in tables and plots."""
+    architecture: str
+    """Name of a training architecture registered with SAELens."""
+    sparsity_field: str
+    """Field of the SAE's config that is varied: `k`, `target_l0`, `l1_coefficient`, …"""
+    sparsities: list[float]
+    """Values of that field."""
+    lrs: list[float]
+    """Learning rates; every value of the sparsity field is trained at each, and the best is reported."""
+    sae: dict[str, Any] = field(default_factory=dict)
+    """Other fields of the SAE's config, without `d_in`, `device` and what `CompareConfig` sets."""
+
+    def sae_config(self, sparsity: float, **common: Any) -> TrainingSAEConfig:
+        """The SAE's config at one value of the sparsity field; `common` are fields all arms share."""
+        if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
+            raise ValueError(
+                unknown_name("architecture", self.architecture, SAE_TRAINING_CLASS_REGISTRY, f"arm {self.name}")
+            )
+        config_class = get_sae_training_class(self.architecture)[1]
+        valid = {f.name: f for f in fields(config_class) if f.init}
+        for key in (self.sparsity_field, *self.sae):
+            if key not in valid:
+                raise ValueError(unknown_name(f"field of {config_class.__name__}", key, valid, f"arm {self.name}"))
+        # YAML cannot tell k: 32 from k: 32.0, and TopK needs an integer.
+        whole = float(sparsity).is_integer() and "float" not in str(valid[self.sparsity_field].type)
+        return config_class(**{**common, **self.sae, self.sparsity_field: int(sparsity) if whole else sparsity})
+
+
+@dataclass
+class CompareConfig:
+    """Settings of a comparison of SAE architectures on the same activations."""
+
+    arms: list[Arm]
+    """What is compared."""
+    output_path: str = "output/compare"
+    """Folder for activations, SAEs, results, tables and plots."""
+    synthetic_model: dict[str, Any] | None = None
+    """Settings of `sae_lens.synthetic.SyntheticModelConfig`; it replaces the language model."""
+
+    model_name: str | None = None
+    """Language model: a Hugging Face name or a local folder."""
+    model_class_name: str = "HookedTransformer"
+    """How SAELens loads it: `HookedTransformer` or `AutoModelForCausalLM`."""
+    hook_name: str | None = None
+    """Hook whose activations are reconstructed."""
+    training_data: TextData = field(default_factory=TextData)
+    """Text to train on."""
+    evaluation_data: dict[str, TextData] = field(default_factory=lambda: {"held_out": TextData(held_out=True)})
+    """Named sets of text to evaluate on."""
+    held_out_fraction: float = 0.1
+    """Fraction of the training documents kept for validation, and as many again for evaluation."""
+    context_size: int = 128
+    """Tokens per context."""
+    prepend_bos: bool = True
+    """Whether contexts begin with the beginning-of-sequence token."""
+    exclude_special_tokens: bool = True
+    """Whether activations at special tokens are left out of training and evaluation."""
+    max_norm_over_median: float | None = None
+    """Leave out activations with more than this many times the median norm, as some models have at a few
+    positions where they would be nearly all of the variance; they are never replaced by a reconstruction
+    either. By default nothing is left out."""
+    store_batch_size_prompts: int = 16
+    """Contexts per forward pass of the language model."""
+    n_validation_tokens: int = 16_384
+    """Held-out activations on which the best learning rate is chosen (samples, with a synthetic model)."""
+    n_evaluation_tokens: int = 32_768
+    """Activations per evaluation set (samples, with a synthetic model)."""
+    n_cross_entropy_tokens: int = 16_384
+    """Tokens per evaluation set on which the cross-entropy is measured; 0 leaves it out."""
+    activation_dtype: str = "float32"
+    """Precision of stored activations: `float32`, `float16` or `bfloat16`."""
+
+    d_sae: int = 2304
+    """Concepts of every SAE."""
+    n_training_tokens: int | None = None
+    """Activations to store for training; by default one for every sample of `steps`, no repetition."""
+    steps: int = 600
+    """Training steps."""
+    batch_size: int = 1024
+    """Activations per step."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Other fields of SAELens's `SAETrainerConfig`, such as `lr_warm_up_steps` and `lr_decay_steps`."""
+    b_dec_init: str = "mean"
+    """`mean` starts the decoder bias of every SAE at the mean of the training activations; `zeros` leaves it to the
+    architecture, and so does an arm that sets a field `b_dec_init` of its own."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Each seeds both the SAE's initialisation and the order of the activations."""
+    device: str = "cpu"
+    """Device of the language model and of the SAEs."""
+
+    def __post_init__(self) -> None:
+        if self.synthetic_model is None and (not self.model_name or not self.hook_name):
+            raise ValueError("model_name and hook_name must be given unless synthetic_model is")
+        if self.b_dec_init not in ("mean", "zeros"):
+            raise ValueError(f"b_dec_init must be 'mean' or 'zeros', got {self.b_dec_init!r}")
+        if not 0 < self.held_out_fraction < 0.5:
+            raise ValueError(f"held_out_fraction must lie between 0 and 0.5, got {self.held_out_fraction}")
+        names = [arm.name for arm in self.arms]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"arms must have names that differ from each other, got {names}")
+        if reserved := {"train", "validation"} & set(self.evaluation_data):
+            raise ValueError(f"evaluation_data must not use the names {sorted(reserved)}, which mean splits")
+        if not self.seeds:
+            raise ValueError("seeds must name at least one seed")
+        valid = {f.name for f in fields(SAETrainerConfig)} - _TRAINER_FIELDS_SET_HERE
+        for key in self.trainer:
+            if key not in valid:
+                raise ValueError(unknown_name("field of SAETrainerConfig", key, valid, "trainer"))
+        for arm in self.arms:
+            if not arm.sparsities or not arm.lrs:
+                raise ValueError(f"arm {arm.name} needs at least one value in sparsities and one in lrs")
+            # Building the config now finds a mistake before the language model has run for an hour.
+            arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
+
+    @property
+    def n_stored_tokens(self) -> int:
+        """Activations stored for training."""
+        return self.n_training_tokens or self.steps * self.batch_size
+
+
+def fingerprint(settings: Any) -> str:
+    """A short hash of plain data or a dataclass, equal for equal settings."""
+    plain = settings if isinstance(settings, dict) else asdict(settings)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]

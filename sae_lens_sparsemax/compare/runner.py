@@ -1,0 +1,76 @@
+"""The whole comparison, which goes on where it was interrupted when it is started again."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sae_lens_sparsemax.compare.config import CompareConfig
+from sae_lens_sparsemax.compare.language_model import LanguageModelSource
+from sae_lens_sparsemax.compare.loading import config_from_yaml
+from sae_lens_sparsemax.compare.plots import write_plots
+from sae_lens_sparsemax.compare.runs import (
+    RunResult,
+    all_runs,
+    evaluate_chosen,
+    finished_run,
+    train_and_evaluate,
+)
+from sae_lens_sparsemax.compare.selection import best_points
+from sae_lens_sparsemax.compare.sources import ActivationSource
+from sae_lens_sparsemax.compare.synthetic import SyntheticSource
+from sae_lens_sparsemax.compare.tables import write_tables
+from sae_lens_sparsemax.evaluation.results import save_json
+
+
+def compare(cfg: CompareConfig) -> Path:
+    """
+    Train every SAE of a comparison on the same activations, measure all, and write tables and plots.
+
+    Activations and finished runs are kept in `cfg.output_path`; a repeated call with the same settings only
+    does what is missing, and tables and plots are rewritten after every call. Runs whose settings changed are
+    trained again.
+
+    Args:
+        cfg: The settings.
+
+    Returns:
+        The Markdown table; `table.csv`, `runs.csv` and `pareto_*.png` lie beside it.
+
+    Raises:
+        ValueError: If the data is too small, the disk too full, or a setting wrong.
+    """
+    folder = Path(cfg.output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(asdict(cfg), folder / "config.json")
+    source: ActivationSource = SyntheticSource(cfg) if cfg.synthetic_model is not None else LanguageModelSource(cfg)
+    runs = all_runs(cfg)
+    results: list[RunResult] = []
+    for run in (bar := tqdm(runs, desc="Runs", unit="run")):
+        bar.set_postfix_str(run.name)
+        results.append(finished_run(cfg, run, source) or train_and_evaluate(cfg, run, source))
+    points = best_points(cfg, results)
+    chosen = {(result.arm, result.sparsity, result.lr) for point in points for result in point.results}
+    for i, run in enumerate(tqdm(runs, desc="Evaluation at the best learning rates", unit="run")):
+        if (run.arm.name, run.sparsity, run.lr) in chosen:
+            results[i] = evaluate_chosen(cfg, run, source)
+    points = best_points(cfg, results)
+    write_plots(cfg, points, folder)
+    return write_tables(cfg, points, results, folder)
+
+
+def compare_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Path:
+    """
+    `compare` with the settings of a YAML file.
+
+    Args:
+        path: The YAML file; its keys are the fields of `CompareConfig`.
+        overrides: Entries that replace those of the file, by dotted key, as in
+            `{"training_data.path": "x.jsonl"}`; strings are read as YAML.
+
+    Returns:
+        The Markdown table that was written.
+    """
+    return compare(config_from_yaml(path, overrides))

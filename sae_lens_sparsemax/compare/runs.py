@@ -1,0 +1,183 @@
+"""One run of a comparison: an SAE trained by SAELens's own trainer, saved for inference and measured."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_lens_sparsemax.compare.config import Arm, CompareConfig, fingerprint
+from sae_lens_sparsemax.compare.sources import ActivationSource, Metrics
+from sae_lens_sparsemax.evaluation.results import load_json, save_json
+
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Which of the runs of a comparison this is."""
+
+    arm: Arm
+    """What is trained."""
+    sparsity: float
+    """Value of the arm's sparsity field."""
+    lr: float
+    """Learning rate."""
+    seed: int
+    """Seed of the initialisation and of the order of the activations."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return f"{self.arm.name}_{self.arm.sparsity_field}-{self.sparsity:g}_lr-{self.lr:g}_seed-{self.seed}"
+
+    def fingerprint(self, cfg: CompareConfig, source: ActivationSource) -> str:
+        """Hash of everything that a result depends on, so that a stale result is not taken for this one."""
+        run = {key: getattr(cfg, key) for key in ("d_sae", "steps", "batch_size", "trainer", "b_dec_init")}
+        arm = {"architecture": self.arm.architecture, "field": self.arm.sparsity_field, "sae": self.arm.sae}
+        return fingerprint(
+            {**run, **arm, "activations": source.fingerprint, "run": [self.sparsity, self.lr, self.seed]}
+        )
+
+
+@dataclass
+class RunResult:
+    """What is known of a finished run."""
+
+    arm: str
+    """Name of the arm."""
+    architecture: str
+    """SAELens architecture that was trained."""
+    sparsity_field: str
+    """Field that sets the sparsity."""
+    sparsity: float
+    """Its value."""
+    lr: float
+    """Learning rate."""
+    seed: int
+    """Seed."""
+    fingerprint: str
+    """Hash of everything the result depends on."""
+    training_seconds: float
+    """Wall time of the training steps."""
+    training_l0: float
+    """Mean L0 over the trainer's last sparsity window."""
+    training_dead_fraction: float
+    """Fraction of the concepts not active in the last `dead_feature_window` steps, or the run if shorter."""
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    """Measures by evaluation set."""
+    n_cross_entropy_tokens: int | None = None
+    """The setting that the slow measures were taken with; none if this run was not chosen for them."""
+
+
+def all_runs(cfg: CompareConfig) -> list[RunSettings]:
+    """Every run of a comparison; seeds vary slowest, so that a first complete picture comes early."""
+    return [
+        RunSettings(arm, sparsity, lr, seed)
+        for seed in cfg.seeds
+        for arm in cfg.arms
+        for sparsity in arm.sparsities
+        for lr in arm.lrs
+    ]
+
+
+def finished_run(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> RunResult | None:
+    """The saved result of a run, if there is one with the same settings."""
+    path = run_folder(cfg, run) / _RESULT
+    if not path.exists():
+        return None
+    result = load_json(RunResult, path)
+    return result if result.fingerprint == run.fingerprint(cfg, source) else None
+
+
+def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> RunResult:
+    """Train one SAE, save its inference form and its result in the run's folder, and return the result."""
+    sae = _untrained_sae(cfg, run, source)
+    trainer_cfg = SAETrainerConfig(
+        **{
+            "lr_end": run.lr / 10,
+            **cfg.trainer,
+            "total_training_samples": cfg.steps * cfg.batch_size,
+            "train_batch_size_samples": cfg.batch_size,
+            "lr": run.lr,
+            "device": cfg.device,
+            "logger": LoggingConfig(log_to_wandb=False),
+        }
+    )
+    trainer = SAETrainer(trainer_cfg, sae, source.batches(run.seed))
+    _estimate_normalisation(trainer, source.batches(run.seed))
+    started = time.perf_counter()
+    trainer.fit()
+    seconds = time.perf_counter() - started
+    window = min(trainer_cfg.dead_feature_window, cfg.steps)
+    folder = run_folder(cfg, run)
+    sae.save_inference_model(folder)
+    result = RunResult(
+        arm=run.arm.name,
+        architecture=run.arm.architecture,
+        sparsity_field=run.arm.sparsity_field,
+        sparsity=run.sparsity,
+        lr=run.lr,
+        seed=run.seed,
+        fingerprint=run.fingerprint(cfg, source),
+        training_seconds=seconds,
+        training_l0=trainer.feature_sparsity.sum().item(),
+        training_dead_fraction=(trainer.n_forward_passes_since_fired >= window).double().mean().item(),
+        metrics=source.evaluate(load_run(cfg, run)),
+    )
+    save_json(result, folder / _RESULT)
+    return result
+
+
+def evaluate_chosen(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> RunResult:
+    """Add the slow measures to a finished run, unless it has them already, and return its result."""
+    result = load_json(RunResult, run_folder(cfg, run) / _RESULT)
+    if result.n_cross_entropy_tokens != cfg.n_cross_entropy_tokens:
+        for name, metrics in source.evaluate_chosen(load_run(cfg, run)).items():
+            result.metrics[name] = {**result.metrics.get(name, {}), **metrics}
+        result.n_cross_entropy_tokens = cfg.n_cross_entropy_tokens
+        save_json(result, run_folder(cfg, run) / _RESULT)
+    return result
+
+
+def run_folder(cfg: CompareConfig, run: RunSettings) -> Path:
+    """Folder of a run's SAE and result."""
+    return Path(cfg.output_path) / "runs" / run.name
+
+
+def load_run(cfg: CompareConfig, run: RunSettings) -> SAE[Any]:
+    """The inference SAE of a finished run."""
+    return SAE.load_from_disk(run_folder(cfg, run), device=cfg.device)
+
+
+def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> TrainingSAE[Any]:
+    common: dict[str, Any] = {"d_in": source.d_in, "d_sae": cfg.d_sae, "device": cfg.device}
+    common["metadata"] = SAEMetadata(**source.metadata)
+    sae_cfg = run.arm.sae_config(run.sparsity, **common)
+    torch.manual_seed(run.seed)
+    sae = get_sae_training_class(run.arm.architecture)[0](sae_cfg)
+    if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
+        if sae_cfg.normalize_activations != "none":
+            raise ValueError(
+                f"arm {run.arm.name} normalises its activations, whose mean is not that of the raw ones: "
+                "b_dec_init must be 'zeros'"
+            )
+        sae.b_dec.data.copy_(source.mean().to(sae.b_dec))
+    return sae
+
+
+def _estimate_normalisation(trainer: SAETrainer[Any, Any], batches: Iterator[torch.Tensor]) -> None:
+    """Estimate what would else cost the trainer batches of its own, so that all arms train on the same."""
+    sae_cfg, n_batches = trainer.sae.cfg, trainer.cfg.n_batches_for_norm_estimate
+    if sae_cfg.normalize_activations == "expected_average_only_in":
+        trainer.activation_scaler.estimate_scaling_factor(sae_cfg.d_in, islice(batches, n_batches), n_batches)
+    elif sae_cfg.normalize_activations == "covariance_whitening":
+        trainer.activation_scaler.estimate_whitening(sae_cfg.d_in, islice(batches, n_batches), n_batches)

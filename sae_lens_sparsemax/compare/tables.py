@@ -1,0 +1,154 @@
+"""The tables of a comparison, as Markdown for people and CSV for programs."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sae_lens_sparsemax.compare.config import CompareConfig
+from sae_lens_sparsemax.compare.runs import RunResult
+from sae_lens_sparsemax.compare.selection import Point
+from sae_lens_sparsemax.training.atomic import atomic_write_text
+
+# Measures shown in the Markdown table, where they exist, with their heading and number of digits. The CSV
+# files hold every measure.
+COLUMNS = {
+    "l0": ("L0", 1),
+    "l0_p5": ("p5", 0),
+    "l0_p50": ("p50", 0),
+    "l0_p95": ("p95", 0),
+    "explained_variance": ("EV", 4),
+    "ce_loss_score": ("CE score", 4),
+    "ce_degradation": ("CE degradation", 4),
+    "mcc": ("MCC", 3),
+    "f1": ("F1", 3),
+    "dead_fraction": ("dead", 4),
+}
+
+
+def write_tables(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult], folder: Path) -> Path:
+    """
+    Write `table.md`, `table.csv` (best learning rates) and `runs.csv` (all runs); return the Markdown file.
+
+    Everything that is written comes from the results, so the files can be rebuilt at any time.
+    """
+    atomic_write_text(folder / "table.csv", _csv(point_row(cfg, point) for point in points))
+    atomic_write_text(folder / "runs.csv", _csv(run_row(result) for result in results))
+    table = folder / "table.md"
+    atomic_write_text(table, markdown(cfg, points, results))
+    return table
+
+
+def point_row(cfg: CompareConfig, point: Point) -> dict[str, Any]:
+    """A point as a flat row: mean and standard deviation over seeds of every measure, as `set/measure`."""
+    row: dict[str, Any] = {
+        "arm": point.arm,
+        point.sparsity_field: point.sparsity,
+        "lr": point.lr,
+        "lr_at_edge": point.lr_at_edge,
+        "seeds": len(point.results),
+        "training_dead_fraction": _mean(result.training_dead_fraction for result in point.results),
+        "training_seconds": _mean(result.training_seconds for result in point.results),
+    }
+    for dataset in reported_sets(cfg):
+        for measure in _measures(point.results, dataset):
+            row[f"{dataset}/{measure}"] = point.mean(dataset, measure)
+            row[f"{dataset}/{measure}/std"] = point.std(dataset, measure)
+    return row
+
+
+def run_row(result: RunResult) -> dict[str, Any]:
+    """A run as a flat row; its measures become columns named `set/measure`."""
+    row = {key: value for key, value in asdict(result).items() if key not in ("metrics", "fingerprint")}
+    for name, metrics in result.metrics.items():
+        row |= {f"{name}/{measure}": value for measure, value in metrics.items()}
+    return row
+
+
+def reported_sets(cfg: CompareConfig) -> list[str]:
+    """Names of the evaluation sets, without the one on which learning rates were chosen."""
+    return ["synthetic"] if cfg.synthetic_model is not None else list(cfg.evaluation_data)
+
+
+def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult]) -> str:
+    """One table per evaluation set at the best learning rates, and one of all runs."""
+    where = "a synthetic model"
+    if cfg.synthetic_model is None:
+        where = f"{Path(cfg.model_name or '').name}, `{cfg.hook_name}`"
+    lines = [
+        "# Comparison",
+        "",
+        f"Activations of {where}; d_sae {cfg.d_sae}, {cfg.steps} steps of {cfg.batch_size} activations, "
+        f"seeds {', '.join(map(str, cfg.seeds))}. Each row is at the learning rate with the highest "
+        "explained variance on separate validation data; ± is the standard deviation over seeds. A learning "
+        "rate marked * is the smallest or largest that was tried: a better one may lie outside.",
+    ]
+    for dataset in reported_sets(cfg):
+        columns = [m for m in COLUMNS if any(point.values(dataset, m) for point in points)]
+        header = ["arm", "setting", "lr", *(COLUMNS[m][0] for m in columns), "dead (training)", "seconds"]
+        rows = [
+            [
+                point.arm,
+                f"{point.sparsity_field} {point.sparsity:g}",
+                f"{point.lr:g}{'*' if point.lr_at_edge else ''}",
+                *(_cell(point, dataset, measure) for measure in columns),
+                f"{_mean(r.training_dead_fraction for r in point.results):.4f}",
+                f"{_mean(r.training_seconds for r in point.results):.0f}",
+            ]
+            for point in points
+        ]
+        lines += ["", f"## {dataset}", "", *_markdown_table(header, rows)]
+    chosen = {(point.arm, point.sparsity, point.lr) for point in points}
+    first = reported_sets(cfg)[0]
+    rows = [
+        [
+            result.arm,
+            f"{result.sparsity_field} {result.sparsity:g}",
+            f"{result.lr:g}",
+            str(result.seed),
+            _number(result.metrics["validation"]["explained_variance"], 4),
+            _number(result.metrics[first]["explained_variance"], 4),
+            _number(result.metrics[first]["l0"], 1),
+            _number(result.metrics[first]["dead_fraction"], 4),
+            "best" if (result.arm, result.sparsity, result.lr) in chosen else "",
+        ]
+        for result in results
+    ]
+    header = ["arm", "setting", "lr", "seed", "EV validation", f"EV {first}", f"L0 {first}", "dead", ""]
+    return "\n".join([*lines, "", "## All runs", "", *_markdown_table(header, rows), ""])
+
+
+def _cell(point: Point, dataset: str, measure: str) -> str:
+    digits = COLUMNS[measure][1]
+    mean, std = point.mean(dataset, measure), point.std(dataset, measure)
+    return _number(mean, digits) + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _measures(results: Iterable[RunResult], dataset: str) -> list[str]:
+    return list(dict.fromkeys(m for result in results for m in result.metrics.get(dataset, {})))
+
+
+def _csv(rows: Iterable[dict[str, Any]]) -> str:
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

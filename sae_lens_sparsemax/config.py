@@ -1,0 +1,183 @@
+"""Configurations of the sparsemax SAE, for inference and for training, and the presets named after their sources.
+
+Field names are SAELens's where it has one. What a field stands for in the paper and in the authors' released code is
+said in the docstrings of the classes, from where SAELens's command line takes its help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
+from simple_parsing.helpers.fields import field
+from typing_extensions import override
+
+Activations = Literal["scores", "probabilities"]
+Gate = Literal["sparsemax", "relu"]
+Structure = Literal["cross_attention", "mlp"]
+LossWeighting = Literal["none", "inverse_norm"]
+BDecInit = Literal["first_batch_mean", "zeros", "fixed_zeros"]
+
+ARCHITECTURE = "sparsemax"
+PACKAGE = "sae_lens_sparsemax"
+
+
+@dataclass
+class SparsemaxSAEConfig(SAEConfig):
+    """A trained sparsemax SAE: linear encoder and decoder around the gate.
+
+    Args:
+        activations: on the support, "scores" z or "probabilities" g·z − τ.
+        unit_norm_query: scores are made from x/‖x‖, and ‖x‖ multiplies the activations.
+        gate: "sparsemax", or "relu" for SAEs trained as the paper's ablation.
+        gate_scale: g; the support is that of sparsemax(g·z). Fixed once trained.
+    """
+
+    activations: Activations = "scores"
+    unit_norm_query: bool = True
+    gate: Gate = "sparsemax"
+    gate_scale: float = 1.0
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_gate(self)
+
+
+def number_or_none(text: str) -> float | None:
+    """A number, or "none": how SAELens's command line reads a field that may be switched off."""
+    return None if text.lower() == "none" else float(text)
+
+
+@dataclass
+class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
+    """Training configuration of the sparsemax SAE. The defaults are what measured best (see the README).
+
+    Args:
+        activations: Activations on the support S of sparsemax(g·z): the "scores" z themselves (released code), or the
+            "probabilities" g·z − τ, which sum to 1 (the paper's Eq. 3) and whose support turns dense under MSE alone.
+        unit_norm_query: Score x/‖x‖ and multiply the activations by ‖x‖ (released code; the paper scores x itself).
+        gate: "sparsemax", or "relu", which with l1_coefficient is the baseline of the paper's Table 3 and takes no
+            gate scale and no target.
+        gate_scale: g, the multiple of the scores that the gate looks at: larger selects fewer concepts. Where it
+            starts if target_l0 moves it.
+        target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
+            number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper.
+        target_l0_rate: How far log g moves per step for each unit of log(L0 / target), itself held within ±1.
+        structure: "cross_attention" shares the concepts between encoder and decoder (z = x W_q W_kᵀ Cᵀ, W_dec =
+            C W_v); "mlp" learns W_enc, b_enc and W_dec separately, as the paper's Table 3 ablates.
+        query_projection: Whether W_q is learnt beside W_k (the paper) or is the identity (released code). Only
+            W_q W_kᵀ matters to the model.
+        init_score_scale: The score of a unit-norm query that points exactly at a concept, at initialisation.
+        loss_weighting: "none" is Σ_d (x̂ − x)², the paper's loss; "inverse_norm" the same divided by ‖x‖ per token
+            (released code, whose constant factor is left out: Adam does not see it).
+        l1_coefficient: Weight of Σ_i |f_i|·‖W_dec,i‖ in the loss; for gate "relu".
+        b_dec_init: b_dec starts at the mean of the first training batch or at zero, or is no parameter at all
+            ("fixed_zeros", released code).
+        decoder_init_norm: Norm of decoder rows at initialisation; None makes one concept's contribution the
+            projection onto it.
+    """
+
+    activations: Activations = "scores"
+    unit_norm_query: bool = True
+    gate: Gate = "sparsemax"
+    gate_scale: float = 1.0
+    target_l0: float | None = field(default=32.0, type=number_or_none)
+    target_l0_rate: float = 0.02
+    structure: Structure = "cross_attention"
+    query_projection: bool = False
+    init_score_scale: float = 1.0
+    loss_weighting: LossWeighting = "none"
+    l1_coefficient: float = 0.0
+    b_dec_init: BDecInit = "first_batch_mean"
+    decoder_init_norm: float | None = field(default=None, type=number_or_none)
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Loaders that find no class for the architecture can say which import brings it.
+        self.metadata.package = PACKAGE
+        _check_gate(self)
+        _check_choice(self, "structure", Structure)
+        _check_choice(self, "loss_weighting", LossWeighting)
+        _check_choice(self, "b_dec_init", BDecInit)
+        _check_positive(self, "init_score_scale", "target_l0_rate", "target_l0", "decoder_init_norm")
+        if self.l1_coefficient < 0:
+            raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+        if self.target_l0 is not None and self.target_l0 > self.d_sae:
+            raise ValueError(f"target_l0 must not exceed d_sae = {self.d_sae}, got {self.target_l0}")
+        if self.gate == "relu" and self.target_l0 is not None:
+            raise ValueError(
+                f"gate='relu' has no gate scale to move: set target_l0=None (got {self.target_l0}) and choose "
+                "l1_coefficient instead"
+            )
+        if self.normalize_activations == "covariance_whitening":
+            self._check_whitening()
+
+    def _check_whitening(self) -> None:
+        if self.unit_norm_query:
+            raise ValueError(
+                "normalize_activations='covariance_whitening' needs unit_norm_query=False: ‖x‖ of a whitened "
+                "activation is no function of x that the folded weights could express"
+            )
+        if self.structure == "cross_attention" and not self.apply_b_dec_to_input:
+            raise ValueError(
+                "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True with "
+                "structure='cross_attention': without it the mean would fold into an encoder bias, which it has not"
+            )
+
+
+def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
+    _check_choice(cfg, "activations", Activations)
+    _check_choice(cfg, "gate", Gate)
+    _check_positive(cfg, "gate_scale", "d_in", "d_sae")
+    if cfg.gate == "relu" and cfg.activations != "scores":
+        raise ValueError(f"gate='relu' has activations='scores' only, got {cfg.activations!r}")
+
+
+def _check_choice(cfg: SAEConfig, name: str, choices: Any) -> None:
+    value, valid = getattr(cfg, name), get_args(choices)
+    if value not in valid:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
+
+
+def _check_positive(cfg: SAEConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(cfg, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Eq. 3 to the letter: probabilities of raw queries, all three projections, plain MSE, nothing steers L0.
+    "paper": {
+        "activations": "probabilities",
+        "unit_norm_query": False,
+        "query_projection": True,
+        "target_l0": None,
+        "loss_weighting": "none",
+        "b_dec_init": "zeros",
+    },
+    # The authors' repository: scores on the support, unit-norm queries, no W_q, no biases, weighted loss. Its mask of
+    # concepts that fire on more than a tenth of the tokens is undocumented, unsaved state, and left out.
+    "released": {
+        "activations": "scores",
+        "unit_norm_query": True,
+        "query_projection": False,
+        "target_l0": None,
+        "loss_weighting": "inverse_norm",
+        "b_dec_init": "fixed_zeros",
+        "apply_b_dec_to_input": False,
+    },
+}

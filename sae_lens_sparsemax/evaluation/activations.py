@@ -1,0 +1,111 @@
+"""
+Running any SAELens SAE over a stream of activations, one chunk of tokens at a time.
+
+Only `encode` and `decode` of the SAE are used, so every architecture works. The (N, d_sae) activations of a
+data set are never held: each chunk is reduced to its non-zero entries as soon as it is encoded.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens import SAE
+
+# Tokens encoded at once. At d_sae = 49,152 a dense chunk of float32 activations takes 200 MB.
+CHUNK_SIZE = 1024
+
+
+class SparseActs(NamedTuple):
+    """The non-zero activations of some tokens, ordered by token and then by concept."""
+
+    row: torch.Tensor
+    """Token of each entry, shape (nnz,), int64, counted from 0."""
+    col: torch.Tensor
+    """Concept of each entry, shape (nnz,), int64."""
+    value: torch.Tensor
+    """Activation of each entry, shape (nnz,), never zero."""
+    n_rows: int
+    """Number of tokens, including those without any active concept."""
+    d_sae: int
+    """Number of concepts."""
+
+    def l0(self) -> torch.Tensor:
+        """Number of active concepts of each token, shape (n_rows,), int64."""
+        return torch.bincount(self.row, minlength=self.n_rows)
+
+    def concept_counts(self) -> torch.Tensor:
+        """Number of tokens on which each concept is active, shape (d_sae,), int64."""
+        return torch.bincount(self.col, minlength=self.d_sae)
+
+
+class EncodedChunk(NamedTuple):
+    """What an SAE makes of one chunk of tokens."""
+
+    sae_in: torch.Tensor
+    """The tokens, shape (n, d_in)."""
+    sae_out: torch.Tensor
+    """Their reconstruction, shape (n, d_in)."""
+    acts: SparseActs
+    """Their activations, n rows."""
+
+
+def sparse_acts(feature_acts: torch.Tensor) -> SparseActs:
+    """
+    The non-zero entries of activations of shape (n, d_sae), dense or sparse COO.
+
+    Entries stored as explicit zeros (a sparse TopK keeps those that its ReLU cut off) are dropped: a concept
+    is active where its activation differs from zero, as in SAELens.
+    """
+    if feature_acts.ndim != 2:
+        raise ValueError(f"feature_acts must have shape (n, d_sae), but has {tuple(feature_acts.shape)}")
+    n_rows, d_sae = feature_acts.shape
+    if feature_acts.is_sparse:
+        feature_acts = feature_acts.coalesce()
+        (row, col), value = feature_acts.indices(), feature_acts.values()
+        active = value != 0
+        return SparseActs(row[active], col[active], value[active], n_rows, d_sae)
+    row, col = feature_acts.nonzero(as_tuple=True)
+    return SparseActs(row, col, feature_acts[row, col], n_rows, d_sae)
+
+
+def tokens_2d(activations: torch.Tensor) -> torch.Tensor:
+    """Activations of shape (..., d_in) as tokens of shape (n, d_in)."""
+    return activations.reshape(-1, activations.shape[-1])
+
+
+def encode_chunks(
+    sae: SAE[Any], batches: Iterable[torch.Tensor], chunk_size: int = CHUNK_SIZE
+) -> Iterator[EncodedChunk]:
+    """
+    Encode and decode batches of shape (..., d_in) in chunks of at most `chunk_size` tokens.
+
+    Chunks never span two batches. Raises `ValueError` if a batch does not have the width of the SAE.
+    """
+    with evaluation_mode(sae):
+        for batch in batches:
+            if batch.shape[-1] != sae.cfg.d_in:
+                raise ValueError(
+                    f"the activations have {batch.shape[-1]} coordinates, but the SAE expects {sae.cfg.d_in}"
+                )
+            for chunk in tokens_2d(batch).split(chunk_size):
+                sae_in = chunk.to(device=sae.device, dtype=sae.dtype)
+                with torch.no_grad():
+                    feature_acts = sae.encode(sae_in)
+                    sae_out = sae.decode(feature_acts)
+                yield EncodedChunk(sae_in, sae_out, sparse_acts(feature_acts))
+
+
+@contextmanager
+def evaluation_mode(sae: SAE[Any]) -> Iterator[None]:
+    """Put an SAE into eval mode, working on flat tokens, and restore its state afterwards."""
+    was_training, was_reshaping = sae.training, sae.hook_z_reshaping_mode
+    sae.eval()
+    if was_reshaping:
+        sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        sae.train(was_training)
+        if was_reshaping:
+            sae.turn_on_forward_pass_hook_z_reshaping()

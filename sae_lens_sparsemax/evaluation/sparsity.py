@@ -1,0 +1,169 @@
+"""
+How many concepts tokens and images need, whether that follows their complexity, and what k to give TopK.
+
+The number of active concepts of a sparsemax SAE varies from token to token; its mean is the k at which TopK and
+BatchTopK are comparable (Table 4 of the sparsemax paper).
+"""
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+
+from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, encode_chunks
+from sae_lens_sparsemax.evaluation.pooling import encode_images
+from sae_lens_sparsemax.evaluation.streaming import CountDistribution
+
+
+@dataclass(frozen=True)
+class L0Distribution:
+    """How L0 is distributed over tokens, or over images."""
+
+    n: int
+    """Tokens or images counted."""
+    mean: float
+    """Mean L0."""
+    std: float
+    """Standard deviation; 0 for TopK over tokens."""
+    p5: float
+    """5th percentile."""
+    p25: float
+    """25th percentile."""
+    p50: float
+    """Median."""
+    p75: float
+    """75th percentile."""
+    p95: float
+    """95th percentile."""
+    max: int
+    """Largest L0."""
+    counts: list[int]
+    """Entry i is the number of tokens or images with exactly i active concepts."""
+
+
+@dataclass(frozen=True)
+class L0AgainstComplexity:
+    """Whether more complex inputs activate more concepts."""
+
+    n: int
+    """Inputs compared."""
+    spearman: float
+    """Rank correlation of L0 and complexity, ties at their mean rank; NaN if either never varies."""
+    pearson: float
+    """Linear correlation; NaN if either never varies."""
+    bin_complexity: list[float]
+    """Mean complexity of inputs sorted by it and cut into bins of equal size."""
+    bin_l0: list[float]
+    """Mean L0 in the same bins."""
+
+
+def evaluate_l0(
+    sae: SAE[Any],
+    batches: Iterable[torch.Tensor],
+    *,
+    level: Literal["token", "image"] = "token",
+    chunk_size: int = CHUNK_SIZE,
+    progress: bool = True,
+) -> L0Distribution:
+    """
+    Distribution of the number of active concepts.
+
+    Args:
+        sae: Any SAELens SAE.
+        batches: Activations of shape (..., d_in); for `level="image"`, of shape (images, tokens, d_in).
+        level: Count the concepts active on each token, or on any token of each image.
+        chunk_size: Tokens encoded at once.
+        progress: Whether to show a progress bar over batches.
+    """
+    distribution = CountDistribution()
+    encode = encode_images if level == "image" else encode_chunks
+    for chunk in encode(sae, tqdm(batches, desc="L0", disable=not progress, leave=False), chunk_size):
+        distribution.add(chunk.acts.l0())
+    if distribution.n == 0:
+        raise ValueError("there were no tokens to evaluate the SAE on")
+    return L0Distribution(
+        n=distribution.n,
+        mean=distribution.mean(),
+        std=distribution.std(),
+        **{f"p{percent}": distribution.percentile(percent) for percent in (5, 25, 50, 75, 95)},
+        max=len(distribution.counts) - 1,
+        counts=distribution.counts.tolist(),
+    )
+
+
+def l0_of_inputs(
+    sae: SAE[Any], batches: Iterable[torch.Tensor], *, chunk_size: int = CHUNK_SIZE, progress: bool = True
+) -> torch.Tensor:
+    """
+    L0 of every input, float64, in their order, to set against a complexity of each.
+
+    An input is a token where batches have shape (tokens, d_in), and an image where they have shape
+    (images, tokens, d_in); an image's L0 is the mean over its tokens.
+    """
+    parts = []
+    for batch in tqdm(batches, desc="L0", disable=not progress, leave=False):
+        l0 = torch.cat([chunk.acts.l0() for chunk in encode_chunks(sae, [batch], chunk_size)]).double()
+        parts.append(l0.reshape(batch.shape[:-1]).mean(1) if batch.ndim == 3 else l0)
+    return torch.cat(parts).cpu()
+
+
+def l0_against_complexity(l0: torch.Tensor, complexity: torch.Tensor, n_bins: int = 10) -> L0AgainstComplexity:
+    """
+    Relate L0 to a complexity of the same inputs.
+
+    Args:
+        l0: L0 of each input, shape (n,), as of `l0_of_inputs`.
+        complexity: Any measure, shape (n,): `compressed_size` of an image, the model's loss at a token, …
+        n_bins: Bins of equal size for the curve; at most n.
+
+    Raises:
+        ValueError: If the two differ in length or have fewer than two inputs.
+    """
+    if l0.shape != complexity.shape or l0.ndim != 1 or len(l0) < 2:
+        raise ValueError(
+            f"l0 and complexity must both have shape (n,), n > 1, got {tuple(l0.shape)} and {tuple(complexity.shape)}"
+        )
+    l0, complexity = l0.double(), complexity.double()
+    order = complexity.argsort(stable=True)
+    bins = order.tensor_split(min(n_bins, len(l0)))
+    return L0AgainstComplexity(
+        n=len(l0),
+        spearman=_correlation(_mean_ranks(l0), _mean_ranks(complexity)),
+        pearson=_correlation(l0, complexity),
+        bin_complexity=[complexity[i].mean().item() for i in bins],
+        bin_l0=[l0[i].mean().item() for i in bins],
+    )
+
+
+def compressed_size(image: torch.Tensor) -> float:
+    """
+    Complexity of an image: bytes per pixel value after lossless compression of row differences.
+
+    Differences of neighbouring rows are what PNG's "up" filter stores before its own zlib compression, so the
+    measure behaves like the size of a PNG, without an image library.
+
+    Args:
+        image: Pixels of shape (channels, height, width) or (height, width), uint8.
+    """
+    if image.dtype != torch.uint8:
+        raise ValueError(f"compressed_size needs pixels of type uint8, got {image.dtype}")
+    rows = image.cpu().flatten(0, -2)
+    differences = torch.cat([rows[:1], rows[1:] - rows[:-1]])  # wraps around, as in PNG
+    return len(zlib.compress(differences.numpy().tobytes(), level=6)) / image.numel()
+
+
+def _mean_ranks(values: torch.Tensor) -> torch.Tensor:
+    unique, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    assert len(unique) == len(last)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def _correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    spread = (x.pow(2).sum() * y.pow(2).sum()).sqrt()
+    return (x @ y / spread).item() if spread > 0 else float("nan")

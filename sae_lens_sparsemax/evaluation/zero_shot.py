@@ -1,0 +1,162 @@
+"""
+Zero-shot classification with only the top n concepts of a class switched on, or with them switched off.
+
+The protocol is PatchSAE's, with what its sources lack:
+
+- concepts are counted and accuracy is measured on different images;
+- besides the mask of the true class ("oracle", which the sources use and which tells the model the answer in
+  part), the mask of the class that the plain model predicts;
+- the same with random concepts and with others of equal frequency;
+- the plain model's accuracy first, as a gate: a low one betrays labels that do not match the class names.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+
+from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE
+from sae_lens_sparsemax.evaluation.classification import Accuracy, accuracy, classify
+from sae_lens_sparsemax.evaluation.concept_counts import (
+    PATCHSAE_THRESHOLD,
+    LabelledImages,
+    check_labels,
+    count_concepts,
+    frequency_matched_concepts,
+    random_concepts,
+    top_concepts,
+)
+from sae_lens_sparsemax.evaluation.image_edits import EmbedImages, masked_reconstruction
+
+Mask = Literal["oracle", "predicted"]
+Concepts = Literal["top", "random", "frequency_matched"]
+Switch = Literal["on", "off"]
+
+MASKS: tuple[Mask, ...] = ("oracle", "predicted")
+CONCEPTS: tuple[Concepts, ...] = ("top", "random", "frequency_matched")
+_SWITCHES: tuple[Switch, ...] = ("on", "off")
+N_CONCEPTS = (1, 5, 10, 50)
+
+
+@dataclass(frozen=True)
+class MaskedAccuracy:
+    """Accuracy with some concepts on or off."""
+
+    n: int
+    """Concepts per class."""
+    switch: Switch
+    """Whether only these concepts are kept, or only these are removed."""
+    mask: Mask
+    """Whose class decides: the image's true one, or the one that the plain model predicts."""
+    concepts: Concepts
+    """The class's top concepts, or a control."""
+    accuracy: Accuracy
+    """What the model then achieves."""
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Zero-shot classification through one SAE."""
+
+    n_images: int
+    """Images tested."""
+    n_classes: int
+    """Classes to choose from."""
+    threshold: float
+    """Activation above which a concept was counted."""
+    no_sae: Accuracy
+    """The plain model."""
+    all_concepts: Accuracy
+    """The layer replaced by its reconstruction from all concepts: `on_M`."""
+    masked: list[MaskedAccuracy]
+    """With some concepts on or off."""
+
+
+def evaluate_zero_shot(
+    sae: SAE[Any],
+    embed: EmbedImages,
+    counting_images: LabelledImages,
+    test_images: LabelledImages,
+    prototypes: torch.Tensor,
+    *,
+    n_concepts: Iterable[int] = N_CONCEPTS,
+    masks: Sequence[Mask] = MASKS,
+    concepts: Sequence[Concepts] = CONCEPTS,
+    threshold: float = PATCHSAE_THRESHOLD,
+    min_plain_accuracy: float | None = None,
+    seed: int = 0,
+    chunk_size: int = CHUNK_SIZE,
+    progress: bool = True,
+) -> ZeroShotResult:
+    """
+    Count each class's concepts, then classify other images with the top n of them on or off.
+
+    Args:
+        sae: Any SAELens SAE.
+        embed: The image model, edited at the SAE's layer.
+        counting_images: Batches of (pixel values, labels) to count on.
+        test_images: Batches to test on, of other images; read twice, so a generator will not do.
+        prototypes: Text embedding per class, of `text_prototypes`.
+        n_concepts: Values of n.
+        masks: Whose class decides which concepts are masked.
+        concepts: The top concepts and the controls.
+        threshold: Activation above which a concept counts; `activation_quantile` gives one that suits the SAE.
+        min_plain_accuracy: The gate: least accuracy of the plain model over images; by default twice chance.
+        seed: Seed of the controls.
+        chunk_size: Tokens encoded at once.
+        progress: Whether to show progress bars over batches.
+
+    Raises:
+        ValueError: If the plain model fails the gate, a label is out of range, or `test_images` is a generator.
+    """
+    if iter(test_images) is test_images:
+        raise ValueError("test_images is read twice: give a list or a data loader, not a generator")
+    n_classes = len(prototypes)
+    gate = min(1.0, 2 / n_classes) if min_plain_accuracy is None else min_plain_accuracy
+    predicted: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+    for pixel_values, batch_labels in tqdm(test_images, desc="Plain model", disable=not progress, leave=False):
+        labels.append(check_labels(batch_labels, n_classes))
+        predicted.append(classify(embed(pixel_values), prototypes))
+    if not labels:
+        raise ValueError("there are no images to test on")
+    truth = torch.cat(labels)
+    no_sae = accuracy(torch.cat(predicted), truth)
+    if no_sae.images < gate:
+        raise ValueError(
+            f"the plain model classifies {no_sae.images:.1%} of the images correctly, below {gate:.1%}: check that "
+            "the class names are in the order of the labels"
+        )
+    counts = count_concepts(sae, embed, counting_images, n_classes, threshold, chunk_size=chunk_size, progress=progress)
+    tables: dict[tuple[int, Concepts], torch.Tensor] = {
+        (n, kind): _select(counts, n, kind, seed) for n in n_concepts for kind in concepts
+    }
+    conditions: list[tuple[int, Concepts, Mask, Switch]] = [
+        (n, kind, mask, switch) for (n, kind) in tables for mask in masks for switch in _SWITCHES
+    ]
+    answers: list[list[torch.Tensor]] = [[] for _ in range(len(conditions) + 1)]
+    bar = tqdm(test_images, desc="Masked concepts", disable=not progress, leave=False)
+    for i, (pixel_values, _) in enumerate(bar):
+        edit = masked_reconstruction(sae, None, chunk_size)
+        answers[-1].append(classify(embed(pixel_values, edit), prototypes))
+        for slot, (n, kind, mask, switch) in enumerate(conditions):
+            keep = tables[n, kind][labels[i] if mask == "oracle" else predicted[i]]
+            edit = masked_reconstruction(sae, keep if switch == "on" else ~keep, chunk_size)
+            answers[slot].append(classify(embed(pixel_values, edit), prototypes))
+    masked = [
+        MaskedAccuracy(n, switch, mask, kind, accuracy(torch.cat(answers[slot]), truth))
+        for slot, (n, kind, mask, switch) in enumerate(conditions)
+    ]
+    everything = accuracy(torch.cat(answers[-1]), truth)
+    return ZeroShotResult(len(truth), n_classes, threshold, no_sae, everything, masked)
+
+
+def _select(counts: torch.Tensor, n: int, kind: Concepts, seed: int) -> torch.Tensor:
+    top = top_concepts(counts, n)
+    if kind == "top":
+        return top
+    control = random_concepts if kind == "random" else frequency_matched_concepts
+    return control(counts, top, seed)

@@ -1,0 +1,134 @@
+"""Publishing sparsemax SAEs on the Hugging Face hub, with a card that begins with the import that loading needs.
+
+The upload itself is SAELens's. Before it, training SAEs and checkpoints are folded to inference form, so that every
+tool which reads W_enc and W_dec can use what is published; after it comes our card in place of SAELens's, whose
+snippet would not find the architecture.
+
+But: no licence is chosen, and nothing is deleted from the repository.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi
+from sae_lens import SAE, upload_saes_to_huggingface
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+)
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from sae_lens_sparsemax.model_card import model_card
+from sae_lens_sparsemax.sae import SparsemaxSAE
+from sae_lens_sparsemax.training_sae import SparsemaxTrainingSAE
+
+__all__ = ["model_card", "upload_saes"]
+
+
+def upload_saes(
+    saes: Mapping[str, SAE[Any] | Path | str],
+    repo_id: str,
+    revision: str = "main",
+    replace_card: bool = False,
+) -> str:
+    """Upload SAEs, so that `SAE.from_pretrained(repo_id, sae_id)` loads each of them.
+
+    Args:
+        saes: from the SAE's id, which is its folder in the repository, to the SAE (trained or folded), or to the
+            folder of a saved SAE or of a training checkpoint.
+        repo_id: "user/name"; made if it does not exist.
+        revision: branch to upload to; `SAE.from_pretrained` reads "main".
+        replace_card: whether to write over a README.md that is already there.
+
+    Returns:
+        The card that goes with these SAEs, whether it was uploaded or one was there already.
+
+    Raises:
+        ValueError: an id, the repository's name, or an SAE is not usable; nothing has been uploaded then.
+    """
+    if not saes:
+        raise ValueError("no SAEs to upload: the dictionary is empty")
+    if repo_id.count("/") != 1:
+        raise ValueError(f"repo_id must have the form 'user/name', got {repo_id!r}")
+    with TemporaryDirectory() as scratch:
+        folders: dict[str, SAE[Any] | Path | str] = {}
+        folded: dict[str, SparsemaxSAE] = {}
+        for number, (sae_id, source) in enumerate(saes.items()):
+            _check_id(sae_id)
+            folders[sae_id] = folder = Path(scratch) / str(number)
+            folded[sae_id] = _write_inference_form(sae_id, source, folder)
+        card = model_card(repo_id, folded)
+        upload_saes_to_huggingface(folders, repo_id, revision, add_default_readme=False)
+    api = HfApi()
+    if replace_card or not api.file_exists(repo_id, "README.md", revision=revision):
+        api.upload_file(
+            path_or_fileobj=card.encode(),
+            path_in_repo="README.md",
+            repo_id=repo_id,
+            revision=revision,
+            commit_message="Describe the SAEs and how to load them",
+        )
+    return card
+
+
+def _write_inference_form(sae_id: str, source: SAE[Any] | Path | str, folder: Path) -> SparsemaxSAE:
+    if isinstance(source, SparsemaxTrainingSAE):
+        _check_folded(sae_id, source)
+        source.save_inference_model(folder)
+    elif isinstance(source, SparsemaxSAE):
+        _check_folded(sae_id, source)
+        source.save_model(folder)
+    elif isinstance(source, SAE):
+        raise ValueError(
+            f"SAE {sae_id!r} is a {type(source).__name__}; upload it with SAELens, this card is not for it"
+        )
+    else:
+        _load_folder(sae_id, Path(source)).save_model(folder)
+        for name in (SPARSITY_FILENAME, RUNNER_CFG_FILENAME):
+            if (Path(source) / name).exists():
+                shutil.copy(Path(source) / name, folder / name)
+    return SparsemaxSAE.load_from_disk(folder)
+
+
+def _load_folder(sae_id: str, folder: Path) -> SparsemaxSAE:
+    for name in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME):
+        if not (folder / name).is_file():
+            raise ValueError(f"SAE {sae_id!r}: there is no {name} in {folder}")
+    sae = SAE.load_from_disk(folder)
+    if not isinstance(sae, SparsemaxSAE):
+        raise ValueError(f"SAE {sae_id!r} in {folder} is a {type(sae).__name__}, not a sparsemax SAE")
+    # A checkpoint from the middle of a run has its normalisation beside it, still to be folded.
+    if sae.cfg.normalize_activations != "none" and (folder / ACTIVATION_SCALER_CFG_FILENAME).exists():
+        scaler = ActivationScaler()
+        scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+        if scaler.scaling_factor is not None:
+            sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+        if scaler.whitening is not None:
+            sae.fold_activation_whitening(
+                scaler.whitening.mean, scaler.whitening.matrix, scaler.whitening.inverse_matrix
+            )
+    _check_folded(sae_id, sae)
+    return sae
+
+
+def _check_folded(sae_id: str, sae: SAE[Any]) -> None:
+    needed = sae.cfg.normalize_activations
+    if needed in ("expected_average_only_in", "covariance_whitening"):
+        raise ValueError(
+            f"SAE {sae_id!r} still expects activations normalised by {needed!r}, and the statistics are not known "
+            "here; finish its training, or give the folder of its checkpoint"
+        )
+
+
+def _check_id(sae_id: str) -> None:
+    path = PurePosixPath(sae_id)
+    if not sae_id or path.is_absolute() or ".." in path.parts or "\\" in sae_id or sae_id == ".":
+        raise ValueError(f"an SAE's id is its folder in the repository, such as 'layer_6/l0_32', got {sae_id!r}")

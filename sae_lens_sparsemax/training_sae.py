@@ -1,0 +1,335 @@
+"""The sparsemax SAE in training: concepts, projections, the gate's control, and a sparse training pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
+from torch import nn
+from typing_extensions import override
+
+from sae_lens_sparsemax.config import SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.cross_attention import Attention, attend
+from sae_lens_sparsemax.dictionaries import arrange, build_dictionary
+from sae_lens_sparsemax.encoding import (
+    check_finite,
+    check_width,
+    dense_activations,
+    dense_scores,
+    gate_scores,
+    split_norm,
+)
+from sae_lens_sparsemax.folding import fold_checkpoint, is_training_checkpoint
+from sae_lens_sparsemax.gate_control import next_gate_scale
+from sae_lens_sparsemax.metrics import batch_metrics
+from sae_lens_sparsemax.projected_query import projected_query
+from sae_lens_sparsemax.sae import is_hooked, linear_decode, refuse_W_dec_norm, refuse_whitened_norm
+from sae_lens_sparsemax.saving import check_weights, save_atomically
+
+
+class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
+    """The cross-attention sparsemax SAE with its training parameters (the paper's Eq. 3, and its variants).
+
+    Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q`, and `b_dec`; or
+    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp". Buffers: the gate
+    scale g and whether b_dec has seen its first batch.
+
+    `W_enc` and `W_dec` are computed from the parameters: read them, but do not write to them.
+    """
+
+    gate_scale: torch.Tensor
+    b_dec_is_initialised: torch.Tensor
+
+    def __init__(self, cfg: SparsemaxTrainingSAEConfig, use_error_term: bool = False) -> None:
+        # Training moves the gate scale in the config, which two SAEs or two runs may have been given.
+        super().__init__(copy.deepcopy(cfg), use_error_term)
+
+    @override
+    def initialize_weights(self) -> None:
+        self.dictionary = build_dictionary(self.cfg, self.dtype, self.device)
+        self.b_dec = nn.Parameter(
+            torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device),
+            requires_grad=self.cfg.b_dec_init != "fixed_zeros",
+        )
+        self.register_buffer("gate_scale", torch.tensor(self.cfg.gate_scale, dtype=torch.float64, device=self.device))
+        ready = self.cfg.b_dec_init != "first_batch_mean"
+        self.register_buffer("b_dec_is_initialised", torch.tensor(ready, device=self.device))
+
+    @property
+    def W_enc(self) -> torch.Tensor:  # type: ignore[override]
+        """(d_in, d_sae) encoder, computed."""
+        return self.dictionary.W_enc
+
+    @property
+    def b_enc(self) -> torch.Tensor:
+        """(d_sae,) encoder bias; zeros with shared concepts."""
+        return self.dictionary.b_enc
+
+    @property
+    def W_dec(self) -> torch.Tensor:  # type: ignore[override]
+        """(d_sae, d_in) decoder, computed."""
+        return self.dictionary.W_dec
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        return {"l1": self.cfg.l1_coefficient} if self.cfg.l1_coefficient else {}
+
+    @override
+    def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Dense activations and dense scores, (..., d_sae) each, seen by every hook."""
+        query, factor = split_norm(self._checked_input(x), self.cfg.unit_norm_query)
+        projected = self._project(query)
+        hidden_pre = self.hook_sae_acts_pre(dense_scores(projected, self.dictionary.keys.T, self.dictionary.bias))
+        acts = gate_scores(hidden_pre, self.cfg.gate, self._gate_scale, self._probabilities)
+        return self.hook_sae_acts_post((acts * factor).to(self.dtype)), hidden_pre
+
+    @override
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Dense activations (..., d_sae); without gradients or hooks on scores, in the memory of one such matrix."""
+        if torch.is_grad_enabled() or is_hooked(self.hook_sae_acts_pre) or self.cfg.gate != "sparsemax":
+            return super().encode(x)
+        query, factor = split_norm(self._checked_input(x), self.cfg.unit_norm_query)
+        bias = self.dictionary.bias
+        acts = dense_activations(
+            self._project(query),
+            self.dictionary.keys.to(query.dtype),
+            None if bias is None else bias.to(query.dtype),
+            self._gate_scale,
+            self._probabilities,
+        )
+        return self.hook_sae_acts_post((acts * factor).to(self.dtype))
+
+    @override
+    def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
+        """Reconstructions (..., d_in) of activations (..., d_sae), dense or sparse COO."""
+        return self._finish(linear_decode(feature_acts, self.dictionary.values))
+
+    # Supports have a different size in every step, so a compiler has nothing to specialise on; it runs this as it is.
+    @torch.compiler.disable
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:  # type: ignore[override]
+        """One training pass; activations come back as sparse COO wherever no hook wants to see them dense.
+
+        Raises:
+            ValueError: the activations hold NaN or infinity; names the hook and the step.
+        """
+        x = step_input.sae_in
+        check_width(x, self.cfg.d_in)
+        check_finite(x, self.cfg.metadata.hook_name, step_input.n_training_steps)
+        self._initialise_b_dec(x)
+        if self._can_run_sparse(x):
+            attention, factor = self._attend(x)
+            feature_acts = _scale_rows(attention.acts, factor)
+            hidden_pre = attention.scores
+            sae_out = self._finish((attention.context * factor).to(self.dtype))
+            l0 = attention.counts.sum().item() / max(1, attention.counts.numel())
+            metrics = batch_metrics(feature_acts, attention.tau, attention.score_std)
+        else:
+            feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
+            sae_out = self.decode(feature_acts)
+            l0 = feature_acts.count_nonzero().item() / max(1, feature_acts.shape[:-1].numel())
+            metrics = batch_metrics(feature_acts, None, hidden_pre.detach()[:16].std(correction=0))
+        metrics["gate_scale"] = self._gate_scale
+        losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
+        losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))
+        if self.cfg.target_l0 is not None and self.training:
+            self._set_gate_scale(next_gate_scale(self._gate_scale, l0, self.cfg.target_l0, self.cfg.target_l0_rate))
+        return TrainStepOutput(
+            sae_in=x,
+            sae_out=sae_out,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            metrics=metrics,
+        )
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        sae_out: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The L1 penalty Σ_i |f_i|·‖W_dec,i‖, mean over tokens, if there is a coefficient for it."""
+        if not self.cfg.l1_coefficient:
+            return {}
+        magnitudes = feature_acts.abs() @ self.W_dec.norm(dim=-1)
+        return {"l1_loss": step_input.coefficients["l1"] * magnitudes.mean()}
+
+    def _attend(self, x: torch.Tensor) -> tuple[Attention, torch.Tensor]:
+        own = self.dictionary
+        query, factor = self._projected_query(x)
+        attention = attend(
+            query,
+            own.keys,
+            own.values,
+            own.bias,
+            gate_scale=self._gate_scale,
+            probabilities=self._probabilities,
+        )
+        return attention, factor
+
+    def _projected_query(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if x.requires_grad or is_hooked(self.hook_sae_input) or self.cfg.structure == "mlp":
+            query, factor = split_norm(self.process_sae_in(x), self.cfg.unit_norm_query)
+            return self._project(query), factor
+        with torch.no_grad():
+            sae_in = self.process_sae_in(x)
+        wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
+        with torch.autocast(wide.device.type, enabled=False):
+            return projected_query(
+                wide,
+                self.b_dec if self.cfg.apply_b_dec_to_input else None,
+                self.dictionary.query_map(wide.dtype),
+                self.cfg.unit_norm_query,
+            )
+
+    def _project(self, query: torch.Tensor) -> torch.Tensor:
+        # Scores of rounded queries select wrong concepts, so autocast stays out of here as of the scores.
+        with torch.autocast(query.device.type, enabled=False):
+            return self.dictionary.project_query(query)
+
+    def _finish(self, context: torch.Tensor) -> torch.Tensor:
+        sae_out = self.hook_sae_recons(self.dictionary.project_context(context) + self.b_dec)
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
+
+    def _reconstruction_loss(self, sae_out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        per_token = self.mse_loss_fn(sae_out, x.to(sae_out.dtype)).float().sum(-1)
+        if self.cfg.loss_weighting == "inverse_norm":
+            norm = torch.linalg.vector_norm(x.float(), dim=-1)
+            per_token = torch.where(norm > 0, per_token / norm.clamp_min(torch.finfo(norm.dtype).tiny), per_token)
+        return per_token.mean()
+
+    def _checked_input(self, x: torch.Tensor) -> torch.Tensor:
+        check_width(x, self.cfg.d_in, self.hook_z_reshaping_mode)
+        check_finite(x, self.cfg.metadata.hook_name)
+        return self.process_sae_in(x)
+
+    @torch.no_grad()
+    def _initialise_b_dec(self, x: torch.Tensor) -> None:
+        if not self.b_dec_is_initialised:
+            # b_dec lives where the SAE computes, which layer_norm moves away from x.
+            x = self.run_time_activation_norm_fn_in(x)
+            self.b_dec.copy_(x.reshape(-1, x.shape[-1]).double().mean(0))
+            self.b_dec_is_initialised.fill_(True)
+
+    def _can_run_sparse(self, x: torch.Tensor) -> bool:
+        hooked = is_hooked(self.hook_sae_acts_pre) or is_hooked(self.hook_sae_acts_post)
+        return self.cfg.gate == "sparsemax" and x.ndim == 2 and not hooked
+
+    @property
+    def _probabilities(self) -> bool:
+        return self.cfg.activations == "probabilities"
+
+    @property
+    def _gate_scale(self) -> float:
+        # The config carries g in full precision through files whose weights are rounded to a smaller dtype.
+        return self.cfg.gate_scale
+
+    def _set_gate_scale(self, gate_scale: float) -> None:
+        self.cfg.gate_scale = gate_scale
+        self.gate_scale.fill_(gate_scale)
+
+    @override
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        """Move to a device or dtype; the gate scale keeps its precision and b_dec's flag stays a flag."""
+        result = super()._apply(fn, recurse)
+        self.gate_scale = self.gate_scale.to(torch.float64)
+        if self.gate_scale.device.type != "meta":
+            self.gate_scale.fill_(self.cfg.gate_scale)
+        self.b_dec_is_initialised = self.b_dec_is_initialised.bool()
+        return result
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """Refuse weights that are not a training checkpoint of this structure.
+
+        Raises:
+            ValueError: naming what is missing or unknown.
+        """
+        if not is_training_checkpoint(state_dict) and {"W_enc", "W_dec"} <= state_dict.keys():
+            raise ValueError(
+                f"cannot load into {type(self).__name__}: these are folded weights (W_enc, W_dec) of an inference SAE "
+                "or of another architecture; load them with SAE.load_from_disk, or name a training checkpoint"
+            )
+        check_weights(state_dict, self)
+        arrange(state_dict)
+
+    @override
+    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
+        super().load_weights_from_checkpoint(checkpoint_path)
+        self.cfg.gate_scale = self.gate_scale.item()
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Files hold contiguous tensors, whatever layout training prefers."""
+        for name, value in state_dict.items():
+            state_dict[name] = value.contiguous()
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        fold_checkpoint(state_dict)
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Write a training checkpoint; files already there are replaced only by complete ones."""
+        return save_atomically(path, super().save_model)
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Write the folded SAE that `SAE.load_from_disk` reads as a SparsemaxSAE."""
+        return save_atomically(path, super().save_inference_model)
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Take raw activations x in place of scaling_factor · x, exactly: the supports do not change."""
+        identity = torch.eye(self.cfg.d_in, dtype=torch.float64, device=self.device)
+        # With unit-norm queries the scale cancels in the scores and stands in ‖x‖ already.
+        if not self.cfg.unit_norm_query:
+            self.dictionary.fold_input_map(identity * scaling_factor)
+            self.dictionary.fold_output_map(identity / scaling_factor)
+        self.b_dec.data /= scaling_factor
+        self.cfg.normalize_activations = "none"
+
+    @override
+    @torch.no_grad()
+    def fold_activation_whitening(
+        self, mean: torch.Tensor, whitening_matrix: torch.Tensor, unwhitening_matrix: torch.Tensor
+    ) -> None:
+        """Take raw activations in place of whitened ones (x − mean) M, exactly; raw queries only.
+
+        Raises:
+            NotImplementedError: unit-norm queries, which the config refuses beforehand.
+        """
+        refuse_whitened_norm(self.cfg.unit_norm_query)
+        mean, matrix, inverse = (t.to(self.device, torch.float64) for t in (mean, whitening_matrix, unwhitening_matrix))
+        # The shift comes first: where it is impossible, nothing has been changed yet.
+        if not self.cfg.apply_b_dec_to_input:
+            self.dictionary.fold_input_shift(mean @ matrix)
+        self.dictionary.fold_input_map(matrix)
+        self.dictionary.fold_output_map(inverse)
+        self.b_dec.data.copy_(self.b_dec.double() @ inverse + mean)
+        self.cfg.normalize_activations = "none"
+
+    @override
+    def fold_W_dec_norm(self) -> None:
+        """Refused: scores are compared with each other, so rescaling one concept's changes every support.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        refuse_W_dec_norm()
+
+
+def _scale_rows(acts: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    if not acts.is_sparse:
+        return acts * factor
+    index = acts.indices()
+    values = acts.values() * factor.squeeze(-1)[index[0]]
+    return torch.sparse_coo_tensor(index, values, acts.shape, is_coalesced=True, check_invariants=False)

@@ -1,0 +1,215 @@
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from sae_lens import SAE
+
+from sae_lens_sparsemax.cli import main
+from sae_lens_sparsemax.compare import compare_from_yaml
+from sae_lens_sparsemax.compare.activation_cache import ActivationShards
+from sae_lens_sparsemax.compare.runs import all_runs
+from tests.tiny_language_model import documents, save_tiny_llama
+
+SYNTHETIC = {
+    "synthetic_model": {"num_features": 12, "hidden_dim": 8},
+    "n_validation_tokens": 256,
+    "n_evaluation_tokens": 512,
+    "d_sae": 16,
+    "steps": 20,
+    "batch_size": 32,
+    "seeds": [0, 1],
+    "arms": [
+        {
+            "name": "TopK",
+            "architecture": "topk",
+            "sparsity_field": "k",
+            "sparsities": [2, 4],
+            "lrs": ["1e-3", "1e-2"],
+        },
+        {
+            "name": "BatchTopK",
+            "architecture": "batchtopk",
+            "sparsity_field": "k",
+            "sparsities": [2],
+            "lrs": [0.01],
+        },
+    ],
+}
+
+
+@pytest.fixture
+def language_model_settings(tmp_path):
+    model = save_tiny_llama(tmp_path / "model")
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(120)))
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(documents(20, seed=1)))
+    return {
+        **{key: value for key, value in SYNTHETIC.items() if key != "synthetic_model"},
+        "model_name": str(model),
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "model.layers.0",
+        "training_data": {"path": str(train)},
+        "evaluation_data": {"same": {"held_out": True}, "other": {"path": str(other)}},
+        "held_out_fraction": 0.15,
+        "context_size": 16,
+        "store_batch_size_prompts": 4,
+        "n_validation_tokens": 200,
+        "n_evaluation_tokens": 300,
+        "n_cross_entropy_tokens": 128,
+        "trainer": {"lr_warm_up_steps": 2, "lr_decay_steps": 4},
+    }
+
+
+def write(folder, settings):
+    folder.mkdir(exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**settings, "output_path": str(folder / "out")}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def synthetic_table(tmp_path_factory):
+    return compare_from_yaml(write(tmp_path_factory.mktemp("synthetic"), SYNTHETIC))
+
+
+def test_synthetic_comparison_writes_a_row_for_each_sparsity_and_plots_of_what_was_measured(synthetic_table):
+    table = synthetic_table
+    rows = list(csv.DictReader((table.parent / "table.csv").open()))
+    assert [(row["arm"], row["k"]) for row in rows] == [("TopK", "2"), ("TopK", "4"), ("BatchTopK", "2")]
+    assert all(0 < float(row["synthetic/mcc"]) <= 1 and row["seeds"] == "2" for row in rows)
+    assert float(rows[0]["synthetic/l0"]) <= 2 < float(rows[1]["synthetic/l0"]) <= 4
+    assert len(list(csv.DictReader((table.parent / "runs.csv").open()))) == 10
+    assert "BatchTopK | k 2" in table.read_text()
+    plots = {path.name for path in table.parent.glob("*.png")}
+    assert plots == {f"pareto_{m}.png" for m in ("explained_variance", "mcc", "f1", "dead_fraction")}
+
+
+def test_the_reported_learning_rate_is_the_one_with_the_best_validation(synthetic_table):
+    table = synthetic_table
+    runs = list(csv.DictReader((table.parent / "runs.csv").open()))
+    for row in csv.DictReader((table.parent / "table.csv").open()):
+        scores = {}
+        for run in runs:
+            if (run["arm"], run["sparsity"]) == (row["arm"], row["k"]):
+                scores.setdefault(run["lr"], []).append(float(run["validation/explained_variance"]))
+        assert row["lr"] == max(scores, key=lambda lr: sum(scores[lr]))
+
+
+def test_a_repeated_comparison_trains_only_what_is_missing_or_changed(tmp_path, synthetic_table):
+    shutil.copytree(synthetic_table.parent, tmp_path / "out")
+    path = write(tmp_path, SYNTHETIC)
+    results = sorted((tmp_path / "out").glob("runs/*/result.json"))
+    assert len(results) == 10
+    before = [json.loads(result.read_text()) for result in results]
+    results[0].unlink()
+    compare_from_yaml(path)
+    after = [json.loads(result.read_text()) for result in results]
+    assert after[1:] == before[1:]  # down to the wall time of the training
+    assert after[0]["metrics"] == before[0]["metrics"]
+    compare_from_yaml(path, {"steps": "21"})
+    assert all(json.loads(r.read_text())["metrics"] != b["metrics"] for r, b in zip(results, before, strict=True))
+
+
+def test_language_model_comparison_measures_reconstruction_and_cross_entropy(tmp_path, language_model_settings):
+    table = compare_from_yaml(write(tmp_path, language_model_settings))
+    rows = list(csv.DictReader((table.parent / "table.csv").open()))
+    assert len(rows) == 3
+    for row in rows:
+        for name in ("same", "other"):
+            assert int(float(row[f"{name}/n_tokens"])) == 300
+            score = float(row[f"{name}/ce_loss_score"])
+            with_sae, original, zero = (float(row[f"{name}/ce_{m}"]) for m in ("with_sae", "original", "zero_ablation"))
+            assert score == pytest.approx((zero - with_sae) / (zero - original))
+            assert float(row[f"{name}/ce_degradation"]) == pytest.approx(original - with_sae)
+    assert (table.parent / "pareto_ce_loss_score.png").exists()
+
+
+def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, language_model_settings, monkeypatch):
+    from sae_lens_sparsemax.compare import activation_cache, language_model
+
+    language_model_settings["n_cross_entropy_tokens"] = 0
+    path = write(tmp_path, language_model_settings)
+    monkeypatch.setattr(activation_cache, "SHARD_BYTES", 16 * 4 * 100)
+    whole = activation_cache._write_shard
+    n_written = 0
+
+    def fail_at_third(*args):
+        nonlocal n_written
+        n_written += 1
+        if n_written == 3:
+            raise KeyboardInterrupt
+        whole(*args)
+
+    monkeypatch.setattr(activation_cache, "_write_shard", fail_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        compare_from_yaml(path)
+    monkeypatch.setattr(activation_cache, "_write_shard", whole)
+    table = compare_from_yaml(path)
+    (train,) = table.parent.glob("activations/*/train")
+    resumed = activation_cache.ActivationShards(train)
+    rows = resumed.rows(torch.arange(len(resumed)))
+
+    other = write(tmp_path / "afresh", language_model_settings)
+    fresh_table = compare_from_yaml(other)
+    (train,) = fresh_table.parent.glob("activations/*/train")
+    fresh = activation_cache.ActivationShards(train)
+    assert torch.equal(rows, fresh.rows(torch.arange(len(fresh))))
+
+    monkeypatch.setattr(language_model, "load_model", None)  # nothing is left to do for the model
+    compare_from_yaml(path)
+
+
+def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_path, language_model_settings):
+    language_model_settings["n_cross_entropy_tokens"] = 0
+    table = compare_from_yaml(write(tmp_path, language_model_settings), {"max_norm_over_median": 1.05})
+    (folder,) = table.parent.glob("activations/*")
+    norms = json.loads((folder / "norms.json").read_text())
+    assert norms["max"] == pytest.approx(1.05 * norms["median"])
+    for name in ("train", "validation", "same", "other"):
+        shards = ActivationShards(folder / name)
+        assert shards.rows(torch.arange(len(shards))).norm(dim=-1).max() <= norms["max"]
+        assert json.loads((folder / name / "complete.json").read_text())["left_out_for_their_norm"] > 0
+
+
+def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settings):
+    language_model_settings["n_cross_entropy_tokens"] = 0
+    table = compare_from_yaml(write(tmp_path, language_model_settings))
+    sae = SAE.load_from_disk(next(iter(sorted(table.parent.glob("runs/BatchTopK*")))))
+    assert sae.cfg.architecture() == "jumprelu"
+    assert sae.cfg.metadata.hook_name == "model.layers.0"
+    assert sae.cfg.metadata.context_size == 16
+
+
+def test_too_little_text_is_an_error_that_says_how_much_there_is(tmp_path, language_model_settings):
+    path = write(tmp_path, language_model_settings)
+    with pytest.raises(ValueError, match=r"the text gave only \d+ of 102400 activations"):
+        compare_from_yaml(path, {"steps": 3200})
+
+
+def test_command_line_takes_overrides_and_reports_mistakes_in_one_line(tmp_path, capsys):
+    path = write(tmp_path, SYNTHETIC)
+    assert main(["compare", str(path), "--steps", "3", "--seeds=[4]"]) == 0
+    assert f"Tables and plots: {tmp_path / 'out'}" in capsys.readouterr().out
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["steps"], config["seeds"]) == (3, [4])
+    assert main(["compare", str(path), "--step", "3"]) == 2
+    assert "'step' in the configuration is no setting; did you mean 'steps'?" in capsys.readouterr().err
+
+
+def test_all_architectures_train_on_the_same_batches(tmp_path):
+    from sae_lens_sparsemax.compare.loading import config_from_dict
+    from sae_lens_sparsemax.compare.synthetic import SyntheticSource
+
+    cfg = config_from_dict(SYNTHETIC)
+    assert len(all_runs(cfg)) == 10
+    source = SyntheticSource(cfg)
+    first, again, other = source.batches(0), source.batches(0), source.batches(1)
+    for _ in range(3):
+        batch = next(first)
+        torch.randn(7)  # what a run draws in between must not matter
+        assert torch.equal(batch, next(again))
+        assert not torch.equal(batch, next(other))

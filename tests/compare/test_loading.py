@@ -1,0 +1,71 @@
+import copy
+
+import pytest
+
+from sae_lens_sparsemax.compare.config import Arm
+from sae_lens_sparsemax.compare.loading import config_from_dict, config_from_yaml
+
+SETTINGS = {
+    "model_name": "m",
+    "hook_name": "blocks.0.hook_resid_post",
+    "trainer": {"lr_warm_up_steps": 5},
+    "evaluation_data": {"wiki": {"path": "wiki.txt"}},
+    "arms": [
+        {"name": "a", "architecture": "topk", "sparsity_field": "k", "sparsities": [4], "lrs": ["1e-3"]},
+    ],
+}
+
+
+def changed(*path, to):
+    settings = copy.deepcopy(SETTINGS)
+    target = settings
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = to
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (changed("step", to=3), r"'step' in the configuration is no setting; did you mean 'steps'\?"),
+        (changed("trainer", "warm_up_steps", to=3), "did you mean 'lr_warm_up_steps'"),
+        (changed("trainer", "lr", to=3), "'lr' in trainer is no field of SAETrainerConfig"),
+        (changed("arms", 0, "architecture", to="topkk"), "'topkk' in arm a is no architecture; did you mean 'topk'"),
+        (changed("arms", 0, "sparsity_field", to="kk"), "'kk' in arm a is no field of TopKTrainingSAEConfig"),
+        (changed("arms", 0, "sae", to={"use_sparse": True}), "did you mean 'use_sparse_activations'"),
+        (changed("arms", 0, "lrs", to=[]), "arm a needs at least one value in sparsities and one in lrs"),
+        (changed("arms", to=[{"name": "a"}]), "arms lacks architecture, lrs, sparsities, sparsity_field"),
+        (changed("arms", to=SETTINGS["arms"] * 2), r"names that differ from each other, got \['a', 'a'\]"),
+        (changed("evaluation_data", "wiki", to={"paht": "x"}), "'paht' in evaluation_data.wiki"),
+        (changed("evaluation_data", to={"train": {"path": "x"}}), r"must not use the names \['train'\]"),
+        (changed("hook_name", to=None), "model_name and hook_name must be given"),
+        (changed("held_out_fraction", to=0.5), "between 0 and 0.5, got 0.5"),
+        (changed("b_dec_init", to="median"), "'mean' or 'zeros', got 'median'"),
+        (changed("seeds", to=[]), "at least one seed"),
+        ({"model_name": "m"}, "has no arms"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_dict(settings)
+
+
+def test_numbers_that_yaml_reads_as_strings_are_numbers_and_dotted_keys_override(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "model_name: null\nhook_name: h\ntraining_data: {path: a.txt}\n"
+        "arms: [{name: a, architecture: topk, sparsity_field: k, sparsities: [4], lrs: [1e-3]}]\n"
+    )
+    cfg = config_from_yaml(path, {"model_name": "x/y-1e5", "training_data.path": "b.jsonl", "seeds": "[1, 2]"})
+    assert cfg.arms[0].lrs == [1e-3]
+    assert (cfg.model_name, cfg.training_data.path, cfg.seeds) == ("x/y-1e5", "b.jsonl", [1, 2])
+    with pytest.raises(ValueError, match=r"hook_name\.x cannot be set: hook_name is not a mapping"):
+        config_from_yaml(path, {"hook_name.x": 1})
+
+
+@pytest.mark.parametrize("kind", [("topk", "k", int), ("batchtopk", "k", float), ("standard", "l1_coefficient", float)])
+def test_sparsities_have_the_type_that_the_architecture_wants(kind):
+    architecture, name, wanted = kind
+    value = getattr(Arm("a", architecture, name, [], []).sae_config(8.0, d_in=4, d_sae=16), name)
+    assert type(value) is wanted and value == 8

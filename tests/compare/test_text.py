@@ -1,0 +1,30 @@
+import pytest
+
+from sae_lens_sparsemax.compare.config import TextData
+from sae_lens_sparsemax.compare.text import PARTS, load_text, part_of_document
+from tests.tiny_language_model import documents
+
+
+def test_documents_fall_into_parts_of_the_asked_size_by_their_text_alone():
+    texts = documents(3000, words_each=6)
+    parts = [part_of_document(text, 0.2) for text in texts]
+    for part, share in zip(PARTS, (0.6, 0.2, 0.2), strict=True):
+        assert parts.count(part) / len(texts) == pytest.approx(share, abs=0.03)
+    assert [part_of_document(f" {text}\n", 0.2) for text in texts] == parts
+
+
+def test_every_kind_of_file_gives_its_documents_without_empty_lines(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n  \ntwo\n")
+    (tmp_path / "a.jsonl").write_text('{"body": "one", "id": 1}\n{"body": "", "id": 2}\n{"body": "two", "id": 3}\n')
+    assert load_text(TextData(path=str(tmp_path / "a.txt")), "x")["text"][:] == ["one", "two"]
+    assert load_text(TextData(path=str(tmp_path / "a.jsonl"), text_column="body"), "x")["text"][:] == ["one", "two"]
+
+
+def test_missing_paths_files_and_columns_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "one"}\n')
+    with pytest.raises(ValueError, match=r"training_data\.path must be given"):
+        load_text(TextData(), "training_data")
+    with pytest.raises(ValueError, match="there is no such file"):
+        load_text(TextData(path="nowhere.txt"), "training_data")
+    with pytest.raises(ValueError, match=r"text_column is 'text', but the columns are \['body'\]"):
+        load_text(TextData(path=str(tmp_path / "a.jsonl")), "training_data")

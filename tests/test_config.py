@@ -1,0 +1,103 @@
+"""Configurations: what is refused, the presets, and what survives a round trip."""
+
+import pytest
+
+from sae_lens_sparsemax import PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
+
+
+def config(**settings) -> SparsemaxTrainingSAEConfig:
+    return SparsemaxTrainingSAEConfig(**{"d_in": 8, "d_sae": 64} | settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "valid"),
+    [
+        ("activations", "'scores', 'probabilities'"),
+        ("gate", "'sparsemax', 'relu'"),
+        ("structure", "'cross_attention', 'mlp'"),
+        ("loss_weighting", "'none', 'inverse_norm'"),
+        ("b_dec_init", "'first_batch_mean', 'zeros', 'fixed_zeros'"),
+    ],
+)
+def test_unknown_choices_are_refused_with_the_valid_ones(field, valid):
+    with pytest.raises(ValueError, match=f"{field} must be one of {valid}, got 'other'"):
+        config(**{field: "other"})
+
+
+@pytest.mark.parametrize("field", ["activations", "gate"])
+def test_inference_config_refuses_unknown_choices_too(field):
+    with pytest.raises(ValueError, match=f"{field} must be one of .*, got 'other'"):
+        SparsemaxSAEConfig(d_in=8, d_sae=64, **{field: "other"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gate_scale", 0.0),
+        ("gate_scale", float("nan")),
+        ("d_in", 0),
+        ("d_sae", -4),
+        ("target_l0", 0.0),
+        ("target_l0_rate", -0.1),
+        ("init_score_scale", 0.0),
+        ("decoder_init_norm", -1.0),
+    ],
+)
+def test_numbers_that_must_be_positive_are_refused_otherwise(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be positive, got {value}"):
+        config(**{field: value})
+
+
+def test_a_target_above_the_number_of_concepts_is_refused():
+    with pytest.raises(ValueError, match="target_l0 must not exceed d_sae = 64, got 65"):
+        config(target_l0=65)
+
+
+def test_a_negative_penalty_is_refused():
+    with pytest.raises(ValueError, match="l1_coefficient must not be negative, got -1"):
+        config(l1_coefficient=-1)
+
+
+def test_relu_takes_no_target_and_no_probabilities():
+    with pytest.raises(ValueError, match="set target_l0=None"):
+        config(gate="relu")
+    with pytest.raises(ValueError, match="activations='scores' only, got 'probabilities'"):
+        config(gate="relu", target_l0=None, activations="probabilities")
+
+
+def test_whitening_is_refused_where_folding_could_not_be_exact():
+    with pytest.raises(ValueError, match="covariance_whitening' needs unit_norm_query=False"):
+        config(normalize_activations="covariance_whitening")
+    with pytest.raises(ValueError, match="needs apply_b_dec_to_input=True"):
+        config(normalize_activations="covariance_whitening", unit_norm_query=False, apply_b_dec_to_input=False)
+    config(normalize_activations="covariance_whitening", unit_norm_query=False)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_leave_sparsity_to_the_data(preset):
+    chosen = config(**PRESETS[preset])
+    assert chosen.target_l0 is None
+    assert chosen.structure == "cross_attention"
+
+
+def test_presets_differ_as_their_sources_do():
+    paper, released = config(**PRESETS["paper"]), config(**PRESETS["released"])
+    assert (paper.activations, paper.query_projection, paper.unit_norm_query) == ("probabilities", True, False)
+    assert (released.activations, released.query_projection, released.unit_norm_query) == ("scores", False, True)
+    assert (paper.loss_weighting, released.loss_weighting) == ("none", "inverse_norm")
+    assert (paper.b_dec_init, released.b_dec_init) == ("zeros", "fixed_zeros")
+
+
+def test_a_dictionary_of_a_config_makes_the_same_config():
+    original = config(target_l0=None, gate_scale=1 / 3, structure="mlp", decoder_init_norm=0.5)
+    assert SparsemaxTrainingSAEConfig.from_dict(original.to_dict()) == original
+
+
+def test_the_inference_form_keeps_the_gate_and_names_the_package():
+    chosen = config(activations="probabilities", unit_norm_query=False, gate_scale=0.7)
+    inference = chosen.get_inference_sae_cfg_dict()
+    assert inference["architecture"] == "sparsemax"
+    assert inference["metadata"]["package"] == "sae_lens_sparsemax"
+    assert inference["metadata"]["training_architecture_details"]["structure"] == "cross_attention"
+    loaded = SparsemaxSAEConfig.from_dict(inference)
+    assert (loaded.activations, loaded.unit_norm_query, loaded.gate_scale) == ("probabilities", False, 0.7)
