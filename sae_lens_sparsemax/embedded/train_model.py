@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--d-model", type=int, default=128, help="width of the residual stream")
     parser.add_argument("--layers", type=int, default=4, help="transformer blocks")
     parser.add_argument("--heads", type=int, default=4, help="attention heads a block")
-    parser.add_argument("--epochs", type=float, default=2.0, help="passes over the text")
+    parser.add_argument("--epochs", type=float, default=1.0, help="passes over the text")
     parser.add_argument("--batch", type=int, default=16, help="contexts a step")
     parser.add_argument("--lr", type=float, default=0.005, help="highest learning rate of Muon")
     parser.add_argument("--embedding-lr", type=float, default=0.01, help="highest learning rate of AdamW")
