@@ -16,6 +16,7 @@ But: nothing here knows of SAEs; projections, norms and biases of the reconstruc
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,11 @@ BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**27}
 SLICE_ENTRIES, MIN_SLICE = 2**18, 64
 # Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
 MAX_SPARSE_DENSITY = {"cpu": 0.06, "cuda": 0.01}
+
+# torch says once per process that its CSR tensors are in beta, which would surprise in the middle of a training run.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 1), check_invariants=False)
 
 
 class Attention(NamedTuple):
