@@ -39,7 +39,7 @@ class TrainingLog:
         histogram_steps: how many of the last logged steps the L0 histogram covers.
     """
 
-    def __init__(self, folder: Path | str, every: int = 10, histogram_steps: int = 50) -> None:
+    def __init__(self, folder: Path | str, every: int = 10, histogram_steps: int = 10) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1 step, but {every} was given.")
         self.folder = Path(folder)
