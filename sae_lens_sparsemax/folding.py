@@ -35,7 +35,7 @@ def fold_checkpoint(state_dict: dict[str, Any]) -> None:
     is_mlp = not own.keys() & CROSS_ATTENTION
     if missing := sorted((MLP if is_mlp else CROSS_ATTENTION) - own.keys()):
         raise ValueError(f"this training checkpoint is missing {', '.join(PREFIX + name for name in missing)}")
-    folded = own if is_mlp else _fold_cross_attention(own)
+    folded = {name: value.contiguous() for name, value in own.items()} if is_mlp else _fold_cross_attention(own)
     for name in [PREFIX + name for name in own] + list(TRAINING_STATE):
         state_dict.pop(name, None)
     state_dict.update(folded)
