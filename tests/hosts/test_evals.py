@@ -39,12 +39,13 @@ def test_every_metric_is_finite_and_plausible(form, trained, inference_folder, m
     }
     assert 0.3 < metrics["reconstruction_quality"]["explained_variance"] < 1
     assert 0 < metrics["model_performance_preservation"]["ce_loss_score"] < 1
+    # The harness measures sparsity on the 16 contexts after those of the reconstruction.
     with torch.no_grad():
-        l0 = sae.encode(activations[: 16 * 63]).count_nonzero(-1).float().mean().item()
-    assert metrics["sparsity"]["l0"] == pytest.approx(l0, rel=0.02)
+        l0 = sae.encode(activations[16 * 63 : 32 * 63]).count_nonzero(-1).float().mean().item()
+    assert metrics["sparsity"]["l0"] == pytest.approx(l0, rel=1e-3)
     for name in ("feature_density", "encoder_norm", "encoder_bias", "encoder_decoder_cosine_sim"):
         assert len(by_concept[name]) == 512
-    assert sum(by_concept["feature_density"]) == pytest.approx(l0, rel=0.02)
+    assert sum(by_concept["feature_density"]) == pytest.approx(l0, rel=1e-3)
 
 
 def test_probabilities_evaluate_too(model, token_dataset, activations, tmp_path):
