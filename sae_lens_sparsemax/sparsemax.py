@@ -90,13 +90,13 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
     row_max = maxima.amax(-1, keepdim=True)
     bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
     bound = _round_down(row_max.double() + bound, z.dtype)
-    active = _flat_nonzero(maxima > bound)
+    # A float output keeps a comparison vectorised; a boolean one with a broadcast operand is several times slower.
+    active = _flat_nonzero(torch.gt(maxima, bound, out=torch.empty_like(maxima)))
     if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():
         return _select_dense(z, budget)
 
     read_again = z.reshape(-1, CHUNK).index_select(0, active)
     active_row = active // maxima.shape[1]
-    # A float output keeps the comparison vectorised; a boolean one with a broadcast operand is several times slower.
     above = torch.gt(read_again, bound[active_row], out=torch.empty_like(read_again))
     found = _flat_nonzero(above)
     values = read_again.view(-1).index_select(0, found)
