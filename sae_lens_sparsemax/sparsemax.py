@@ -21,8 +21,9 @@ import torch
 
 from sae_lens_sparsemax import kernels
 
-# Scores per chunk: the maxima of short chunks bound τ tightly and waste little, those of long ones are fewer.
-CHUNK = 32
+# Scores per chunk, in rows of fewer than WIDE scores and in wider ones: the maxima of short chunks bound τ tightly and
+# waste little, those of long ones are fewer.
+SHORT_CHUNK, LONG_CHUNK, WIDE = 16, 32, 8192
 # Above this share of chunks still to be read, reading everything once more is cheaper than gathering.
 MAX_ACTIVE_CHUNKS = 0.3
 # Newton on n terms of at most b rounds by about 1e-6·b in float32; a bound lower by this margin loses no candidate.
@@ -84,9 +85,10 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
 
         return Support(*select(z, budget))
 
-    if z.shape[1] % CHUNK:
-        z = torch.nn.functional.pad(z, (0, -z.shape[1] % CHUNK), value=-torch.inf)
-    maxima = z.unflatten(1, (-1, CHUNK)).amax(-1)
+    chunk = LONG_CHUNK if z.shape[1] >= WIDE else SHORT_CHUNK
+    if z.shape[1] % chunk:
+        z = torch.nn.functional.pad(z, (0, -z.shape[1] % chunk), value=-torch.inf)
+    maxima = z.unflatten(1, (-1, chunk)).amax(-1)
     row_max = maxima.amax(-1, keepdim=True)
     bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
     bound = _round_down(row_max.double() + bound, z.dtype)
@@ -95,14 +97,14 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
     if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():
         return _select_dense(z, budget)
 
-    read_again = z.reshape(-1, CHUNK).index_select(0, active)
+    read_again = z.reshape(-1, chunk).index_select(0, active)
     active_row = active // maxima.shape[1]
     above = torch.gt(read_again, bound[active_row], out=torch.empty_like(read_again))
     found = _flat_nonzero(above)
     values = read_again.view(-1).index_select(0, found)
-    which = found // CHUNK
+    which = found // chunk
     row = active_row[which]
-    col = (active[which] - row * maxima.shape[1]) * CHUNK + found % CHUNK
+    col = (active[which] - row * maxima.shape[1]) * chunk + found % chunk
     keep, tau = _michelot(values, row, row_max.squeeze(1), budget)
     return Support(row_offsets(row[keep], z.shape[0]), col[keep], values[keep], tau)
 
