@@ -17,8 +17,10 @@ def test_an_offline_run_logs_to_wandb_and_to_json_lines(tmp_path: Path):
     logger = ["--logger.log_to_wandb", "true", "--logger.wandb_log_frequency", "2"]
     logger += ["--logger.eval_every_n_wandb_logs", "2"]
     subprocess.run(
-        [sys.executable, "-m", "sae_lens_sparsemax", "train", str(ROOT / "configs" / "quickstart.yaml")]
-        + [*short, *logger, "--output_path", str(tmp_path / "out")],
+        [
+            *(sys.executable, "-m", "sae_lens_sparsemax", "train", str(ROOT / "configs" / "quickstart.yaml")),
+            *(*short, *logger, "--output_path", str(tmp_path / "out")),
+        ],
         cwd=tmp_path,
         env={**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)},
         check=True,
