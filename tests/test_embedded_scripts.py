@@ -67,7 +67,6 @@ def test_contexts_begin_with_bos_and_separate_passages_with_it():
 
 
 def test_scripts_make_a_model_that_learns(tmp_path, caplog, monkeypatch):
-    pytest.importorskip("torch", minversion="2.9", reason="the training script uses torch.optim.Muon")
     monkeypatch.setattr(build_text, "HELD_OUT_CHARS", {"sotu": 600, "moby-dick": 600})
     monkeypatch.setattr(build_text, "SAE_CHARS", {"sotu": 2_000, "moby-dick": 2_000})
     text = "The ship sails on, and the whale swims before it. " * 10

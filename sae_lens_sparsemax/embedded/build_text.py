@@ -21,7 +21,7 @@ PASSAGE_CHARS = 1500  # about 360 tokens: whole paragraphs, and several contexts
 SHORTEST_PASSAGE = 200
 
 # Characters taken from each source for the held-out slice, then for the SAE's training slice. The first is
-# about 40,000 tokens in all, the second about 450,000; all but the first trains the language model.
+# about 44,000 tokens in all, the second about 524,000; all but the first trains the language model.
 HELD_OUT_CHARS = {"sotu": 100_000, "moby-dick": 70_000}
 SAE_CHARS = {"sotu": 1_050_000, "moby-dick": 900_000}
 
