@@ -31,7 +31,8 @@ def test_python_snippets_run_one_after_the_other(tmp_path, monkeypatch):
 
 
 def test_commands_name_configs_that_are_there_and_valid(tmp_path, capsys):
-    commands = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
     ours = [words[1:] for words in commands if words[:1] == ["sparsemax-sae"]]
     assert ours
     for words in ours:
