@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lens_sparsemax.memory import use_huge_pages
+from sae_lens_sparsemax.memory import keep_freed_memory
 
 _DESCRIPTION = "Train and evaluate sparse autoencoders with SAELens; the architecture 'sparsemax' is the default."
 _EPILOG = """\
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (system error), 2 (user mistake), 130 (stopped)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    use_huge_pages()
+    keep_freed_memory()
     try:
         return _run(words)
     except KeyboardInterrupt:

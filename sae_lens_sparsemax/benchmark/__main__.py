@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.benchmark.measure import median_seconds, peak_extra_bytes
 from sae_lens_sparsemax.benchmark.passes import Problem, floor_pass, naive_pass, sparsemax_pass, topk_pass
 from sae_lens_sparsemax.benchmark.report import as_table, plot_growth
-from sae_lens_sparsemax.memory import use_huge_pages
+from sae_lens_sparsemax.memory import keep_freed_memory
 
 EPILOG = """\
 examples:
@@ -30,7 +30,7 @@ alone (torch.mm of the same tokens and concepts), and the peak extra memory over
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     args = _parser().parse_args(arguments)
-    use_huge_pages()
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     problems = [
