@@ -9,10 +9,16 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
 
+from sae_lens_sparsemax.compare.image_settings import ImageSettings
 from sae_lens_sparsemax.nearest import unknown_name
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
+
+SYNTHETIC_SET = "synthetic"
+"""Name of the evaluation set where a synthetic model is reconstructed."""
+IMAGE_SET = "evaluation images"
+"""Name of the evaluation set of a vision model."""
 
 
 @dataclass
@@ -71,20 +77,23 @@ class CompareConfig:
     output_path: str = "output/compare"
     """Folder for activations, SAEs, results, tables and plots."""
     synthetic_model: dict[str, Any] | None = None
-    """Settings of `sae_lens.synthetic.SyntheticModelConfig`; it replaces the language model."""
+    """Settings of `sae_lens.synthetic.SyntheticModelConfig`; it replaces the model."""
+    images: ImageSettings | None = None
+    """Images, which make `model_name` the name of a vision model; the settings of text are then not used."""
 
     model_name: str | None = None
-    """Language model: a Hugging Face name or a local folder."""
+    """Language or vision model: a Hugging Face name or a local folder."""
     model_class_name: str = "HookedTransformer"
-    """How SAELens loads it: `HookedTransformer` or `AutoModelForCausalLM`."""
+    """How SAELens loads a language model: `HookedTransformer` or `AutoModelForCausalLM`."""
     hook_name: str | None = None
-    """Hook whose activations are reconstructed."""
+    """Hook whose activations are reconstructed; in a vision model negative layers count from the last."""
     training_data: TextData = field(default_factory=TextData)
     """Text to train on."""
     evaluation_data: dict[str, TextData] = field(default_factory=lambda: {"held_out": TextData(held_out=True)})
     """Named sets of text to evaluate on."""
     held_out_fraction: float = 0.1
-    """Fraction of the training documents kept for validation, and as many again for evaluation."""
+    """Fraction of the training documents kept for validation, and as many again for evaluation; of training
+    images, kept for validation alone."""
     context_size: int = 128
     """Tokens per context."""
     prepend_bos: bool = True
@@ -127,6 +136,8 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if self.synthetic_model is None and (not self.model_name or not self.hook_name):
             raise ValueError("model_name and hook_name must be given unless synthetic_model is")
+        if self.images is not None:
+            self._check_images()
         if self.b_dec_init not in ("mean", "zeros"):
             raise ValueError(f"b_dec_init must be 'mean' or 'zeros', got {self.b_dec_init!r}")
         if not 0 < self.held_out_fraction < 0.5:
@@ -147,6 +158,20 @@ class CompareConfig:
                 raise ValueError(f"arm {arm.name} needs at least one value in sparsities and one in lrs")
             # Building the config now finds a mistake before the language model has run for an hour.
             arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
+
+    def _check_images(self) -> None:
+        for name in ("synthetic_model", "max_norm_over_median"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} cannot be combined with images, got {getattr(self, name)!r}")
+        if self.training_data.path is not None:
+            raise ValueError(f"images and training_data.path exclude each other, got {self.training_data.path!r}")
+
+    @property
+    def evaluation_sets(self) -> list[str]:
+        """Names of the sets that results are reported on."""
+        if self.synthetic_model is not None:
+            return [SYNTHETIC_SET]
+        return [IMAGE_SET] if self.images is not None else list(self.evaluation_data)
 
     @property
     def n_stored_tokens(self) -> int:

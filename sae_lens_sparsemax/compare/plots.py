@@ -9,12 +9,12 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.selection import Point
-from sae_lens_sparsemax.compare.tables import reported_sets
 
 # What is plotted, where it was measured, with the label of the axis.
 MEASURES = {
     "explained_variance": "Explained variance",
     "ce_loss_score": "Cross-entropy loss score",
+    "zero_shot_accuracy": "Zero-shot accuracy",
     "mcc": "MCC with the true features",
     "f1": "F1 of the best-matching features",
     "dead_fraction": "Dead concepts (fraction)",
@@ -29,7 +29,7 @@ def write_plots(cfg: CompareConfig, points: Sequence[Point], folder: Path) -> li
     """Write one `pareto_<measure>.png` for every measure that exists, a panel per evaluation set."""
     paths = []
     for measure in MEASURES:
-        datasets = [name for name in reported_sets(cfg) if any(p.values(name, measure) for p in points)]
+        datasets = [name for name in cfg.evaluation_sets if any(p.values(name, measure) for p in points)]
         if datasets:
             path = folder / f"pareto_{measure}.png"
             _figure(points, datasets, measure).savefig(path, dpi=150)
@@ -38,7 +38,7 @@ def write_plots(cfg: CompareConfig, points: Sequence[Point], folder: Path) -> li
 
 
 def _figure(points: Sequence[Point], datasets: list[str], measure: str) -> Figure:
-    figure = Figure(figsize=(5.2 * len(datasets), 4.2), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(datasets) + 1.8, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for i, dataset in enumerate(datasets):
         axes = figure.add_subplot(1, len(datasets), i + 1)
@@ -63,5 +63,5 @@ def _figure(points: Sequence[Point], datasets: list[str], measure: str) -> Figur
         axes.set_ylabel(MEASURES[measure])
         axes.set_title(dataset)
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure

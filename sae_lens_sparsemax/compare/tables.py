@@ -23,6 +23,9 @@ COLUMNS = {
     "explained_variance": ("EV", 4),
     "ce_loss_score": ("CE score", 4),
     "ce_degradation": ("CE degradation", 4),
+    "zero_shot_accuracy": ("zero-shot", 4),
+    "zero_shot_accuracy_without_sae": ("zero-shot, no SAE", 4),
+    "cosine_similarity": ("cosine", 4),
     "mcc": ("MCC", 3),
     "f1": ("F1", 3),
     "dead_fraction": ("dead", 4),
@@ -53,7 +56,7 @@ def point_row(cfg: CompareConfig, point: Point) -> dict[str, Any]:
         "training_dead_fraction": _mean(result.training_dead_fraction for result in point.results),
         "training_seconds": _mean(result.training_seconds for result in point.results),
     }
-    for dataset in reported_sets(cfg):
+    for dataset in cfg.evaluation_sets:
         for measure in _measures(point.results, dataset):
             row[f"{dataset}/{measure}"] = point.mean(dataset, measure)
             row[f"{dataset}/{measure}/std"] = point.std(dataset, measure)
@@ -66,11 +69,6 @@ def run_row(result: RunResult) -> dict[str, Any]:
     for name, metrics in result.metrics.items():
         row |= {f"{name}/{measure}": value for measure, value in metrics.items()}
     return row
-
-
-def reported_sets(cfg: CompareConfig) -> list[str]:
-    """Names of the evaluation sets, without the one on which learning rates were chosen."""
-    return ["synthetic"] if cfg.synthetic_model is not None else list(cfg.evaluation_data)
 
 
 def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult]) -> str:
@@ -86,7 +84,7 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
         "explained variance on separate validation data; ± is the standard deviation over seeds. A learning "
         "rate marked * is the smallest or largest that was tried: a better one may lie outside.",
     ]
-    for dataset in reported_sets(cfg):
+    for dataset in cfg.evaluation_sets:
         columns = [m for m in COLUMNS if any(point.values(dataset, m) for point in points)]
         header = ["arm", "setting", "lr", *(COLUMNS[m][0] for m in columns), "dead (training)", "seconds"]
         rows = [
@@ -102,7 +100,7 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
         ]
         lines += ["", f"## {dataset}", "", *_markdown_table(header, rows)]
     chosen = {(point.arm, point.sparsity, point.lr) for point in points}
-    first = reported_sets(cfg)[0]
+    first = cfg.evaluation_sets[0]
     rows = [
         [
             result.arm,

@@ -186,7 +186,7 @@ def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settin
 
 def test_too_little_text_is_an_error_that_says_how_much_there_is(tmp_path, language_model_settings):
     path = write(tmp_path, language_model_settings)
-    with pytest.raises(ValueError, match=r"the text gave only \d+ of 102400 activations"):
+    with pytest.raises(ValueError, match=r"the data gave only \d+ of 102400 activations"):
         compare_from_yaml(path, {"steps": 3200})
 
 
