@@ -49,8 +49,15 @@ class Arm:
     """Values of that field."""
     lrs: list[float]
     """Learning rates; every value of the sparsity field is trained at each, and the best is reported."""
+    one_lr: bool | None = None
+    """Whether all values of the sparsity field are reported at the same rate, as they should be where the rate
+    moves L0; by default for fields that are coefficients. See `selection`."""
     sae: dict[str, Any] = field(default_factory=dict)
     """Other fields of the SAE's config, without `d_in`, `device` and what `CompareConfig` sets."""
+
+    def __post_init__(self) -> None:
+        if self.one_lr is None:
+            self.one_lr = self.sparsity_field.endswith("coefficient")
 
     def sae_config(self, sparsity: float, **common: Any) -> TrainingSAEConfig:
         """The SAE's config at one value of the sparsity field; `common` are fields all arms share."""
@@ -130,6 +137,8 @@ class CompareConfig:
     architecture, and so does an arm that sets a field `b_dec_init` of its own."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each seeds both the SAE's initialisation and the order of the activations."""
+    matched_l0: list[float] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    """Values of L0 at which the arms are compared by interpolation."""
     device: str = "cpu"
     """Device of the language model and of the SAEs."""
 
@@ -147,6 +156,8 @@ class CompareConfig:
             raise ValueError(f"arms must have names that differ from each other, got {names}")
         if reserved := {"train", "validation"} & set(self.evaluation_data):
             raise ValueError(f"evaluation_data must not use the names {sorted(reserved)}, which mean splits")
+        if not all(l0 > 0 for l0 in self.matched_l0):
+            raise ValueError(f"matched_l0 must be positive, got {self.matched_l0}")
         if not self.seeds:
             raise ValueError("seeds must name at least one seed")
         valid = {f.name for f in fields(SAETrainerConfig)} - _TRAINER_FIELDS_SET_HERE
@@ -157,7 +168,13 @@ class CompareConfig:
             if not arm.sparsities or not arm.lrs:
                 raise ValueError(f"arm {arm.name} needs at least one value in sparsities and one in lrs")
             # Building the config now finds a mistake before the language model has run for an hour.
-            arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
+            sae_cfg = arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
+            per_token = sae_cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
+            if per_token and self.b_dec_init == "mean" and "b_dec_init" not in arm.sae:
+                raise ValueError(
+                    f"arm {arm.name} normalises every activation by itself, so that their mean is not that of the "
+                    "stored ones: b_dec_init must be 'zeros'"
+                )
 
     def _check_images(self) -> None:
         for name in ("synthetic_model", "max_norm_over_median"):

@@ -114,6 +114,8 @@ def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ActivationS
     )
     trainer = SAETrainer(trainer_cfg, sae, source.batches(run.seed))
     _estimate_normalisation(trainer, source.batches(run.seed))
+    if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
+        sae.b_dec.data.copy_(trainer.activation_scaler.scale(source.mean().to(sae.b_dec)))
     started = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - started
@@ -164,13 +166,6 @@ def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ActivationSourc
     sae_cfg = run.arm.sae_config(run.sparsity, **common)
     torch.manual_seed(run.seed)
     sae = get_sae_training_class(run.arm.architecture)[0](sae_cfg)
-    if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
-        if sae_cfg.normalize_activations != "none":
-            raise ValueError(
-                f"arm {run.arm.name} normalises its activations, whose mean is not that of the raw ones: "
-                "b_dec_init must be 'zeros'"
-            )
-        sae.b_dec.data.copy_(source.mean().to(sae.b_dec))
     return sae
 
 
