@@ -1,4 +1,4 @@
-"""The command ``sparsemax-sae``: train, evaluate, compare, quickstart. It reads arguments and prints results."""
+"""The command ``sparsemax-sae``. It reads arguments and prints results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_lens_sparsemax.commands import evaluate as evaluate_command
+from sae_lens_sparsemax.commands import reproduce as reproduce_command
 from sae_lens_sparsemax.commands import suggest_k as suggest_k_command
 from sae_lens_sparsemax.memory import use_huge_pages
 
@@ -18,6 +19,7 @@ first steps:
   sparsemax-sae train configs/gpt2_small_openwebtext.yaml --dry-run
   sparsemax-sae evaluate output/quickstart
   sparsemax-sae compare configs/compare/synthetic.yaml
+  sparsemax-sae reproduce configs/paper/table5.yaml --small
 
 'sparsemax-sae COMMAND --help' shows the options and examples of each command.
 """
@@ -48,6 +50,7 @@ _OPTIONS = {
     "train": {"--resume", "--overwrite", "--dry-run", "--debug", "--help"},
     "evaluate": evaluate_command.OPTIONS,
     "suggest-k": suggest_k_command.OPTIONS,
+    "reproduce": reproduce_command.OPTIONS,
     "compare": {"--debug", "--help"},
 }
 
@@ -81,6 +84,8 @@ def _run(words: list[str]) -> int:
         return _train(options, overrides)
     if options.command == "evaluate":
         return evaluate_command.run(options, overrides, _print_table)
+    if options.command == "reproduce":
+        return reproduce_command.run(options, overrides)
     if options.command == "suggest-k":
         return suggest_k_command.run(options, overrides)
     if options.command == "compare":
@@ -173,9 +178,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_command.add_arguments(evaluate)
 
     suggest_k = command(
-        "suggest-k", "Write the TopK and BatchTopK trainings at a sparsemax SAE's mean L0.", suggest_k_command.EPILOG
+        "suggest-k",
+        "Write the TopK and BatchTopK trainings at the mean L0 of a sparsemax SAE.",
+        suggest_k_command.EPILOG,
     )
     suggest_k_command.add_arguments(suggest_k)
+
+    reproduce = command("reproduce", "Reproduce a table or figure of the paper.", reproduce_command.EPILOG)
+    reproduce_command.add_arguments(reproduce)
 
     compare = command("compare", "Train architectures against each other on the same activations.", _COMPARE_EPILOG)
     compare.add_argument("config", help="YAML file; see configs/compare/ for examples")

@@ -32,7 +32,7 @@ class MetricGroup(NamedTuple):
 def run_groups(
     groups: Sequence[MetricGroup],
     folder: Path,
-    sae_digest: str,
+    digest: str,
     *,
     only: Sequence[str] = (),
     overwrite: bool = False,
@@ -45,8 +45,8 @@ def run_groups(
     Args:
         groups: What to measure.
         folder: Where each group is saved as `<name>.json`.
-        sae_digest: Identifies the SAE; results of another one are computed again.
-        only: Names of the groups to measure; empty for all.
+        digest: Identifies the SAE; results of another one are computed again.
+        only: Names of the groups to measure; empty for all. Others are in the results if they are finished.
         overwrite: Compute finished groups again.
         say: Told about groups that were kept, and about those that could not be measured.
         progress: Whether to show a progress bar over groups.
@@ -62,14 +62,17 @@ def run_groups(
         if name not in names:
             raise ValueError(unknown_name("metric group", name, names, "groups"))
     results: dict[str, Any] = {}
-    chosen = [group for group in groups if not only or group.name in only]
-    for group in (bar := tqdm(chosen, desc="Metric groups", unit="group", disable=not progress)):
+    for group in (bar := tqdm(groups, desc="Metric groups", unit="group", disable=not progress)):
         bar.set_postfix_str(group.name)
         path = folder / f"{group.name.replace('/', '-')}.json"
-        key = hashlib.sha256(json.dumps([sae_digest, group.settings], sort_keys=True, default=str).encode()).hexdigest()
-        kept = None if overwrite else _finished(path, key)
+        key = hashlib.sha256(json.dumps([digest, group.settings], sort_keys=True, default=str).encode()).hexdigest()
+        wanted = not only or group.name in only
+        kept = None if overwrite and wanted else _finished(path, key)
+        if kept is None and not wanted:
+            continue
         if kept is not None:
-            say(f"{group.name}: kept, it was finished earlier with the same settings ({path})")
+            if wanted:
+                say(f"{group.name}: kept, it was finished earlier with the same settings ({path})")
             results[group.name] = kept
             continue
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,21 +62,41 @@ class VisionModel:
             yield self.activations(pixels)
 
     def embed(self) -> EmbedImages:
-        """The model as what zero-shot classification needs: image embeddings, with the SAE's tokens edited."""
+        """
+        The model as what zero-shot classification needs: image embeddings, with the SAE's tokens edited.
+
+        At the residual stream after a block, several edits of the same pixels in a row share the blocks before it.
+        """
+        after = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", self.hook_name)
+        if after is None:
+            return self._embed_through_hook
+        layer = int(after.group(1)) + 1
+        seen: list[torch.Tensor] = []  # pixels, residual stream, and what the SAE reads of it
 
         def embed(pixel_values: torch.Tensor, edit: Edit | None = None) -> torch.Tensor:
-            def replace(acts: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001 (TransformerLens's name)
-                assert edit is not None
-                read = acts[:, self.positions]
-                changed = acts.clone()
-                changed[:, self.positions] = edit(read.flatten(2)).reshape(read.shape).to(acts)
-                return changed
-
-            hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [(self.hook_name, replace)]
             with torch.no_grad():
-                return self.model.run_with_hooks(pixel_values, fwd_hooks=hooks if edit is not None else [])
+                if edit is None:
+                    return self.model(pixel_values)
+                if not seen or seen[0] is not pixel_values:
+                    resid = self.model(pixel_values, stop_at_layer=layer)
+                    seen[:] = [pixel_values, resid, resid[:, self.positions]]
+                changed = seen[1].clone()
+                changed[:, self.positions] = edit(seen[2]).to(changed)
+                return self.model(changed, start_at_layer=layer)
 
         return embed
+
+    def _embed_through_hook(self, pixel_values: torch.Tensor, edit: Edit | None = None) -> torch.Tensor:
+        def replace(acts: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001 (TransformerLens's name)
+            assert edit is not None
+            read = acts[:, self.positions]
+            changed = acts.clone()
+            changed[:, self.positions] = edit(read.flatten(2)).reshape(read.shape).to(acts)
+            return changed
+
+        hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [(self.hook_name, replace)]
+        with torch.no_grad():
+            return self.model.run_with_hooks(pixel_values, fwd_hooks=hooks if edit is not None else [])
 
 
 def load_vision_model(model_name: str, device: str) -> HookedViT:
