@@ -74,11 +74,17 @@ def test_held_out_documents_are_those_that_training_left_out(folder, text):
     result = evaluate_suite(str(folder), settings={"n_tokens": 10_000, "batch_size": 4}, progress=False)
     assert result.results["settings"]["held_out_fraction"] == 0.3
     data = load_text_dataset(str(text))
-    parts = {p: {row["text"] for row in part_of_dataset(data, p, 0.3, "x")} for p in ("train", "validation", "held_out")}
+    parts = {
+        p: {row["text"] for row in part_of_dataset(data, p, 0.3, "x")} for p in ("train", "validation", "held_out")
+    }
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 40
     # 40 words a document, each followed by one separator at most.
     n_words = 40 * len(parts["held_out"])
-    assert n_words - CONTEXT <= result.results["groups"]["held_out/reconstruction"]["reconstruction"]["n_tokens"] <= n_words
+    assert (
+        n_words - CONTEXT
+        <= result.results["groups"]["held_out/reconstruction"]["reconstruction"]["n_tokens"]
+        <= n_words
+    )
 
 
 def test_a_finished_group_is_not_measured_again(folder, capsys):
