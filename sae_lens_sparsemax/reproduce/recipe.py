@@ -48,8 +48,6 @@ class Recipe:
     """Metric groups of the suite that are measured."""
     columns: dict[str, str]
     """Heading to the dotted name of a measure, such as `images.geometry.cknna_recon`."""
-    percent: bool = False
-    """Whether measures are shown as per cent."""
     paper: dict[str, list[float]] = field(default_factory=dict)
     """The paper's rows, of `paper_columns`."""
     paper_columns: list[str] = field(default_factory=list)

@@ -66,7 +66,8 @@ def write_table(recipe: Recipe, rows: Rows, folder: Path, command: str) -> Path:
     writer.writerow(["SAE", *recipe.columns])
     writer.writerows([name, *values] for name, values in rows.items())
     atomic_write_text(folder / "table.csv", text.getvalue())
-    shown = [[name, *(_cell(value, recipe.percent) for value in values)] for name, values in rows.items()]
+    names = list(recipe.columns.values())
+    shown = [[name, *map(_cell, values, names)] for name, values in rows.items()]
     lines = [f"# {recipe.title}", "", f"`{command}`", "", "## Measured", ""]
     lines += markdown_table(["SAE", *recipe.columns], shown)
     if recipe.paper:
@@ -90,7 +91,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _cell(value: float | None, percent: bool) -> str:
+def _cell(value: float | None, name: str) -> str:
+    """A value as it is shown; accuracies in per cent, as in the paper."""
     if value is None:
         return "n/a"
-    return f"{100 * value:.1f}" if percent else number(value)
+    return f"{100 * value:.1f}" if name.endswith((".classes", ".images")) else number(value)
