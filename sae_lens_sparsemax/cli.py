@@ -1,13 +1,15 @@
-"""The command ``sparsemax-sae``: train, evaluate, compare, quickstart. It reads arguments and prints results."""
+"""The command ``sparsemax-sae``. It reads arguments and prints results."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from sae_lens_sparsemax.commands import evaluate as evaluate_command
+from sae_lens_sparsemax.commands import reproduce as reproduce_command
+from sae_lens_sparsemax.commands import suggest_k as suggest_k_command
 from sae_lens_sparsemax.memory import keep_freed_memory
 
 _DESCRIPTION = "Train and evaluate sparse autoencoders with SAELens; the architecture 'sparsemax' is the default."
@@ -17,6 +19,7 @@ first steps:
   sparsemax-sae train configs/gpt2_small_openwebtext.yaml --dry-run
   sparsemax-sae evaluate output/quickstart
   sparsemax-sae compare configs/compare/synthetic.yaml
+  sparsemax-sae reproduce configs/paper/table5.yaml --small
 
 'sparsemax-sae COMMAND --help' shows the options and examples of each command.
 """
@@ -32,16 +35,6 @@ A run writes to its 'output_path' the SAE, metrics.jsonl, training_curves.png an
 Ctrl-C saves a checkpoint first; continue with:
   sparsemax-sae train config.yaml --resume
 """
-_EVALUATE_EPILOG = """\
-examples:
-  sparsemax-sae evaluate output/my_run
-  sparsemax-sae evaluate output/my_run --dataset wikitext103_test.txt --batches 20
-  sparsemax-sae evaluate output/my_run/checkpoints/2048000 --dataset-split validation
-  sparsemax-sae evaluate user/repository:blocks.6.hook_resid_post --output results.json
-
-Model, hook, data set and context are read from the SAE's metadata; options replace them. By default that
-is the data the SAE was trained on: name a held-out data set or split for figures to report.
-"""
 _STOPPED = 130  # the shell's status for a command ended by Ctrl-C
 _COMPARE_EPILOG = """\
 examples:
@@ -55,6 +48,9 @@ The output folder gets table.md, table.csv, runs.csv and Pareto plots. Options r
 """
 _OPTIONS = {
     "train": {"--resume", "--overwrite", "--dry-run", "--debug", "--help"},
+    "evaluate": evaluate_command.OPTIONS,
+    "suggest-k": suggest_k_command.OPTIONS,
+    "reproduce": reproduce_command.OPTIONS,
     "compare": {"--debug", "--help"},
 }
 
@@ -87,7 +83,11 @@ def _run(words: list[str]) -> int:
     if options.command == "train":
         return _train(options, overrides)
     if options.command == "evaluate":
-        return _evaluate(options)
+        return evaluate_command.run(options, overrides, _print_table)
+    if options.command == "reproduce":
+        return reproduce_command.run(options, overrides)
+    if options.command == "suggest-k":
+        return suggest_k_command.run(options, overrides)
     if options.command == "compare":
         return _compare(options, overrides)
     return _quickstart(options)
@@ -114,22 +114,6 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")
         if loaded.runner == "language_model":
             print(f"Next:  sparsemax-sae evaluate {output}")
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from sae_lens_sparsemax.evaluation.results import save_json
-    from sae_lens_sparsemax.harness import EvaluationSettings, evaluate_sae, load_sae, results_table
-
-    names = EvaluationSettings.__dataclass_fields__
-    settings = EvaluationSettings(**{name: getattr(options, name) for name in names})
-    result = evaluate_sae(load_sae(options.path, options.device), settings)
-    on = result["on"]
-    print(f"\n{options.path} at {on['hook_name']} of {on['model']}, on {on['dataset']} ({on['dataset_split']})")
-    _print_table(results_table(result))
-    output = options.output or (Path(options.path) / "evaluation.json" if Path(options.path).is_dir() else None)
-    if output is not None:
-        print(f"All metrics: {save_json(result, output)}")
     return 0
 
 
@@ -190,21 +174,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="delete checkpoints of an earlier run and start anew")
     train.add_argument("--dry-run", action="store_true", help="check the file and print the complete configuration")
 
-    evaluate = command(
-        "evaluate", "Evaluate a saved SAE of any SAELens architecture with every metric.", _EVALUATE_EPILOG
+    evaluate = command("evaluate", "Measure a saved SAE of any SAELens architecture.", evaluate_command.EPILOG)
+    evaluate_command.add_arguments(evaluate)
+
+    suggest_k = command(
+        "suggest-k",
+        "Write the TopK and BatchTopK trainings at the mean L0 of a sparsemax SAE.",
+        suggest_k_command.EPILOG,
     )
-    evaluate.add_argument("path", help="folder of an SAE or checkpoint, or user/repository:id on the hub")
-    evaluate.add_argument("--model", help="model name or local folder")
-    evaluate.add_argument("--model-class", help="HookedTransformer, AutoModelForCausalLM or TransformerBridge")
-    evaluate.add_argument("--dataset", help="hub id, or local jsonl, json, parquet or txt file, or folder")
-    evaluate.add_argument("--dataset-split", help="split of the data set")
-    evaluate.add_argument("--dataset-config", help="configuration of the data set")
-    evaluate.add_argument("--text-column", help="column with the text")
-    evaluate.add_argument("--context-size", type=int, help="tokens per context")
-    evaluate.add_argument("--batches", type=int, default=10, help="batches to evaluate (default 10)")
-    evaluate.add_argument("--batch-size", type=int, default=16, help="contexts per batch (default 16)")
-    evaluate.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
-    evaluate.add_argument("--output", type=Path, help="JSON file (default: evaluation.json beside the SAE)")
+    suggest_k_command.add_arguments(suggest_k)
+
+    reproduce = command("reproduce", "Reproduce a table or figure of the paper.", reproduce_command.EPILOG)
+    reproduce_command.add_arguments(reproduce)
 
     compare = command("compare", "Train architectures against each other on the same activations.", _COMPARE_EPILOG)
     compare.add_argument("config", help="YAML file; see configs/compare/ for examples")
