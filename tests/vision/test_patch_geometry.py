@@ -75,8 +75,8 @@ def test_each_patch_holds_the_pixels_of_its_box(name, width, height):
 
 @given(
     name=st.sampled_from(sorted(_PROCESSORS)),
-    width=st.integers(33, 400),
-    height=st.integers(33, 400),
+    width=st.integers(100, 400),
+    height=st.integers(100, 400),
     x=st.floats(-0.2, 1.2),
     y=st.floats(-0.2, 1.2),
 )
