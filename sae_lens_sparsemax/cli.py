@@ -1,4 +1,4 @@
-"""The command ``sparsemax-sae``: train, evaluate, compare, quickstart. It reads arguments and prints results."""
+"""The command ``sparsemax-sae``: train, evaluate, compare, explore, quickstart. It reads arguments and prints results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_lens_sparsemax.explore import command as explore_command
 from sae_lens_sparsemax.memory import use_huge_pages
 
 _DESCRIPTION = "Train and evaluate sparse autoencoders with SAELens; the architecture 'sparsemax' is the default."
@@ -17,6 +18,7 @@ first steps:
   sparsemax-sae train configs/gpt2_small_openwebtext.yaml --dry-run
   sparsemax-sae evaluate output/quickstart
   sparsemax-sae compare configs/compare/synthetic.yaml
+  sparsemax-sae explore output/quickstart          pages to look at its concepts
 
 'sparsemax-sae COMMAND --help' shows the options and examples of each command.
 """
@@ -90,6 +92,8 @@ def _run(words: list[str]) -> int:
         return _evaluate(options)
     if options.command == "compare":
         return _compare(options, overrides)
+    if options.command == "explore":
+        return _explore(options)
     return _quickstart(options)
 
 
@@ -138,6 +142,13 @@ def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
     table = compare_from_yaml(options.config, overrides)
     print(f"\n{table.read_text(encoding='utf-8')}\nTables and plots: {table.parent}")
+    return 0
+
+
+def _explore(options: argparse.Namespace) -> int:
+    from sae_lens_sparsemax.explore.command import run
+
+    print(f"\nOpen in a browser: {run(options)}")
     return 0
 
 
@@ -209,6 +220,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = command("compare", "Train architectures against each other on the same activations.", _COMPARE_EPILOG)
     compare.add_argument("config", help="YAML file; see configs/compare/ for examples")
     compare.add_argument("--KEY VALUE", dest="_", nargs="?", help="replace a key of the file, e.g. --steps 2000")
+
+    # The options are declared beside what they do; the module imports neither torch nor SAELens.
+    explore = command("explore", explore_command.DESCRIPTION, explore_command.EPILOG)
+    explore_command.add_options(explore)
 
     quick = command("quickstart", "Train and evaluate an SAE on a small embedded language model; needs no network.")
     quick.add_argument("--output", default="output/quickstart", help="folder (default output/quickstart)")
