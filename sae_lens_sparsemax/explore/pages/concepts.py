@@ -28,9 +28,10 @@ def class_labels(statistics: ConceptStatistics, class_names: list[str]) -> list[
     # A class is named if it has a share worth naming, and the first one always.
     named = (mass >= 0.1 * total) & (mass > 0)
     named[0] = mass[0] > 0
+    share = (100 * mass / total.clamp(min=torch.finfo(total.dtype).tiny)).round().int()
     return [
-        ", ".join(class_names[c] for c, shown in zip(classes, of, strict=True) if shown)
-        for classes, of in zip(top.T.tolist(), named.T.tolist(), strict=True)
+        ", ".join(f"{class_names[k]} {percent} %" for k, percent, shown in zip(*columns, strict=True) if shown)
+        for columns in zip(top.T.tolist(), share.T.tolist(), named.T.tolist(), strict=True)
     ]
 
 

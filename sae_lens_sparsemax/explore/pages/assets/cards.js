@@ -4,11 +4,11 @@
   const { h, number } = explorer;
 
   /** Up to `n` examples of a concept: images with masks, or shaded contexts. */
-  explorer.examples = async (concept, n) => {
+  explorer.examples = async (concept, n, values = true) => {
     const examples = concept.e.slice(0, n);
     const tokens = explorer.site.tokens;
     if (explorer.site.kind === "image") {
-      return h("div", { class: "strip" }, examples.map(([id, score, , text]) => explorer.masked(id, explorer.levels(text, tokens), { value: score })));
+      return h("div", { class: "strip" }, examples.map(([id, score, , text]) => explorer.masked(id, explorer.levels(text, tokens), { value: values ? score : undefined })));
     }
     return h("ol", { class: "examples" }, await Promise.all(examples.map(([id, , peak, text]) => explorer.shaded(id, explorer.levels(text, tokens), peak))));
   };
@@ -19,7 +19,7 @@
     return h("article", { class: "card" },
       h("h3", {}, explorer.conceptLink(sae, id), " ", h("span", { class: "label" }, table.label[id])),
       h("p", { class: "quiet" }, facts),
-      before, await explorer.examples(concept, n));
+      h("div", { class: before ? "evidence" : null }, before, await explorer.examples(concept, n, false)));
   };
 
   /** Other concepts with how near they are, as a list of links. */

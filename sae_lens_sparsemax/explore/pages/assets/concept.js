@@ -54,7 +54,7 @@
     return [
       ...head,
       explorer.section(images ? "Images" : "Contexts",
-        images ? "On which its mean activation is highest. Bright patches are those on which it fires; darkened ones have none of it; hatched parts the model does not see."
+        images ? "On which its mean activation is highest. Bright patches are those on which it fires; the darkest parts the model does not see."
           : "In which its activation is highest, strongest first. The darker the shade, the higher the activation.",
         await explorer.examples(concept, concept.e.length)),
       h("div", { class: "pair" }, activations(concept), classes(concept), logits(concept)),

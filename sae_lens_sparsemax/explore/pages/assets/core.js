@@ -51,7 +51,7 @@ const explorer = {
     for (const [name, value] of Object.entries(attributes)) {
       if (value === null || value === undefined || value === false) continue;
       if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (name === "style") Object.assign(element.style, value);
+      else if (name === "style") for (const [property, setting] of Object.entries(value)) element.style.setProperty(property, setting);
       else element.setAttribute(name, value === true ? "" : value);
     }
     element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));

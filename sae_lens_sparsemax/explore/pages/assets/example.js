@@ -30,18 +30,18 @@
     const example = await explorer.need(`${sae}/example-${id}`);
     const one = explorer.site.saes[sae];
     const { concepts, values } = profile(example, token);
-    const what = token === null ? (images ? "image" : "text") : images ? (token < explorer.site.prefix ? "class token" : `patch ${token - explorer.site.prefix}`) : `token ${token}`;
+    const what = token === null ? (images ? "this image" : "this text") : images ? `patch ${token - explorer.site.prefix}` : `token ${token}`;
     const cards = await Promise.all(concepts.slice(0, TOP).map(async (concept, k) => {
       const { levels, peak } = levelsOf(example, concept);
       const here = images
         ? h("div", { class: "here" }, explorer.masked(id, levels, { caption: false, plain: true, alt: `Concept ${concept} on this image` }))
         : h("ol", { class: "examples here" }, await explorer.shaded(id, levels, peak));
-      return explorer.card(sae, concept, `${number(values[k])} on this ${what}`, images ? 6 : 3, here);
+      return explorer.card(sae, concept, `${number(values[k])} on ${what}`, images ? 6 : 3, here);
     }));
     return h("section", { class: "column", "data-sae": sae },
-      h("h2", {}, explorer.site.saes.length > 1 ? one.name : `Concepts of this ${what}`),
-      h("p", { class: "note" }, `${count(concepts.length)} of ${count(one.d_sae)} concepts are active on this ${what}.`),
-      explorer.spikes(sae, concepts, values, { label: `Activations on this ${what}`, marked: TOP }),
+      h("h2", {}, explorer.site.saes.length > 1 ? one.name : `Concepts of ${what}`),
+      h("p", { class: "note" }, `${count(concepts.length)} of ${count(one.d_sae)} concepts are active on ${what}.`),
+      explorer.spikes(sae, concepts, values, { label: `Activations on ${what}`, marked: TOP }),
       cards.length ? cards : h("p", { class: "quiet" }, "No concept is active here."));
   }
 
@@ -76,7 +76,7 @@
     };
     const choose = (k) => { chosen = k === chosen ? null : k; return draw(); };
     await draw();
-    return [side, columns];
+    return h("div", { class: "stage", "data-count": saes.length }, side, columns);
   };
 
   explorer.sheet = sheet;
@@ -91,7 +91,7 @@
       document.title = `${images ? "Image" : "Text"} ${current}`;
       return [
         h("h1", {}, `${images ? "Image" : "Text"} ${current} `, h("span", { class: "label" }, name ?? "")),
-        sheet(ids, current), ...await explorer.exampleColumns(current),
+        sheet(ids, current), await explorer.exampleColumns(current),
       ];
     });
   }

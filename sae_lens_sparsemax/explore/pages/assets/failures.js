@@ -5,7 +5,7 @@
 
   async function pairs(sae, found) {
     if (!found.length) return h("p", { class: "quiet" }, "None.");
-    return Promise.all(found.map(async ([a, b, cosine, overlap, shared]) => h("div", { class: "twins" },
+    return Promise.all(found.map(async ([a, b, cosine, shared, overlap]) => h("div", { class: "twins" },
       h("p", {}, `cosine ${number(cosine)}`, h("span", { class: "quiet" }, `, ${shared} examples in common${overlap === null ? "" : `, overlap of their tokens ${number(overlap)}`}`)),
       h("div", { class: "columns", "data-count": 2 }, await Promise.all([a, b].map((id) => explorer.card(sae, id, "", explorer.site.kind === "image" ? 4 : 2)))))));
   }

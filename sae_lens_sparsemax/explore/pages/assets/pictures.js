@@ -22,12 +22,15 @@
       src: `images/${id}.jpg`, alt: options.alt, loading: "lazy", decoding: "async",
       width, height, class: Math.max(width, height) <= 64 ? "tiny" : null,
     });
-    const inner = h("span", { class: "picture", style: { aspectRatio: `${width} / ${height}` } }, image, overlay);
+    const inner = h("span", { class: "picture", style: { "aspect-ratio": `${width} / ${height}` } }, image, overlay);
     const caption = options.caption === false ? null : h("span", { class: "caption" }, explorer.classOf(id) ?? `image ${id}`, options.value === undefined ? null : h("span", { class: "quiet" }, ` ${number(options.value)}`));
     return page
       ? h("a", { class: "frame", href: explorer.link("example", 0, id), style: { "--aspect": width / height } }, inner, caption)
       : h("span", { class: "frame", style: { "--aspect": width / height } }, inner, caption);
   }
+
+  // Thin lines around active patches: darkening alone does not show on a dark image.
+  const outline = (x, y, w, hgt, level) => svg("rect", { class: "active", x, y, width: w, height: hgt, "stroke-opacity": (0.15 + 0.85 * level).toFixed(2) });
 
   const patches = (id, draw) => {
     const { width, height, left, top, right, bottom } = geometry(id);
@@ -45,8 +48,10 @@
     if (!rows || !levels) return frame(id, null, { ...options, alt });
     const values = levels.slice(explorer.site.prefix);
     const active = values.reduce((n, value) => n + (value !== 0), 0);
-    const { width, height, cells, left, top, right, bottom } = patches(id, (k, x, y, w, hgt) => values[k] >= 1 ? null
-      : svg("rect", { x, y, width: w, height: hgt, "fill-opacity": (0.72 * (1 - Math.max(0, values[k]) ** 0.7)).toFixed(3) }));
+    const { width, height, cells, left, top, right, bottom } = patches(id, (k, x, y, w, hgt) => [
+      svg("rect", { x, y, width: w, height: hgt, "fill-opacity": (0.72 * (1 - Math.max(0, values[k]) ** 0.7)).toFixed(3) }),
+      values[k] > 0 ? outline(x, y, w, hgt, values[k]) : null,
+    ]);
     // What the model does not see at all, because the crop cut it off.
     const beyond = `M0 0H${width}V${height}H0ZM${left} ${top}V${bottom}H${right}V${top}Z`;
     const overlay = svg("svg", { class: "mask", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
