@@ -1,4 +1,4 @@
-"""The command ``sparsemax-sae``: train, evaluate, compare, explore, quickstart. It reads arguments and prints results."""
+"""The command ``sparsemax-sae``: train, evaluate, compare, explore, quickstart. Reads arguments, prints."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def alike_pairs(statistics: ConceptStatistics, near: Neighbours, cofiring: Neigh
         low, high = divmod(int(key[place]), d_sae)
         if int(key[place]) in found:
             continue
-        examples = [set(statistics.examples.sample[c][statistics.examples.sample[c] >= 0].tolist()) for c in (low, high)]
+        examples = [
+            set(statistics.examples.sample[c][statistics.examples.sample[c] >= 0].tolist()) for c in (low, high)
+        ]
         found[int(key[place])] = AlikePair(
             low, high, cosine[place].item(), _overlap(cofiring, low, high), len(examples[0] & examples[1])
         )
@@ -59,7 +61,9 @@ def unclear_by_entropy(statistics: ConceptStatistics, n: int) -> list[int]:
     return best[entropy[best] >= 0].tolist()
 
 
-def unclear_by_tokens(statistics: ConceptStatistics, peak_tokens: torch.Tensor, n: int) -> tuple[list[int], torch.Tensor]:
+def unclear_by_tokens(
+    statistics: ConceptStatistics, peak_tokens: torch.Tensor, n: int
+) -> tuple[list[int], torch.Tensor]:
     """
     The n concepts whose examples peak on the most different tokens, of those in at least ten contexts.
 

@@ -73,7 +73,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
         names = ["/".join(part[-n:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{part[-1]} ({number})" for number, part in enumerate(parts, 1)]
+    return [f"{part[-1]} ({number})" for number, part in enumerate(parts)]
 
 
 def open_stream(sae: SAE[Any], settings: ExploreSettings) -> ImageStream | TextStream:

@@ -29,7 +29,11 @@ class SampleBatch(NamedTuple):
 class SampleStream(Protocol):
     """Samples that can be read from any place on."""
 
-    kind: Literal["image", "text"]
+    @property
+    def kind(self) -> Literal["image", "text"]:
+        """What its samples are."""
+        ...
+
     n_samples: int
     """Samples that will be read, at most."""
     n_tokens: int

@@ -13,6 +13,9 @@ from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.harness import EvaluationSettings, open_text
 
 DEFAULT_CONTEXTS = 2_000
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+# A character takes four bytes at most, and a token that begins with the end of one may hold more.
+_MOST_PARTS = 6
 
 
 class TextStream:
@@ -37,6 +40,7 @@ class TextStream:
         self.n_tokens = len(range(self.on["context_size"])[slice(*self.store.seqpos_slice)])
         self.class_names: list[str] = []
         self.d_embedding = 0
+        self._texts: dict[int, str] = {}
         self._excluded = torch.tensor(excluded, dtype=torch.int64)
 
     def batches(self, start: int) -> Iterator[tuple[SampleBatch, int]]:
@@ -64,8 +68,26 @@ class TextStream:
                 yield number, tokens[slice(*self.store.seqpos_slice)].cpu()
                 number = next(wanted, None)
 
+    def context_texts(self, tokens: list[int]) -> list[str]:
+        """Each token of a context as it reads there; of a character cut into several, the first has it all."""
+        texts = [self.token_text(token) for token in tokens]
+        for place, text in enumerate(texts):
+            if _BROKEN not in text:
+                continue
+            for last in range(place + 1, min(place + _MOST_PARTS, len(tokens))):
+                whole = self.tokenizer.decode(tokens[place : last + 1])
+                if _BROKEN not in whole:
+                    texts[place : last + 1] = [whole, *[""] * (last - place)]
+                    break
+        return texts
+
     def token_text(self, token: int) -> str:
         """A token as it reads in a text, with the space before it where there is one."""
+        if token not in self._texts:
+            self._texts[token] = self._decode(token)
+        return self._texts[token]
+
+    def _decode(self, token: int) -> str:
         text = self.tokenizer.decode([token])
         piece = self.tokenizer.convert_ids_to_tokens(token)
         # SentencePiece tokenizers drop the space of a token that is decoded by itself.

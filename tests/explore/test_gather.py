@@ -22,9 +22,7 @@ def test_it_counts_what_a_dense_table_of_all_activations_says(some_left_out, bat
     torch.testing.assert_close(statistics.sum, tokens.double().sum(0))
     torch.testing.assert_close(statistics.frequency(), (tokens != 0).double().mean(0))
     fires = (tokens != 0).any(0)
-    torch.testing.assert_close(
-        statistics.highest[fires], tokens.masked_fill(tokens == 0, -torch.inf).amax(0)[fires]
-    )
+    torch.testing.assert_close(statistics.highest[fires], tokens.masked_fill(tokens == 0, -torch.inf).amax(0)[fires])
     assert statistics.reconstruction.l0.counts.tolist() == torch.bincount((tokens != 0).sum(1)).tolist()
     counts = statistics.histograms.counts.sum(-1)
     assert torch.equal(counts.long(), statistics.n_active)

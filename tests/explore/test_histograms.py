@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_each_bin_counts_the_activations_between_its_edges(values):
     low, width, counts = of(values).trimmed(1)
     exact = torch.tensor(values).double()
     edges = low + width * torch.arange(len(counts) + 1).double()
-    expected = [int(((exact >= a) & (exact < b)).sum()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    expected = [int(((exact >= a) & (exact < b)).sum()) for a, b in itertools.pairwise(edges)]
     assert counts == expected and sum(counts) == len(values)
     assert len(counts) <= N_BINS and counts[0] > 0 and counts[-1] > 0
 

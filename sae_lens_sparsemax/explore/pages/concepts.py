@@ -8,9 +8,10 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.cofiring import Neighbours
 from sae_lens_sparsemax.explore.pages.levels import encode_levels
+from sae_lens_sparsemax.explore.pages.report import SAEReport
 from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
-from sae_lens_sparsemax.explore.pages.report import SAEReport
+from sae_lens_sparsemax.explore.texts import TextStream
 
 SHARD = 128
 """Concepts in a file."""
@@ -63,14 +64,14 @@ def write_table(folder: Path, sae: int, data: SAEReport, labels: list[str], *, t
 def write_concepts(folder: Path, sae: int, data: SAEReport, n_examples: int, *, progress: bool) -> None:
     """Write data/SAE/concepts-N.js, each with SHARD concepts."""
     d_sae = data.statistics.d_sae
-    texts = _TokenTexts(data.stream)
     for first in tqdm(range(0, d_sae, SHARD), desc="Concepts", disable=not progress, leave=False):
-        shard = [_concept(data, c, n_examples, texts) for c in range(first, min(first + SHARD, d_sae))]
+        shard = [_concept(data, c, n_examples) for c in range(first, min(first + SHARD, d_sae))]
         write_script(folder, f"{sae}/concepts-{first // SHARD}", shard)
 
 
-def _concept(data: SAEReport, c: int, n_examples: int, texts: "_TokenTexts") -> dict[str, Any]:
-    """What the page of one concept shows; the keys are explained where `concept.js` reads them."""
+def _concept(data: SAEReport, c: int, n_examples: int) -> dict[str, Any]:
+    """What `concept.js` shows: examples, histogram, near and co-firing (f) concepts, classes, promoted and suppressed
+    tokens, a guess at a name."""
     statistics = data.statistics
     low, width, counts = statistics.histograms.trimmed(c)
     page: dict[str, Any] = {
@@ -82,36 +83,29 @@ def _concept(data: SAEReport, c: int, n_examples: int, texts: "_TokenTexts") -> 
     if statistics.classes is not None and statistics.n_active[c] > 0:
         share = statistics.classes.share(c)
         best = share.argsort(descending=True, stable=True)[:_CLASSES_SHOWN]
-        page["c"] = [[k, rounded(share[k].item()), int(statistics.classes.active[k, c])] for k in best.tolist() if share[k] > 0]
-    if data.logits is not None:
+        page["c"] = [
+            [k, rounded(share[k].item()), int(statistics.classes.active[k, c])] for k in best.tolist() if share[k] > 0
+        ]
+    if data.logits is not None and isinstance(data.stream, TextStream):
         for key, tokens, values in (
             ("p", data.logits.promoted[c], data.logits.promoted_by[c]),
             ("s", data.logits.suppressed[c], data.logits.suppressed_by[c]),
         ):
             page[key] = [
-                [texts[t], rounded(v, 3)] for t, v in zip(tokens.tolist(), values.tolist(), strict=True)
+                [data.stream.token_text(t), rounded(v, 3)]
+                for t, v in zip(tokens.tolist(), values.tolist(), strict=True)
             ]
     if data.names is not None and (name := data.names[c]) is not None:
         page["name"] = [name[0], rounded(name[1], 3)]
     return page
 
 
-class _TokenTexts(dict[int, str]):
-    """Texts of tokens, each made once."""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__()
-        self.stream = stream
-
-    def __missing__(self, token: int) -> str:
-        self[token] = self.stream.token_text(token)
-        return self[token]
-
-
 def _examples(statistics: ConceptStatistics, c: int, n: int) -> list[list[Any]]:
     """Sample, score, peak and activations of the best examples."""
     examples = statistics.examples
-    rows = zip(examples.sample[c, :n].tolist(), examples.score[c, :n].tolist(), examples.peak[c, :n].tolist(), strict=True)
+    rows = zip(
+        examples.sample[c, :n].tolist(), examples.score[c, :n].tolist(), examples.peak[c, :n].tolist(), strict=True
+    )
     return [
         [sample, rounded(score), rounded(peak), encode_levels(examples.levels[c, place])]
         for place, (sample, score, peak) in enumerate(rows)

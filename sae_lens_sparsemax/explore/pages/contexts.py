@@ -15,15 +15,14 @@ BYTES_PER_TOKEN = 9
 _TOKENS_IN_LABEL = 4
 
 
-def write_contexts(folder: Path, stream: TextStream, samples: torch.Tensor, *, progress: bool) -> dict[int, torch.Tensor]:
+def write_contexts(
+    folder: Path, stream: TextStream, samples: torch.Tensor, *, progress: bool
+) -> dict[int, torch.Tensor]:
     """Write data/contexts-N.js with the texts of the tokens of every sample, and return the token ids."""
     tokens = dict(stream.contexts(samples, progress=progress))
-    texts: dict[int, str] = {}
     shards: dict[int, dict[int, list[str]]] = {}
     for number, ids in tokens.items():
-        for token in set(ids.tolist()) - texts.keys():
-            texts[token] = stream.token_text(token)
-        shards.setdefault(number // SHARD, {})[number] = [texts[token] for token in ids.tolist()]
+        shards.setdefault(number // SHARD, {})[number] = stream.context_texts(ids.tolist())
     for shard, contexts in shards.items():
         write_script(folder, f"contexts-{shard}", contexts)
     return tokens
@@ -45,12 +44,9 @@ def peak_tokens(examples: TopExamples, contexts: dict[int, torch.Tensor]) -> tor
 
 def token_labels(peaks: torch.Tensor, stream: TextStream) -> list[str]:
     """The tokens on which the examples of each concept peak most often, as its label."""
-    texts: dict[int, str] = {}
     labels = []
     for row in peaks.tolist():
         found = list(dict.fromkeys(sorted((t for t in row if t >= 0), key=lambda t: -row.count(t))))[:_TOKENS_IN_LABEL]
-        for token in found:
-            if token not in texts:
-                texts[token] = stream.token_text(token).strip().replace("\n", "↵") or "␣"
-        labels.append(" · ".join(dict.fromkeys(texts[token] for token in found)))
+        texts = (stream.token_text(token).strip(" ").replace("\n", "↵") or "␣" for token in found)
+        labels.append(" · ".join(dict.fromkeys(texts)))
     return labels

@@ -73,6 +73,7 @@ def _fit(reports: list[SAEReport], settings: ExploreSettings, showcase: torch.Te
     """The examples shown of each SAE, and the side of pictures, so that the folder keeps to its size."""
     stream, n_bytes = reports[0].stream, settings.megabytes * 1_000_000
     wanted = reports[0].statistics.examples.sample.shape[1]
+    fits, side = [], 0
     for side in pictures.SIDES:
         if isinstance(stream, TextStream):
             each = stream.n_tokens * contexts.BYTES_PER_TOKEN

@@ -4,7 +4,7 @@
   const { h, number } = explorer;
   const BEFORE = 14, AFTER = 8;
 
-  const shown = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
+  const shown = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥") || "·";
 
   /** The tokens of a context: a list of texts. */
   explorer.context = async (id) => (await explorer.need(`contexts-${Math.floor(id / explorer.site.contextShard)}`))[id];
