@@ -20,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `explore` to its parser."""
     parser.add_argument("path", help="folder of an SAE or checkpoint, or user/repository:id on the hub")
     parser.add_argument("--compare", nargs="+", default=[], metavar="PATH", help="more SAEs to show beside it")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call them (default: parts of their paths)")
     parser.add_argument("--output", type=Path, help="folder to write (default: explore inside PATH)")
     parser.add_argument("--model", help="model name or local folder")
     parser.add_argument("--model-class", help="HookedTransformer, AutoModelForCausalLM, TransformerBridge or HookedViT")
@@ -50,4 +51,4 @@ def run(options: argparse.Namespace) -> Path:
     settings = ExploreSettings(**{name: getattr(options, name) for name in ExploreSettings.__dataclass_fields__})
     inside = Path(options.path).expanduser()
     output = options.output or (inside / "explore" if inside.is_dir() else Path("output/explore"))
-    return explore([options.path, *options.compare], output, settings)
+    return explore([options.path, *options.compare], output, settings, names=options.names)

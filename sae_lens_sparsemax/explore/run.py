@@ -52,6 +52,8 @@ def explore(
     Raises:
         ValueError: An SAE, its model or its data cannot be loaded or do not fit; or `output` holds something else.
     """
+    if names is not None and len(names) != len(paths):
+        raise ValueError(f"{len(paths)} SAEs need as many names, but {len(names)} were given: {', '.join(names)}.")
     settings, output = settings or ExploreSettings(), Path(output).expanduser()
     check_folder(output)
     gathering = output.parent / f".{output.name}.gathering"

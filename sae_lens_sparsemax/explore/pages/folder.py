@@ -20,6 +20,7 @@ from sae_lens_sparsemax.explore.texts import TextStream
 logger = logging.getLogger(__name__)
 _FAILURES_SHOWN = 20
 _DEAD_SHOWN = 500
+_TITLE_TOKENS = 16
 # With fewer examples than this, smaller pictures are the lesser loss.
 _ENOUGH_EXAMPLES = 6
 
@@ -55,18 +56,26 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
         write_showcase(folder, number, report.statistics)
         write_script(folder, f"{number}/failures", _failures(report, unclear))
         summaries.append(summary(report.name, report.architecture, report.stream.describe(), report.statistics))
-    images = isinstance(stream, ImageStream)
+    grid = (stream.patch_grid, stream.n_prefix_tokens) if isinstance(stream, ImageStream) else ((0, 0), 0)
     site = {
         "kind": stream.kind,
         "tokens": stream.n_tokens,
         "classes": stream.class_names,
-        "grid": stream.patch_grid if images else (0, 0),
-        "prefix": stream.n_prefix_tokens if images else 0,
+        "grid": grid[0],
+        "prefix": grid[1],
         "shard": SHARD,
         "contextShard": contexts.SHARD,
         "showcase": showcase.tolist(),
+        "titles": _titles(stream, tokens, showcase),
     }
     write_manifest(folder, site, summaries)
+
+
+def _titles(stream: ImageStream | TextStream, tokens: dict[int, torch.Tensor], showcase: torch.Tensor) -> list[str]:
+    """How the contexts that have a page begin; images have none."""
+    if isinstance(stream, ImageStream):
+        return []
+    return ["".join(stream.context_texts(tokens[n][:_TITLE_TOKENS].tolist())) for n in showcase.tolist()]
 
 
 def _fit(reports: list[SAEReport], settings: ExploreSettings, showcase: torch.Tensor) -> tuple[list[Fit], int]:

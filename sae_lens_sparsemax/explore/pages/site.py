@@ -21,6 +21,7 @@ _PAGES = {
     "compare": ("Comparison", ("example",)),
     "failures": ("Failure cases", ()),
 }
+_METRICS = ("l0", "l0_p5", "l0_p95", "explained_variance", "fvu_per_sample")
 _BINS_PER_DECADE = 5
 _MOST_BARS = 60
 
@@ -74,17 +75,25 @@ def summary(name: str, architecture: str, described: dict[str, Any], statistics:
     return {
         "name": name,
         "architecture": architecture,
-        **described,
+        **{key: short_path(value) for key, value in described.items()},
         "d_sae": statistics.d_sae,
         "n_tokens": statistics.n_tokens,
         "n_samples": statistics.n_samples,
         "n_dead": int((statistics.n_active == 0).sum()),
-        **{key: rounded(getattr(metrics, key)) for key in ("l0", "l0_p5", "l0_p50", "l0_p95", "explained_variance")},
+        **{
+            key: rounded(getattr(metrics, key))
+            for key in ("l0", "l0_p5", "l0_p95", "explained_variance", "fvu_per_sample")
+        },
         "entropy": rounded(entropy.median().item()) if len(entropy) else None,
         "mono": rounded(mono.result().mean) if mono is not None else None,
         "density": density_histogram(frequency),
         "l0_histogram": l0_histogram(statistics.reconstruction.l0.counts),
     }
+
+
+def short_path(value: Any) -> Any:
+    """The last part of a local path, since where it lay is nobody else's business; other values as they are."""
+    return Path(value).name if isinstance(value, str) and Path(value).expanduser().exists() else value
 
 
 def density_histogram(frequency: torch.Tensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@
     const rows = [
       ["architecture", (s) => s.architecture], ["concepts", (s) => count(s.d_sae)],
       ["L0, mean", (s) => number(s.l0)], ["L0, 5th to 95th percentile", (s) => `${number(s.l0_p5)} to ${number(s.l0_p95)}`],
-      ["explained variance", (s) => number(s.explained_variance)], ["dead concepts", (s) => percent(s.n_dead / s.d_sae)],
+      ["explained variance", (s) => number(s.explained_variance)], ["explained variance of the average token", (s) => number(1 - s.fvu_per_sample)], ["dead concepts", (s) => percent(s.n_dead / s.d_sae)],
       ["label entropy, median, bits", (s) => number(s.entropy)], ["monosemanticity, mean", (s) => number(s.mono)],
     ].filter(([, value]) => saes.some((one) => value(one) !== "–"));
     return h("div", { class: "scroll" }, h("table", { class: "figures" },

@@ -16,7 +16,7 @@
     if (!concept.p) return null;
     const list = (pairs) => h("ol", { class: "tokens" }, pairs.map(([token, value]) => h("li", {}, h("code", {}, token.replace(/\n/g, "↵")), h("span", { class: "quiet" }, ` ${number(value)}`))));
     return explorer.section("Next tokens", "What its decoder row adds to the logits through the unembedding.",
-      h("div", { class: "pair" }, h("div", {}, h("h3", {}, "promoted"), list(concept.p)), h("div", {}, h("h3", {}, "suppressed"), list(concept.s))));
+      h("div", { class: "duo" }, h("div", {}, h("h3", {}, "promoted"), list(concept.p)), h("div", {}, h("h3", {}, "suppressed"), list(concept.s))));
   }
 
   function dead(table, sae, concept) {

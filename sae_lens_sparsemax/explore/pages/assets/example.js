@@ -45,9 +45,9 @@
       cards.length ? cards : h("p", { class: "quiet" }, "No concept is active here."));
   }
 
-  const sheet = (ids, current) => h("nav", { class: "sheet", "aria-label": "Examples" }, ids.map((id) => explorer.site.kind === "image"
+  const sheet = (ids, current) => h("nav", { class: "sheet", "aria-label": "Examples" }, ids.map((id, k) => explorer.site.kind === "image"
     ? h("a", { href: explorer.link("example", 0, id), "aria-current": id === current ? "page" : null }, h("img", { src: `images/${id}.jpg`, alt: `image ${id}`, loading: "lazy" }))
-    : h("a", { href: explorer.link("example", 0, id), "aria-current": id === current ? "page" : null }, `text ${id}`)));
+    : h("a", { href: explorer.link("example", 0, id), title: explorer.site.titles[k], "aria-current": id === current ? "page" : null }, `text ${id}`)));
 
   explorer.exampleColumns = async (id) => {
     const images = explorer.site.kind === "image";

@@ -106,7 +106,7 @@
         ["data", `${one.dataset} (${one.split}): ${count(one.n_tokens)} tokens of ${count(one.n_samples)} ${samples}`],
         ["concepts", `${count(one.d_sae)}, ${count(one.n_dead)} of them dead on these data`],
         ["L0", `${number(one.l0)} on average; ${number(one.l0_p5)} to ${number(one.l0_p95)} on nine tokens of ten`],
-        ["explained variance", number(one.explained_variance)],
+        ["explained variance", `${number(one.explained_variance)}; ${number(1 - one.fvu_per_sample)} on the average token`],
         ["monosemanticity", one.mono === null ? null : `${number(one.mono)} on average, by ${one.encoder}`],
       ]),
       h("div", { class: "pair" },
