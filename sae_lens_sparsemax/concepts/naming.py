@@ -59,7 +59,9 @@ def name_concepts(
         )
     is_dead = (directions == 0).all(-1)
     relative = directions if mean_embed is None else directions - mean_embed
-    cosines = normalize(relative.float(), dim=-1) @ normalize(word_embeds.float() - word_embeds.float().mean(0), dim=-1).T
+    cosines = (
+        normalize(relative.float(), dim=-1) @ normalize(word_embeds.float() - word_embeds.float().mean(0), dim=-1).T
+    )
     best, index = cosines.topk(2, dim=-1)
     return [
         None if dead else ConceptName(words[i], first, first - second)
@@ -101,9 +103,7 @@ def decoder_directions(model: HookedViT, sae: SAE[Any]) -> torch.Tensor:
     return projection(rows).float().cpu()
 
 
-def image_directions(
-    image_embeds: torch.Tensor, top_images: torch.Tensor, top_acts: torch.Tensor
-) -> torch.Tensor:
+def image_directions(image_embeds: torch.Tensor, top_images: torch.Tensor, top_acts: torch.Tensor) -> torch.Tensor:
     """Mean embedding of the images that each concept fires on most, weighted by how much it does.
 
     Args:

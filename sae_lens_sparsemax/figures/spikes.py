@@ -86,7 +86,9 @@ def _label(axes: Axes, concepts: np.ndarray, acts: np.ndarray, names: Mapping[in
     if len(concepts):
         # The title goes above the labels: as high as the longest of them reaches.
         longest = max(len(concept_label(concept, names)) for concept in concepts.tolist())
-        axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=9, color=INK, pad=16 + 2.9 * longest, parse_math=False)
+        axes.set_title(
+            axes.get_title(loc="left"), loc="left", fontsize=9, color=INK, pad=16 + 2.9 * longest, parse_math=False
+        )
 
 
 def _spread(wanted: np.ndarray, spacing: float) -> np.ndarray:
