@@ -1,4 +1,4 @@
-"""The command ``sparsemax-sae``: train, evaluate, compare, quickstart. It reads arguments and prints results."""
+"""The command ``sparsemax-sae``: reads arguments, calls what they ask for, prints results."""
 
 from __future__ import annotations
 
@@ -53,8 +53,18 @@ Every arm trains on the same activations in the same order at every learning rat
 held-out explained variance stands for it. Finished runs are kept: the same command goes on where it stopped.
 The output folder gets table.md, table.csv, runs.csv and Pareto plots. Options replace keys, as for 'train'.
 """
+_CACHE_EPILOG = """\
+example:
+  sparsemax-sae cache-activations configs/vision/mini_clip_cifar10.yaml \\
+      --cached_activations_path activations/mini_clip --cached_activations_dtype float16
+  sparsemax-sae train configs/vision/mini_clip_cifar10.yaml --cached_activations_path activations/mini_clip
+
+Each image is stored once: as many as 'training_tokens' needs, or all there are. The size is checked against the free
+space first. The same command goes on after a stop, and makes damaged files again. Options replace keys, as for 'train'.
+"""
 _OPTIONS = {
     "train": {"--resume", "--overwrite", "--dry-run", "--debug", "--help"},
+    "cache-activations": {"--debug", "--help"},
     "compare": {"--debug", "--help"},
 }
 
@@ -86,6 +96,8 @@ def _run(words: list[str]) -> int:
     options = _parser().parse_args(words)
     if options.command == "train":
         return _train(options, overrides)
+    if options.command == "cache-activations":
+        return _cache_activations(options, overrides)
     if options.command == "evaluate":
         return _evaluate(options)
     if options.command == "compare":
@@ -114,6 +126,26 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")
         if loaded.runner == "language_model":
             print(f"Next:  sparsemax-sae evaluate {output}")
+    return 0
+
+
+def _cache_activations(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from sae_lens_sparsemax.config_file import load_config
+    from sae_lens_sparsemax.vision.cache_runner import VisionCacheActivationsRunner
+
+    loaded = load_config(options.config, overrides)
+    if loaded.runner != "vision":
+        raise ValueError(f"Activations are cached for 'runner: vision'; {options.config} has {loaded.runner!r}.")
+    try:
+        cache = VisionCacheActivationsRunner(loaded.config).run()
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on after the last finished shard.", file=sys.stderr)
+        return _STOPPED
+    folder = loaded.config.cached_activations_path
+    print(f"\n{folder}: activations of {cache.n_images:,} images, {cache.n_bytes / 1e9:.3g} GB as {cache.dtype}")
+    if cache.n_bad_images:
+        print(f"{cache.n_bad_images:,} images could not be used. The first: {cache.first_errors[0]}")
+    print(f"Next:  sparsemax-sae train {options.config} --cached_activations_path {folder}")
     return 0
 
 
@@ -189,6 +221,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint of this output")
     train.add_argument("--overwrite", action="store_true", help="delete checkpoints of an earlier run and start anew")
     train.add_argument("--dry-run", action="store_true", help="check the file and print the complete configuration")
+
+    cache = command(
+        "cache-activations", "Store the activations that a vision run trains on, to train from them.", _CACHE_EPILOG
+    )
+    cache.add_argument("config", help="YAML file of the training run, with 'runner: vision'")
+    cache.add_argument("--KEY VALUE", dest="_", nargs="?", help="replace a key of the file")
 
     evaluate = command(
         "evaluate", "Evaluate a saved SAE of any SAELens architecture with every metric.", _EVALUATE_EPILOG
