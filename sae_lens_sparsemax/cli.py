@@ -7,13 +7,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sae_lens_sparsemax.commands import compare, evaluate, explore, quickstart, reproduce, suggest_k, train
+from sae_lens_sparsemax.commands import (
+    cache_activations,
+    compare,
+    evaluate,
+    explore,
+    quickstart,
+    reproduce,
+    suggest_k,
+    train,
+)
 from sae_lens_sparsemax.commands.printing import STOPPED
 from sae_lens_sparsemax.memory import keep_freed_memory
 
 COMMANDS: dict[str, Any] = {
     "quickstart": quickstart,
     "train": train,
+    "cache-activations": cache_activations,
     "evaluate": evaluate,
     "explore": explore,
     "compare": compare,
