@@ -56,6 +56,11 @@ def peak_extra_bytes(run: Callable[[], None], device: str) -> int | None:
     return max(0, _status("VmHWM") - before)
 
 
+def peak_bytes() -> int | None:
+    """Most memory this process has had in use so far; None where it cannot be measured."""
+    return _status("VmHWM") if _STATUS.exists() else None
+
+
 def _release_free_memory() -> None:
     """Hand the C library's free memory back to the system, which else counts as in use before the pass."""
     with contextlib.suppress(OSError, AttributeError):
