@@ -14,6 +14,7 @@ _DESCRIPTION = "Train and evaluate sparse autoencoders with SAELens; the archite
 _EPILOG = """\
 first steps:
   sparsemax-sae quickstart                       train and evaluate on an embedded model, no network
+  sparsemax-sae quickstart --vision              the same on images
   sparsemax-sae train configs/gpt2_small_openwebtext.yaml --dry-run
   sparsemax-sae evaluate output/quickstart
   sparsemax-sae compare configs/compare/synthetic.yaml
@@ -176,15 +177,19 @@ def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 def _quickstart(options: argparse.Namespace) -> int:
     from sae_lens.training._interruption import InterruptedException
 
-    from sae_lens_sparsemax.harness import results_table
-    from sae_lens_sparsemax.quickstart import quickstart
+    if options.vision:
+        from sae_lens_sparsemax.quickstart_vision import quickstart, results_table
+    else:
+        from sae_lens_sparsemax.harness import results_table
+        from sae_lens_sparsemax.quickstart import quickstart
 
+    what = "vision" if options.vision else "text"
     try:
-        folder, evaluation, seconds = quickstart(options.output)
+        folder, evaluation, seconds = quickstart(options.output or _QUICKSTART_OUTPUT[what])
     except InterruptedException:
         print("Stopped.", file=sys.stderr)
         return _STOPPED
-    print(f"\nTrained, saved, loaded back and evaluated on held-out text in {seconds:.0f} s.")
+    print(f"\nTrained, saved, loaded back and evaluated on held-out {_HELD_OUT[what]} in {seconds:.0f} s.")
     _print_table(results_table(evaluation))
     print(f"""\
 In {folder}:
@@ -193,9 +198,17 @@ In {folder}:
   l0_histogram.png                     how many concepts single tokens use
   evaluation.json                      every metric
 Run next:
-  sparsemax-sae evaluate {folder} --dataset-split validation
+{_QUICKSTART_NEXT[what].format(folder=folder)}
   sparsemax-sae train --help           your own model and data, from a YAML file""")
     return 0
+
+
+_QUICKSTART_OUTPUT = {"text": "output/quickstart", "vision": "output/quickstart_vision"}
+_HELD_OUT = {"text": "text", "vision": "drawings"}
+_QUICKSTART_NEXT = {
+    "text": "  sparsemax-sae evaluate {folder} --dataset-split validation",
+    "vision": "  sparsemax-sae train configs/vision/clip_vit_b16_sparsemax.yaml --dry-run",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -248,8 +261,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("config", help="YAML file; see configs/compare/ for examples")
     compare.add_argument("--KEY VALUE", dest="_", nargs="?", help="replace a key of the file, e.g. --steps 2000")
 
-    quick = command("quickstart", "Train and evaluate an SAE on a small embedded language model; needs no network.")
-    quick.add_argument("--output", default="output/quickstart", help="folder (default output/quickstart)")
+    quick = command("quickstart", "Train and evaluate an SAE on a small embedded model; needs no network.")
+    quick.add_argument("--vision", action="store_true", help="a CLIP on drawn shapes in place of the language model")
+    quick.add_argument("--output", help="folder (default output/quickstart or output/quickstart_vision)")
     return parser
 
 
