@@ -113,7 +113,8 @@ def train(args: argparse.Namespace) -> float:
         optimizer,
         lambda step: min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps))),
     )
-    progress = tqdm(range(args.steps), desc="training", unit="step", mininterval=5)
+    last = min(args.steps, args.stop_at)
+    progress = tqdm(range(last), desc="training", unit="step", mininterval=5)
     for step in progress:
         images = [drawing("model", step * len(CLASSES) + label)[0] for label in range(len(CLASSES))]
         pixels = processor(images, return_tensors="pt")["pixel_values"]
@@ -126,7 +127,7 @@ def train(args: argparse.Namespace) -> float:
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))  # as CLIP does, or the loss becomes unstable
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        if (step + 1) % args.save_every == 0 or step + 1 == last:
             save(model, args.out)
             logger.info(
                 "step %d: loss %.3f, held-out accuracy %.3f", step + 1, loss.item(), held_out_accuracy(args.out)
@@ -142,6 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and image processor")
     parser.add_argument("--steps", type=int, default=2500, help="batches of one drawing per class")
+    parser.add_argument(
+        "--stop-at", type=int, default=1500, help="step to stop at, before the rate has fallen to its end"
+    )
     parser.add_argument("--d-model", type=int, default=96, help="width of the vision tower")
     parser.add_argument("--layers", type=int, default=4, help="transformer blocks of the vision tower")
     parser.add_argument("--heads", type=int, default=4, help="attention heads a block")
