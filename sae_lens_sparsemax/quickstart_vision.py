@@ -22,7 +22,7 @@ from sae_lens_sparsemax.vision.image_data import class_names_of, load_image_data
 from sae_lens_sparsemax.vision.tokens import layers_to_run
 from sae_lens_sparsemax.vision.zero_shot import text_prototypes
 
-# The same as configs/vision/quickstart.yaml, which explains each number; the package works without that folder.
+# The same as configs/vision/quickstart_vision.yaml, which explains each number; the package works without that folder.
 SETTINGS: dict[str, Any] = {
     "runner": "vision",
     "model_name": QUICKSTART,

@@ -58,7 +58,7 @@ def test_the_script_makes_a_model_that_learns(tmp_path):
 
 
 def test_the_configuration_is_that_of_the_file(request):
-    path = request.config.rootpath / "configs" / "vision" / "quickstart.yaml"
+    path = request.config.rootpath / "configs" / "vision" / "quickstart_vision.yaml"
     assert load_config(path).config == quickstart_config("output/quickstart_vision").config
 
 
