@@ -46,8 +46,14 @@ class _Decoder:
                 images.append(decode_image(encoded))
             except Exception as error:  # whatever a broken file makes its decoder raise
                 errors.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
-        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"] if images else torch.empty(0)
+        pixels = self._preprocess(images) if images else torch.empty(0)
         return PixelBatch(pixels, errors, task[1])
+
+    def _preprocess(self, images: list[Any]) -> torch.Tensor:
+        # Resizing to the size an image has changes nothing, but transformers converts it there and back.
+        edge = getattr(getattr(self.image_processor, "size", None), "shortest_edge", None)
+        options = {"do_resize": False} if all(min(image.size) == edge for image in images) else {}
+        return self.image_processor(images, return_tensors="pt", **options)["pixel_values"]
 
 
 def decode_image(encoded: Any) -> Any:
