@@ -103,11 +103,17 @@ class HookedViT(SAEHooks):
         """The type of the weights."""
         return next(self.model.parameters()).dtype
 
+    @property
+    def classifies(self) -> bool:
+        """Whether it can compare images with text: a whole CLIP or SigLIP model with its tokenizer."""
+        return self.tokenizer is not None and hasattr(self.model, "logit_scale")
+
     def forward(
         self,
         pixel_values: torch.Tensor,
         return_type: Returned | None = "embeds",
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
     ) -> torch.Tensor | None:
         """Run the vision model.
 
@@ -118,11 +124,14 @@ class HookedViT(SAEHooks):
                 what `transformers` calls `last_hidden_state`, `(batch, pos, d_model)`; None for no output.
             stop_at_layer: run the blocks before this one and return the residual stream
                 `(batch, pos, d_model)`; negative numbers count from the end, as in a slice.
+            start_at_layer: take the first argument as the residual stream before this block.
         """
-        x = self.hook_embed(self.tower.embeddings(pixel_values.to(self.device, self.dtype)))
-        if self.ln_pre is not None:
-            x = self.ln_pre(x)
-        for block in self.blocks[:stop_at_layer]:  # type: ignore[index]
+        if start_at_layer is not None:
+            x = pixel_values
+        else:
+            x = self.hook_embed(self.tower.embeddings(pixel_values.to(self.device, self.dtype)))
+            x = self.ln_pre(x) if self.ln_pre is not None else x
+        for block in self.blocks[start_at_layer:stop_at_layer]:  # type: ignore[index]
             x = block(x)
         if stop_at_layer is not None:
             return x

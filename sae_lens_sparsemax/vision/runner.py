@@ -20,14 +20,13 @@ from sae_lens_sparsemax.training.models import check_width
 from sae_lens_sparsemax.training.runner import TrainingRunner
 from sae_lens_sparsemax.vision.activations import ActivationSource, ModelActivations, VisionActivationsStore
 from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
-from sae_lens_sparsemax.vision.eval_images import load_eval_images
+from sae_lens_sparsemax.vision.eval_images import load_evaluator
 from sae_lens_sparsemax.vision.eval_log import EvaluationLog
 from sae_lens_sparsemax.vision.evaluator import VisionEvaluator
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
-from sae_lens_sparsemax.vision.image_data import ImageDataset, class_names_of, encoded_images, load_image_dataset
+from sae_lens_sparsemax.vision.image_data import ImageDataset, encoded_images, load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader
 from sae_lens_sparsemax.vision.tokens import hook_width
-from sae_lens_sparsemax.vision.zero_shot import text_prototypes
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         return TrainingSAE.from_dict(self.cfg.sae.to_dict())
 
     def _evaluator(self, dataset: ImageDataset | None) -> VisionEvaluator | None:
-        cfg, model = self.cfg, self.model
+        cfg = self.cfg
         if dataset is None and cfg.eval_dataset_path is None:
             return None
         if dataset is None:
@@ -164,20 +163,17 @@ class VisionSAETrainingRunner(TrainingRunner):
                 config=cfg.eval_dataset_config,
                 image_column=cfg.image_column,
             )
-        classifies = model.tokenizer is not None and hasattr(model.model, "logit_scale")
-        images = load_eval_images(
+        return load_evaluator(
+            self.model,
             dataset,
-            model.image_processor,
-            cfg.eval_n_images,
+            cfg.hook_name,
+            cfg.tokens,
+            n_images=cfg.eval_n_images,
             image_column=cfg.image_column,
-            label_column=cfg.eval_label_column if classifies else None,
-        )
-        prototypes = None
-        if classifies:
-            names = cfg.eval_class_names or class_names_of(dataset, cfg.eval_label_column)
-            prototypes = text_prototypes(model, names, cfg.eval_templates)
-        return VisionEvaluator(
-            model, images, cfg.hook_name, cfg.tokens, prototypes, batch_size=cfg.store_batch_size_images
+            label_column=cfg.eval_label_column,
+            class_names=cfg.eval_class_names,
+            templates=cfg.eval_templates,
+            batch_size=cfg.store_batch_size_images,
         )
 
     def _log_images(self, trainer: SAETrainer[Any, Any]) -> None:

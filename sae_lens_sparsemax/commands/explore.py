@@ -1,9 +1,13 @@
-"""The command `sparsemax-sae explore`: its options, and what they do."""
+"""The command ``explore``: static pages that show what concepts fire on."""
+
+from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-DESCRIPTION = "Write a folder of static pages that show what the concepts of a saved SAE fire on."
+OPTIONS = None
+HELP = "Write a folder of static pages that show what the concepts of a saved SAE fire on."
 EPILOG = """\
 examples:
   sparsemax-sae explore output/quickstart
@@ -16,8 +20,8 @@ the SAE's metadata; options replace them. A command that was stopped goes on whe
 """
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `explore` to its parser."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of the command its arguments."""
     parser.add_argument("path", help="folder of an SAE or checkpoint, or user/repository:id on the hub")
     parser.add_argument("--compare", nargs="+", default=[], metavar="PATH", help="more SAEs to show beside it")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call them (default: parts of their paths)")
@@ -43,12 +47,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
 
 
-def run(options: argparse.Namespace) -> Path:
-    """Explore as the options say; returns the page to open."""
+def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa: ARG001  the same for all commands
+    """Explore as the options say; returns the exit status."""
     from sae_lens_sparsemax.explore.run import explore
     from sae_lens_sparsemax.explore.settings import ExploreSettings
 
     settings = ExploreSettings(**{name: getattr(options, name) for name in ExploreSettings.__dataclass_fields__})
     inside = Path(options.path).expanduser()
     output = options.output or (inside / "explore" if inside.is_dir() else Path("output/explore"))
-    return explore([options.path, *options.compare], output, settings, names=options.names)
+    page = explore([options.path, *options.compare], output, settings, names=options.names)
+    print(f"\nOpen in a browser: {page}")
+    return 0
