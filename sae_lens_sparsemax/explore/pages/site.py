@@ -80,10 +80,7 @@ def summary(name: str, architecture: str, described: dict[str, Any], statistics:
         "n_tokens": statistics.n_tokens,
         "n_samples": statistics.n_samples,
         "n_dead": int((statistics.n_active == 0).sum()),
-        **{
-            key: rounded(getattr(metrics, key))
-            for key in ("l0", "l0_p5", "l0_p95", "explained_variance", "fvu_per_sample")
-        },
+        **{key: rounded(getattr(metrics, key)) for key in _METRICS},
         "entropy": rounded(entropy.median().item()) if len(entropy) else None,
         "mono": rounded(mono.result().mean) if mono is not None else None,
         "density": density_histogram(frequency),

@@ -52,10 +52,11 @@
       svg("rect", { x, y, width: w, height: hgt, "fill-opacity": (0.72 * (1 - Math.max(0, values[k]) ** 0.7)).toFixed(3) }),
       values[k] > 0 ? outline(x, y, w, hgt, values[k]) : null,
     ]);
+    const [shades, outlines] = [0, 1].map((which) => cells.map((cell) => cell[which]));
     // What the model does not see at all, because the crop cut it off.
     const beyond = `M0 0H${width}V${height}H0ZM${left} ${top}V${bottom}H${right}V${top}Z`;
     const overlay = svg("svg", { class: "mask", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("path", { class: "beyond", d: beyond, "fill-rule": "evenodd" }), cells);
+      svg("path", { class: "beyond", d: beyond, "fill-rule": "evenodd" }), shades, outlines);
     return frame(id, overlay, { ...options, alt: `${alt}; the concept is active on ${active} of ${values.length} patches` });
   };
 
