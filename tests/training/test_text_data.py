@@ -137,5 +137,12 @@ def test_only_documents_can_be_held_out(tmp_path):
         part_of_dataset(Dataset.from_list([{"text": "a"}]), "held_out", 1e-9, "pile")
     with pytest.raises(ValueError, match="'held_out_fraction' must lie between 0 and 0.5"):
         config_from_values(
-            {"model_name": "m", "hook_name": "h", "dataset_path": "d", "held_out_fraction": 0.5, "sae": {"d_sae": 64}}
+            {
+                "model_name": "m",
+                "hook_name": "h",
+                "dataset_path": "d",
+                "held_out_fraction": 0.5,
+                "n_batches_in_buffer": 64,
+                "sae": {"d_sae": 64},
+            }
         )
