@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sae_lens_sparsemax.commands.printing import print_table
+
+HELP = "Measure a saved SAE of any SAELens architecture."
 OPTIONS = {"--suite", "--config", "--groups", "--output", "--overwrite", "--debug", "--help"}
 SUITES = ("saelens", "text", "vision", "all")
 
@@ -61,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="measure groups again that are finished")
 
 
-def run(
-    options: argparse.Namespace, overrides: dict[str, Any], print_table: Callable[[list[tuple[str, str]]], None]
-) -> int:
+def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Evaluate as the arguments say; returns the exit status."""
     from sae_lens_sparsemax.harness import load_sae
     from sae_lens_sparsemax.overrides import apply_overrides
@@ -80,16 +80,15 @@ def run(
         suites = [suite]
     for each in suites:
         if each == "saelens":
-            _saelens(options, settings, print_table, shared_only=len(suites) > 1)
+            _saelens(options, settings, shared_only=len(suites) > 1)
         else:
-            _suite(options, each, settings, print_table)
+            _suite(options, each, settings)
     return 0
 
 
 def _saelens(
     options: argparse.Namespace,
     settings: dict[str, Any],
-    print_table: Callable[[list[tuple[str, str]]], None],
     shared_only: bool,
 ) -> None:
     from sae_lens_sparsemax.config_values import build
@@ -115,7 +114,6 @@ def _suite(
     options: argparse.Namespace,
     suite: Any,
     settings: dict[str, Any],
-    print_table: Callable[[list[tuple[str, str]]], None],
 ) -> None:
     from sae_lens_sparsemax.suites import evaluate_suite
     from sae_lens_sparsemax.suites.report import tables

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+HELP = "Reproduce a table or figure of the paper."
 OPTIONS = {"--small", "--check", "--debug", "--help"}
 
 EPILOG = """\

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+HELP = "Write the TopK and BatchTopK trainings at the mean L0 of a sparsemax SAE."
 OPTIONS = {"--settings", "--l0", "--output", "--debug", "--help"}
 
 EPILOG = """\

@@ -1,8 +1,8 @@
 """
-Activations of a language model on disk, computed once and read by every run.
+Activations of a model on disk, computed once and read by every run.
 
 Shards are safetensors files of about 256 MB, read through memory maps, so that a training run touches only
-the rows of its batches. Each shard is written atomically together with the number of contexts seen so far; an
+the rows of its batches. Each shard is written atomically together with the number of batches seen so far; an
 interrupted capture goes on after its last shard.
 """
 
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.evaluation.results import save_json
 
 SHARD_BYTES = 256 * 2**20
+_ROWS_AT_A_TIME = 4096
 _COMPLETE = "complete.json"
 _TENSOR = "tokens"
 
@@ -51,6 +52,13 @@ class ActivationShards:
             for batch in shard.split(batch_size):
                 yield batch.float()
 
+    def mean(self) -> torch.Tensor:
+        """Mean of all rows, shape (d_in,), summed in float64 and given as float32."""
+        total = torch.zeros(self.d_in, dtype=torch.float64)
+        for batch in self.in_order(_ROWS_AT_A_TIME):
+            total += batch.double().sum(0)
+        return (total / len(self)).float()
+
     def shuffled(self, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
         """
         Batches without end: every epoch is a permutation of all rows that depends on `seed` and epoch alone.
@@ -67,23 +75,24 @@ class ActivationShards:
 
 
 def capture_activations(
-    store: ActivationsStore,
+    batches: Callable[[int], Iterator[torch.Tensor]],
     folder: Path,
     n_tokens: int,
+    d_in: int,
     dtype: torch.dtype,
     description: str,
     max_norm: float = math.inf,
 ) -> ActivationShards:
     """
-    Store the first `n_tokens` activations of an `ActivationsStore` in `folder`, or what is still missing.
+    Store the first `n_tokens` activations of a stream in `folder`, or what is still missing.
 
-    The store must begin at the start of its data, which must be the same on every call; the caller names the
-    folder after all settings that matter. Special tokens are dropped as the store is told to.
+    The stream must be the same on every call; the caller names the folder after all settings that matter.
 
     Args:
-        store: Source of activations; its `exclude_special_tokens` decides what is kept.
+        batches: Called with the number of batches to skip, gives those that follow, of shape (n, d_in).
         folder: Where the shards are, or will be.
         n_tokens: Activations to keep.
+        d_in: Width of the activations.
         dtype: Precision on disk.
         description: Label of the progress bar.
         max_norm: Activations with a larger norm are left out.
@@ -96,20 +105,16 @@ def capture_activations(
     folder.mkdir(parents=True, exist_ok=True)
     done = _progress(folder)
     n_stored, n_batches, n_left_out = done["rows"], done["batches"], done["left_out"]
-    _check_disk_space(folder, (n_tokens - n_stored) * store.d_in * dtype.itemsize)
-    for _ in range(n_batches):
-        store.get_batch_tokens(raise_at_epoch_end=True)
-    shard_rows = max(1, SHARD_BYTES // (store.d_in * dtype.itemsize))
+    _check_disk_space(folder, (n_tokens - n_stored) * d_in * dtype.itemsize)
+    stream = batches(n_batches)
+    shard_rows = max(1, SHARD_BYTES // (d_in * dtype.itemsize))
     pending: list[torch.Tensor] = []
     n_pending = 0
     with tqdm(total=n_tokens, initial=n_stored, desc=description, unit="token") as bar:
         while n_stored < n_tokens:
-            try:
-                acts = store.get_filtered_llm_batch(raise_on_epoch_end=True)
-            except StopIteration:
-                raise ValueError(
-                    f"{description}: the text gave only {n_stored + n_pending} of {n_tokens} activations"
-                ) from None
+            acts = next(stream, None)
+            if acts is None:
+                raise ValueError(f"{description}: the data gave only {n_stored + n_pending} of {n_tokens} activations")
             n_batches += 1
             small = acts.norm(dim=-1) <= max_norm
             n_left_out += int((~small).sum())

@@ -9,10 +9,16 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
 
+from sae_lens_sparsemax.compare.image_settings import ImageSettings
 from sae_lens_sparsemax.nearest import unknown_name
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
+
+SYNTHETIC_SET = "synthetic"
+"""Name of the evaluation set where a synthetic model is reconstructed."""
+IMAGE_SET = "evaluation images"
+"""Name of the evaluation set of a vision model."""
 
 
 @dataclass
@@ -43,8 +49,15 @@ class Arm:
     """Values of that field."""
     lrs: list[float]
     """Learning rates; every value of the sparsity field is trained at each, and the best is reported."""
+    one_lr: bool | None = None
+    """Whether all values of the sparsity field are reported at the same rate, as they should be where the rate
+    moves L0; by default for fields that are coefficients. See `selection`."""
     sae: dict[str, Any] = field(default_factory=dict)
     """Other fields of the SAE's config, without `d_in`, `device` and what `CompareConfig` sets."""
+
+    def __post_init__(self) -> None:
+        if self.one_lr is None:
+            self.one_lr = self.sparsity_field.endswith("coefficient")
 
     def sae_config(self, sparsity: float, **common: Any) -> TrainingSAEConfig:
         """The SAE's config at one value of the sparsity field; `common` are fields all arms share."""
@@ -71,20 +84,23 @@ class CompareConfig:
     output_path: str = "output/compare"
     """Folder for activations, SAEs, results, tables and plots."""
     synthetic_model: dict[str, Any] | None = None
-    """Settings of `sae_lens.synthetic.SyntheticModelConfig`; it replaces the language model."""
+    """Settings of `sae_lens.synthetic.SyntheticModelConfig`; it replaces the model."""
+    images: ImageSettings | None = None
+    """Images, which make `model_name` the name of a vision model; the settings of text are then not used."""
 
     model_name: str | None = None
-    """Language model: a Hugging Face name or a local folder."""
+    """Language or vision model: a Hugging Face name or a local folder."""
     model_class_name: str = "HookedTransformer"
-    """How SAELens loads it: `HookedTransformer` or `AutoModelForCausalLM`."""
+    """How SAELens loads a language model: `HookedTransformer` or `AutoModelForCausalLM`."""
     hook_name: str | None = None
-    """Hook whose activations are reconstructed."""
+    """Hook whose activations are reconstructed; in a vision model negative layers count from the last."""
     training_data: TextData = field(default_factory=TextData)
     """Text to train on."""
     evaluation_data: dict[str, TextData] = field(default_factory=lambda: {"held_out": TextData(held_out=True)})
     """Named sets of text to evaluate on."""
     held_out_fraction: float = 0.1
-    """Fraction of the training documents kept for validation, and as many again for evaluation."""
+    """Fraction of the training documents kept for validation, and as many again for evaluation; of training
+    images, kept for validation alone."""
     context_size: int = 128
     """Tokens per context."""
     prepend_bos: bool = True
@@ -121,12 +137,16 @@ class CompareConfig:
     architecture, and so does an arm that sets a field `b_dec_init` of its own."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each seeds both the SAE's initialisation and the order of the activations."""
+    matched_l0: list[float] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    """Values of L0 at which the arms are compared by interpolation."""
     device: str = "cpu"
     """Device of the language model and of the SAEs."""
 
     def __post_init__(self) -> None:
         if self.synthetic_model is None and (not self.model_name or not self.hook_name):
             raise ValueError("model_name and hook_name must be given unless synthetic_model is")
+        if self.images is not None:
+            self._check_images()
         if self.b_dec_init not in ("mean", "zeros"):
             raise ValueError(f"b_dec_init must be 'mean' or 'zeros', got {self.b_dec_init!r}")
         if not 0 < self.held_out_fraction < 0.5:
@@ -136,6 +156,8 @@ class CompareConfig:
             raise ValueError(f"arms must have names that differ from each other, got {names}")
         if reserved := {"train", "validation"} & set(self.evaluation_data):
             raise ValueError(f"evaluation_data must not use the names {sorted(reserved)}, which mean splits")
+        if not all(l0 > 0 for l0 in self.matched_l0):
+            raise ValueError(f"matched_l0 must be positive, got {self.matched_l0}")
         if not self.seeds:
             raise ValueError("seeds must name at least one seed")
         valid = {f.name for f in fields(SAETrainerConfig)} - _TRAINER_FIELDS_SET_HERE
@@ -146,7 +168,27 @@ class CompareConfig:
             if not arm.sparsities or not arm.lrs:
                 raise ValueError(f"arm {arm.name} needs at least one value in sparsities and one in lrs")
             # Building the config now finds a mistake before the language model has run for an hour.
-            arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
+            sae_cfg = arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
+            per_token = sae_cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
+            if per_token and self.b_dec_init == "mean" and "b_dec_init" not in arm.sae:
+                raise ValueError(
+                    f"arm {arm.name} normalises every activation by itself, so that their mean is not that of the "
+                    "stored ones: b_dec_init must be 'zeros'"
+                )
+
+    def _check_images(self) -> None:
+        for name in ("synthetic_model", "max_norm_over_median"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} cannot be combined with images, got {getattr(self, name)!r}")
+        if self.training_data.path is not None:
+            raise ValueError(f"images and training_data.path exclude each other, got {self.training_data.path!r}")
+
+    @property
+    def evaluation_sets(self) -> list[str]:
+        """Names of the sets that results are reported on."""
+        if self.synthetic_model is not None:
+            return [SYNTHETIC_SET]
+        return [IMAGE_SET] if self.images is not None else list(self.evaluation_data)
 
     @property
     def n_stored_tokens(self) -> int:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class LanguageModelSource:
             "files": file_facts(paths),
         }
         self.fingerprint = fingerprint(settings)
+        self.chosen_fingerprint = fingerprint({"n_cross_entropy_tokens": cfg.n_cross_entropy_tokens})
         self.folder = Path(cfg.output_path) / "activations" / self.fingerprint
         save_json(settings, self.folder / "settings.json")
         self.metadata = {
@@ -84,10 +85,7 @@ class LanguageModelSource:
 
     @cached_property
     def _mean(self) -> torch.Tensor:
-        total = torch.zeros(self.d_in, dtype=torch.float64)
-        for batch in self.train.in_order(self.cfg.batch_size):
-            total += batch.double().sum(0)
-        return (total / len(self.train)).float()
+        return self.train.mean()
 
     def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:
         """Reconstruction and sparsity on the held-out activations of every set."""
@@ -131,7 +129,9 @@ class LanguageModelSource:
         if (folder / "complete.json").exists():
             return ActivationShards(folder)
         dtype = str_to_dtype(self.cfg.activation_dtype)
-        return capture_activations(self._store(name), folder, n_tokens, dtype, f"Activations, {name}", self._max_norm)
+        batches = partial(_batches, self._store(name))
+        label = f"Activations, {name}"
+        return capture_activations(batches, folder, n_tokens, self._width, dtype, label, self._max_norm)
 
     @cached_property
     def _max_norm(self) -> float:
@@ -204,3 +204,14 @@ class LanguageModelSource:
                 max_norm=self._max_norm,
             )
         )
+
+
+def _batches(store: ActivationsStore, n_skipped: int) -> Iterator[torch.Tensor]:
+    """Activations without special tokens, (n, d_in), after the first batches of contexts, to the end of the text."""
+    for _ in range(n_skipped):
+        store.get_batch_tokens(raise_at_epoch_end=True)
+    while True:
+        try:
+            yield store.get_filtered_llm_batch(raise_on_epoch_end=True)
+        except StopIteration:
+            return

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig, TextData
+from sae_lens_sparsemax.compare.image_settings import ImageData, ImageSettings
 from sae_lens_sparsemax.nearest import unknown_name
 
 
@@ -45,7 +46,16 @@ def config_from_dict(data: Mapping[str, Any]) -> CompareConfig:
             name: _build(TextData, text, f"evaluation_data.{name}")
             for name, text in settings["evaluation_data"].items()
         }
+    if settings.get("images") is not None:
+        settings["images"] = _image_settings(settings["images"])
     return _build(CompareConfig, settings, "the configuration")
+
+
+def _image_settings(data: Any) -> ImageSettings:
+    if isinstance(data, Mapping):
+        sets = {name: data[name] for name in ("training", "evaluation") if name in data}
+        data = {**data, **{name: _build(ImageData, value, f"images.{name}") for name, value in sets.items()}}
+    return _build(ImageSettings, data, "images")
 
 
 def _build(config_class: type, data: Any, where: str) -> Any:

@@ -22,6 +22,7 @@ from sae_lens_sparsemax.compare.selection import best_points
 from sae_lens_sparsemax.compare.sources import ActivationSource
 from sae_lens_sparsemax.compare.synthetic import SyntheticSource
 from sae_lens_sparsemax.compare.tables import write_tables
+from sae_lens_sparsemax.compare.vision import VisionSource
 from sae_lens_sparsemax.evaluation.results import save_json
 
 
@@ -45,7 +46,7 @@ def compare(cfg: CompareConfig) -> Path:
     folder = Path(cfg.output_path)
     folder.mkdir(parents=True, exist_ok=True)
     save_json(asdict(cfg), folder / "config.json")
-    source: ActivationSource = SyntheticSource(cfg) if cfg.synthetic_model is not None else LanguageModelSource(cfg)
+    source = _source(cfg)
     runs = all_runs(cfg)
     results: list[RunResult] = []
     for run in (bar := tqdm(runs, desc="Runs", unit="run")):
@@ -59,6 +60,12 @@ def compare(cfg: CompareConfig) -> Path:
     points = best_points(cfg, results)
     write_plots(cfg, points, folder)
     return write_tables(cfg, points, results, folder)
+
+
+def _source(cfg: CompareConfig) -> ActivationSource:
+    if cfg.synthetic_model is not None:
+        return SyntheticSource(cfg)
+    return VisionSource(cfg) if cfg.images is not None else LanguageModelSource(cfg)
 
 
 def compare_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Path:

@@ -74,8 +74,8 @@ class RunResult:
     """Fraction of the concepts not active in the last `dead_feature_window` steps, or the run if shorter."""
     metrics: dict[str, Metrics] = field(default_factory=dict)
     """Measures by evaluation set."""
-    n_cross_entropy_tokens: int | None = None
-    """The setting that the slow measures were taken with; none if this run was not chosen for them."""
+    chosen_fingerprint: str | None = None
+    """Hash of the settings of the slow measures; none if this run was not chosen for them."""
 
 
 def all_runs(cfg: CompareConfig) -> list[RunSettings]:
@@ -114,6 +114,8 @@ def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ActivationS
     )
     trainer = SAETrainer(trainer_cfg, sae, source.batches(run.seed))
     _estimate_normalisation(trainer, source.batches(run.seed))
+    if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
+        sae.b_dec.data.copy_(trainer.activation_scaler.scale(source.mean().to(sae.b_dec)))
     started = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - started
@@ -140,10 +142,10 @@ def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ActivationS
 def evaluate_chosen(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> RunResult:
     """Add the slow measures to a finished run, unless it has them already, and return its result."""
     result = load_json(RunResult, run_folder(cfg, run) / _RESULT)
-    if result.n_cross_entropy_tokens != cfg.n_cross_entropy_tokens:
+    if result.chosen_fingerprint != source.chosen_fingerprint:
         for name, metrics in source.evaluate_chosen(load_run(cfg, run)).items():
             result.metrics[name] = {**result.metrics.get(name, {}), **metrics}
-        result.n_cross_entropy_tokens = cfg.n_cross_entropy_tokens
+        result.chosen_fingerprint = source.chosen_fingerprint
         save_json(result, run_folder(cfg, run) / _RESULT)
     return result
 
@@ -164,13 +166,6 @@ def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ActivationSourc
     sae_cfg = run.arm.sae_config(run.sparsity, **common)
     torch.manual_seed(run.seed)
     sae = get_sae_training_class(run.arm.architecture)[0](sae_cfg)
-    if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
-        if sae_cfg.normalize_activations != "none":
-            raise ValueError(
-                f"arm {run.arm.name} normalises its activations, whose mean is not that of the raw ones: "
-                "b_dec_init must be 'zeros'"
-            )
-        sae.b_dec.data.copy_(source.mean().to(sae.b_dec))
     return sae
 
 

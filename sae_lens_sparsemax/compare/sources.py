@@ -19,6 +19,8 @@ class ActivationSource(Protocol):
     """Width of the activations."""
     fingerprint: str
     """Changes when anything about the activations changes; runs of another fingerprint are redone."""
+    chosen_fingerprint: str
+    """Changes when the settings of `evaluate_chosen` change; only those measures are taken again then."""
     metadata: dict[str, Any]
     """What an SAE trained here records about where it belongs (model, hook, context size, …)."""
 

@@ -9,7 +9,7 @@ from sae_lens import SAE
 from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig, eval_sae_on_synthetic_data
 from sae_lens.util import temporary_seed
 
-from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint
+from sae_lens_sparsemax.compare.config import SYNTHETIC_SET, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.sources import VALIDATION, Metrics
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 
@@ -35,6 +35,7 @@ class SyntheticSource:
                 "n": [cfg.n_validation_tokens, cfg.n_evaluation_tokens],
             }
         )
+        self.chosen_fingerprint = ""
         self.metadata: dict[str, Any] = {"synthetic_model": self.model.cfg.to_dict()}
 
     def batches(self, seed: int) -> Iterator[torch.Tensor]:
@@ -54,7 +55,7 @@ class SyntheticSource:
         """Reconstruction on fresh samples, and SAELens's measures against the true features."""
         return {
             VALIDATION: self._reconstruction(sae, _VALIDATION_STREAM, self.cfg.n_validation_tokens),
-            "synthetic": self._reconstruction(sae, _TEST_STREAM, self.cfg.n_evaluation_tokens)
+            SYNTHETIC_SET: self._reconstruction(sae, _TEST_STREAM, self.cfg.n_evaluation_tokens)
             | self._ground_truth(sae),
         }
 

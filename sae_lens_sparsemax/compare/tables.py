@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_sparsemax.compare.config import CompareConfig
+from sae_lens_sparsemax.compare.matched import matched_values
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import Point
 from sae_lens_sparsemax.training.atomic import atomic_write_text
@@ -23,6 +24,9 @@ COLUMNS = {
     "explained_variance": ("EV", 4),
     "ce_loss_score": ("CE score", 4),
     "ce_degradation": ("CE degradation", 4),
+    "zero_shot_accuracy": ("zero-shot", 4),
+    "zero_shot_accuracy_without_sae": ("zero-shot, no SAE", 4),
+    "cosine_similarity": ("cosine", 4),
     "mcc": ("MCC", 3),
     "f1": ("F1", 3),
     "dead_fraction": ("dead", 4),
@@ -31,11 +35,13 @@ COLUMNS = {
 
 def write_tables(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult], folder: Path) -> Path:
     """
-    Write `table.md`, `table.csv` (best learning rates) and `runs.csv` (all runs); return the Markdown file.
+    Write `table.md`, `table.csv` (best learning rates), `matched.csv` (the same L0) and `runs.csv` (all runs);
+    return the Markdown file.
 
     Everything that is written comes from the results, so the files can be rebuilt at any time.
     """
     atomic_write_text(folder / "table.csv", _csv(point_row(cfg, point) for point in points))
+    atomic_write_text(folder / "matched.csv", _csv(asdict(value) for value in matched_values(cfg, points)))
     atomic_write_text(folder / "runs.csv", _csv(run_row(result) for result in results))
     table = folder / "table.md"
     atomic_write_text(table, markdown(cfg, points, results))
@@ -53,7 +59,7 @@ def point_row(cfg: CompareConfig, point: Point) -> dict[str, Any]:
         "training_dead_fraction": _mean(result.training_dead_fraction for result in point.results),
         "training_seconds": _mean(result.training_seconds for result in point.results),
     }
-    for dataset in reported_sets(cfg):
+    for dataset in cfg.evaluation_sets:
         for measure in _measures(point.results, dataset):
             row[f"{dataset}/{measure}"] = point.mean(dataset, measure)
             row[f"{dataset}/{measure}/std"] = point.std(dataset, measure)
@@ -68,11 +74,6 @@ def run_row(result: RunResult) -> dict[str, Any]:
     return row
 
 
-def reported_sets(cfg: CompareConfig) -> list[str]:
-    """Names of the evaluation sets, without the one on which learning rates were chosen."""
-    return ["synthetic"] if cfg.synthetic_model is not None else list(cfg.evaluation_data)
-
-
 def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult]) -> str:
     """One table per evaluation set at the best learning rates, and one of all runs."""
     where = "a synthetic model"
@@ -82,11 +83,12 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
         "# Comparison",
         "",
         f"Activations of {where}; d_sae {cfg.d_sae}, {cfg.steps} steps of {cfg.batch_size} activations, "
-        f"seeds {', '.join(map(str, cfg.seeds))}. Each row is at the learning rate with the highest "
-        "explained variance on separate validation data; ± is the standard deviation over seeds. A learning "
-        "rate marked * is the smallest or largest that was tried: a better one may lie outside.",
+        f"seeds {', '.join(map(str, cfg.seeds))}. Rows are at the learning rate with the highest explained "
+        "variance on separate validation data; where the rate moves L0, one rate for the whole arm, whose line "
+        "lies highest at the same L0. ± is the standard deviation over seeds. A learning rate marked * is the "
+        "smallest or largest of several that were tried: a better one may lie outside.",
     ]
-    for dataset in reported_sets(cfg):
+    for dataset in cfg.evaluation_sets:
         columns = [m for m in COLUMNS if any(point.values(dataset, m) for point in points)]
         header = ["arm", "setting", "lr", *(COLUMNS[m][0] for m in columns), "dead (training)", "seconds"]
         rows = [
@@ -100,9 +102,9 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
             ]
             for point in points
         ]
-        lines += ["", f"## {dataset}", "", *_markdown_table(header, rows)]
+        lines += ["", f"## {dataset}", "", *_markdown_table(header, rows), *_matched_tables(cfg, points, dataset)]
     chosen = {(point.arm, point.sparsity, point.lr) for point in points}
-    first = reported_sets(cfg)[0]
+    first = cfg.evaluation_sets[0]
     rows = [
         [
             result.arm,
@@ -121,9 +123,26 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
     return "\n".join([*lines, "", "## All runs", "", *_markdown_table(header, rows), ""])
 
 
+def _matched_tables(cfg: CompareConfig, points: Sequence[Point], dataset: str) -> list[str]:
+    here = [value for value in matched_values(cfg, points) if value.dataset == dataset]
+    lines = []
+    for measure in dict.fromkeys(value.measure for value in here):
+        name, digits = COLUMNS[measure]
+        rows = [
+            [arm, *(_mean_and_std(v.mean, v.std, digits) for v in here if (v.arm, v.measure) == (arm, measure))]
+            for arm in dict.fromkeys(value.arm for value in here)
+        ]
+        header = [f"{name} at L0", *(f"{l0:g}" for l0 in cfg.matched_l0)]
+        lines += ["", f"### {name} at the same L0 on {dataset}, interpolated", "", *_markdown_table(header, rows)]
+    return lines
+
+
 def _cell(point: Point, dataset: str, measure: str) -> str:
     digits = COLUMNS[measure][1]
-    mean, std = point.mean(dataset, measure), point.std(dataset, measure)
+    return _mean_and_std(point.mean(dataset, measure), point.std(dataset, measure), digits)
+
+
+def _mean_and_std(mean: float, std: float, digits: int) -> str:
     return _number(mean, digits) + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
 
 

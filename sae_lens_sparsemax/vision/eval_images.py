@@ -1,4 +1,4 @@
-"""Held-out images for the evaluator: decoded once, with their classes."""
+"""Held-out images for the evaluator, decoded once, with their classes; and the evaluator on them."""
 
 import itertools
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 
-from sae_lens_sparsemax.vision.evaluator import LabelledImages
-from sae_lens_sparsemax.vision.image_data import ImageDataset, encoded_images
+from sae_lens_sparsemax.vision.evaluator import LabelledImages, VisionEvaluator
+from sae_lens_sparsemax.vision.hooked_vit import HookedViT
+from sae_lens_sparsemax.vision.image_data import ImageDataset, class_names_of, encoded_images
 from sae_lens_sparsemax.vision.images import decode_image
+from sae_lens_sparsemax.vision.tokens import Tokens
+from sae_lens_sparsemax.vision.zero_shot import text_prototypes
 
 _AT_A_TIME = 64
 
@@ -52,6 +55,50 @@ def load_eval_images(
     if not labels:
         raise ValueError("None of the images for evaluation could be decoded.")
     return LabelledImages(torch.cat(pixels), torch.tensor(labels) if label_column is not None else None)
+
+
+def load_evaluator(
+    model: HookedViT,
+    data: ImageDataset,
+    hook_name: str,
+    tokens: Tokens,
+    *,
+    n_images: int,
+    image_column: str,
+    label_column: str,
+    class_names: list[str] | None,
+    templates: list[str],
+    batch_size: int,
+) -> VisionEvaluator:
+    """The evaluator on the images of a data set, with zero-shot classification where the model has text.
+
+    Args:
+        model: the vision model.
+        data: images, and classes as whole numbers if the model classifies.
+        hook_name: where the SAE reads and is spliced in.
+        tokens: which tokens it reads.
+        n_images: how many images; see `load_eval_images`.
+        image_column: the column with the images.
+        label_column: the column with the classes.
+        class_names: in the order of the classes; None for those of the data set.
+        templates: prompts with one `{}` for the class name.
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: a column or the names of the classes are missing, or no image can be used.
+    """
+    images = load_eval_images(
+        data,
+        model.image_processor,
+        n_images,
+        image_column=image_column,
+        label_column=label_column if model.classifies else None,
+    )
+    prototypes = None
+    if model.classifies:
+        names = class_names or class_names_of(data, label_column)
+        prototypes = text_prototypes(model, names, templates)
+    return VisionEvaluator(model, images, hook_name, tokens, prototypes, batch_size=batch_size)
 
 
 def _rows(data: ImageDataset) -> Any:

@@ -103,6 +103,11 @@ class HookedViT(SAEHooks):
         """The type of the weights."""
         return next(self.model.parameters()).dtype
 
+    @property
+    def classifies(self) -> bool:
+        """Whether it can compare images with text: a whole CLIP or SigLIP model with its tokenizer."""
+        return self.tokenizer is not None and hasattr(self.model, "logit_scale")
+
     def forward(
         self,
         pixel_values: torch.Tensor,

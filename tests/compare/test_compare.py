@@ -10,7 +10,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.cli import main
 from sae_lens_sparsemax.compare import compare_from_yaml
 from sae_lens_sparsemax.compare.activation_cache import ActivationShards
-from sae_lens_sparsemax.compare.runs import all_runs
+from sae_lens_sparsemax.compare.runs import all_runs, load_run, train_and_evaluate
 from tests.tiny_language_model import documents, save_tiny_llama
 
 SYNTHETIC = {
@@ -85,7 +85,8 @@ def test_synthetic_comparison_writes_a_row_for_each_sparsity_and_plots_of_what_w
     assert len(list(csv.DictReader((table.parent / "runs.csv").open()))) == 10
     assert "BatchTopK | k 2" in table.read_text()
     plots = {path.name for path in table.parent.glob("*.png")}
-    assert plots == {f"pareto_{m}.png" for m in ("explained_variance", "mcc", "f1", "dead_fraction")}
+    measures = ("explained_variance", "mcc", "f1", "dead_fraction")
+    assert plots == {"pareto.png", *(f"pareto_{m}.png" for m in measures)}
 
 
 def test_the_reported_learning_rate_is_the_one_with_the_best_validation(synthetic_table):
@@ -186,7 +187,7 @@ def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settin
 
 def test_too_little_text_is_an_error_that_says_how_much_there_is(tmp_path, language_model_settings):
     path = write(tmp_path, language_model_settings)
-    with pytest.raises(ValueError, match=r"the text gave only \d+ of 102400 activations"):
+    with pytest.raises(ValueError, match=r"the data gave only \d+ of 102400 activations"):
         compare_from_yaml(path, {"steps": 3200})
 
 
@@ -213,3 +214,19 @@ def test_all_architectures_train_on_the_same_batches(tmp_path):
         torch.randn(7)  # what a run draws in between must not matter
         assert torch.equal(batch, next(again))
         assert not torch.equal(batch, next(other))
+
+
+@pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])
+def test_decoder_biases_start_at_the_mean_in_whatever_units_the_sae_works(tmp_path, normalisation):
+    from sae_lens_sparsemax.compare.loading import config_from_dict
+    from sae_lens_sparsemax.compare.synthetic import SyntheticSource
+
+    arm = {"name": "L1", "architecture": "standard", "sparsity_field": "l1_coefficient", "sparsities": [1]}
+    arm |= {"lrs": [1e-12], "sae": {"normalize_activations": normalisation}}
+    settings = {**SYNTHETIC, "arms": [arm], "output_path": str(tmp_path), "trainer": {"n_batches_for_norm_estimate": 9}}
+    cfg = config_from_dict({**settings, "steps": 2, "seeds": [0]})
+    source = SyntheticSource(cfg)
+    (run,) = all_runs(cfg)
+    train_and_evaluate(cfg, run, source)
+    assert torch.allclose(load_run(cfg, run).b_dec, source.mean(), atol=1e-5)
+    assert source.mean().abs().max() > 0.01

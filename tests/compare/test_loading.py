@@ -42,6 +42,8 @@ def changed(*path, to):
         (changed("hook_name", to=None), "model_name and hook_name must be given"),
         (changed("held_out_fraction", to=0.5), "between 0 and 0.5, got 0.5"),
         (changed("b_dec_init", to="median"), "'mean' or 'zeros', got 'median'"),
+        (changed("matched_l0", to=[8, 0]), r"matched_l0 must be positive, got \[8, 0\]"),
+        (changed("arms", 0, "sae", to={"normalize_activations": "layer_norm"}), "b_dec_init must be 'zeros'"),
         (changed("seeds", to=[]), "at least one seed"),
         ({"model_name": "m"}, "has no arms"),
     ],

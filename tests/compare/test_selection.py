@@ -34,3 +34,25 @@ def test_a_diverged_run_loses_and_its_numbers_are_left_out_of_means(diverged):
     assert point.lr == 1e-3
     (point,) = best_points(CFG, results[1:])
     assert math.isnan(point.mean("synthetic", "explained_variance"))
+
+
+def test_where_the_rate_moves_l0_the_whole_arm_gets_the_rate_whose_line_lies_highest():
+    def at(lr, coefficient, l0, variance):
+        metrics = {"validation": {"l0": l0, "explained_variance": variance}}
+        return RunResult("a", "standard", "l1_coefficient", coefficient, lr, 0, "", 1.0, l0, 0.0, metrics)
+
+    # At every coefficient the second rate explains more, but only since its codes are twice as dense: at the same
+    # L0 it explains less.
+    results = [at(1e-3, 1, 8, 0.6), at(1e-3, 2, 4, 0.5), at(2e-3, 1, 16, 0.65), at(2e-3, 2, 8, 0.55)]
+    arm = Arm("a", "standard", "l1_coefficient", [1, 2], [1e-3, 2e-3])
+    cfg = CompareConfig(arms=[arm], synthetic_model={"num_features": 4})
+    assert arm.one_lr
+    assert [point.lr for point in best_points(cfg, [*results, at(2e-3, 0.5, 4, 0.45)])] == [1e-3, 1e-3]
+    arm.one_lr = False
+    assert [point.lr for point in best_points(cfg, results)] == [2e-3, 2e-3]
+    # Lines that share no L0 cannot be compared: the first rate given stands.
+    arm.one_lr, arm.lrs = True, [2e-3, 1e-3]
+    apart = [at(1e-3, 1, 80, 0.9), at(1e-3, 2, 40, 0.8), at(2e-3, 1, 8, 0.65), at(2e-3, 2, 4, 0.55)]
+    assert [point.lr for point in best_points(cfg, apart)] == [2e-3, 2e-3]
+    diverged = [at(2e-3, 1, 8, None), at(2e-3, 2, 4, math.nan), *results[:2]]
+    assert [point.lr for point in best_points(cfg, diverged)] == [1e-3, 1e-3]

@@ -52,6 +52,17 @@ def test_stream_is_read_again_from_its_start():
     assert rows == [0, 1, 2, 3, 4, 5] * 2
 
 
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_pass_ends_with_the_last_image(streaming, n_workers):
+    data = gray_levels(10).to_iterable_dataset() if streaming else gray_levels(10)
+    images = loader(data, n_workers=n_workers)
+    batches = list(images.batches(one_pass=True))
+    assert [len(rows_of(batch)) for batch in batches] == [4, 4, 2]
+    assert sorted(row for batch in batches for row in rows_of(batch)) == list(range(10))
+    assert list(images.batches(batches[-1].position, one_pass=True)) == []
+
+
 def test_loading_images_leaves_the_random_generator_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
