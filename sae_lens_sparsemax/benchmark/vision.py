@@ -12,7 +12,7 @@ from sae_lens_sparsemax.benchmark.machine import machine
 from sae_lens_sparsemax.benchmark.vision_problem import RANDOM_VIT, VisionProblem
 from sae_lens_sparsemax.benchmark.vision_step import PARTS, step_cost
 from sae_lens_sparsemax.benchmark.vision_store import store_throughput
-from sae_lens_sparsemax.memory import use_huge_pages
+from sae_lens_sparsemax.memory import keep_freed_memory
 
 EPILOG = """\
 examples:
@@ -34,7 +34,7 @@ _LABELS = {
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     args = _parser().parse_args(arguments)
-    use_huge_pages()
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     problem = VisionProblem(**{field.name: getattr(args, field.name) for field in dataclasses.fields(VisionProblem)})
