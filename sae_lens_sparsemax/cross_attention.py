@@ -4,7 +4,7 @@ With S_n the support of sparsemax(g · Z_n), Z = Q Kᵀ + b, this computes the a
 probabilities g·z − τ) and the context P V, in O(N·d·M) for the scores and O(nnz·d) for everything else:
 
 - scores are made for a block of tokens at a time, selected from, and overwritten; Z is never whole in memory;
-- context and dQ are weighted sums of rows of V and K over the CSR lists (`embedding_bag`);
+- context and dQ are weighted sums of rows of V and K over the CSR lists, a sparse matrix product;
 - dA on the support is a sampled product; dK and dV are weighted sums over the transposed (CSC) lists, in one pass
   when keys and values are the same matrix, deterministic on the CPU (no scattered additions).
 
@@ -36,10 +36,8 @@ from sae_lens_sparsemax.sparsemax import (
 MIN_BLOCK_ROWS = 512
 # On a GPU a block must be large enough for its product to hide a handful of launches (an estimate, not measured).
 BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**27}
-# Table entries gathered at a time in the concepts' gradient: a slice of columns that stays in a core's cache.
-SLICE_ENTRIES, MIN_SLICE = 2**18, 64
 # Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
-MAX_SPARSE_DENSITY = {"cpu": 0.06, "cuda": 0.01}
+MAX_SPARSE_DENSITY = {"cpu": 0.12, "cuda": 0.01}
 
 # torch says once per process that its CSR tensors are in beta, which would surprise in the middle of a training run.
 with warnings.catch_warnings():
@@ -197,10 +195,10 @@ class _SparseAttend(torch.autograd.Function):
                 table = torch.cat([grad_context, query])
                 both = torch.stack([token, token + len(query)], 1).flatten()
                 weights = torch.stack([acts[order], d_scores[order]], 1).flatten()
-                d_keys = _weighted_columns(2 * offsets, both, weights, table)
+                d_keys = weighted_rows(2 * offsets, both, weights, table)
             else:
-                d_keys = _weighted_columns(offsets, token, d_scores[order], query)
-                d_values = _weighted_columns(offsets, token, acts[order], grad_context)
+                d_keys = weighted_rows(offsets, token, d_scores[order], query)
+                d_values = weighted_rows(offsets, token, acts[order], grad_context)
             if ctx.needs_input_grad[3]:
                 d_bias = torch.segment_reduce(d_scores[order], "sum", offsets=offsets)
         return d_query, d_keys, d_values, d_bias, None, None, None
@@ -229,38 +227,26 @@ def weighted_rows(
         from sae_lens_sparsemax.kernels.weighted_rows import weighted_rows as run
 
         return run(offsets, index, weights, table)
-    return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
-
-
-def _weighted_columns(
-    offsets: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, table: torch.Tensor
-) -> torch.Tensor:
-    """weighted_rows for lists that hit a small table in random order again and again: slice by slice of columns."""
-    width = max(MIN_SLICE, SLICE_ENTRIES // max(1, len(table)))
-    if table.device.type != "cpu" or width >= table.shape[1]:
-        return weighted_rows(offsets, index, weights, table)
+    if table.device.type != "cpu":
+        return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+    # With beta = 0 the library behind the product writes each row once, into memory that nobody had to clear.
     out = table.new_empty(len(offsets) - 1, table.shape[1])
-    for columns in range(0, table.shape[1], width):
-        part = table[:, columns : columns + width].contiguous()
-        out[:, columns : columns + width] = weighted_rows(offsets, index, weights, part)
-    return out
+    return torch.addmm(out, _csr(offsets, index, weights, len(table)), table, beta=0, out=out)
 
 
 def _sampled_product(support: Support, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(nnz,) the inner products left[row] · right[col] of (N, d) and (M, d) on the support."""
-    pattern = torch.sparse_csr_tensor(
-        support.crow,
-        support.col,
-        left.new_zeros(support.col.numel()),
-        (len(left), len(right)),
-        check_invariants=False,
-    )
+    pattern = _csr(support.crow, support.col, left.new_zeros(support.col.numel()), len(right))
     return torch.sparse.sampled_addmm(pattern, left, right.T).values()
 
 
 def _transpose(col: torch.Tensor, n_concepts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Order of the entries by concept, stable in the token, and (M + 1,) where each concept's begin."""
     return torch.argsort(col, stable=True), row_offsets(col, n_concepts)
+
+
+def _csr(crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, n_columns: int) -> torch.Tensor:
+    return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, n_columns), check_invariants=False)
 
 
 def _concatenate(parts: list[Support]) -> Support:

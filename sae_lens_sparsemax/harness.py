@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
@@ -85,6 +85,47 @@ def evaluate_sae(sae: SAE[Any], settings: EvaluationSettings, *, progress: bool 
     Raises:
         ValueError: metadata that are needed are missing; model, hook, width or data do not fit.
     """
+    model, store, excluded, on = open_text(sae, settings)
+    reconstruction = evaluate_reconstruction(sae, _activations(store, settings.batches), progress=progress)
+    store.iterable_sequences = store._iterate_tokenized_sequences()
+    saelens, features = run_evals(
+        sae,
+        store,
+        model,
+        ActivationScaler(),
+        get_eval_everything_config(settings.batch_size, settings.batches, settings.batches),
+        exclude_special_tokens=excluded or False,
+        verbose=progress,
+    )
+    ce = saelens["model_performance_preservation"]
+    return {
+        "on": on,
+        "saelens": saelens,
+        "reconstruction": dataclasses.asdict(reconstruction),
+        "ce_degradation": ce["ce_loss_without_sae"] - ce["ce_loss_with_sae"],
+        "features": features,
+    }
+
+
+class OpenText(NamedTuple):
+    """A language model and text for an SAE, ready to be read."""
+
+    model: Any
+    """The model, with hooks."""
+    store: ActivationsStore
+    """The text as tokens and activations; `exclude_special_tokens` is set as in training."""
+    excluded: list[int]
+    """Token ids whose positions are left out."""
+    on: dict[str, Any]
+    """Model, hook, data and context, from the settings and the metadata."""
+
+
+def open_text(sae: SAE[Any], settings: EvaluationSettings) -> OpenText:
+    """Load the model and the text that an SAE is to be run on.
+
+    Raises:
+        ValueError: metadata that are needed are missing; model, hook, width or data do not fit.
+    """
     meta = sae.cfg.metadata
     on = _resolve(sae, settings)
     model: Any = load_language_model(
@@ -111,26 +152,7 @@ def evaluate_sae(sae: SAE[Any], settings: EvaluationSettings, *, progress: bool 
     excluded = _special_tokens(meta.exclude_special_tokens, model)
     if excluded:
         store.exclude_special_tokens = torch.tensor(excluded, device=settings.device)
-
-    reconstruction = evaluate_reconstruction(sae, _activations(store, settings.batches), progress=progress)
-    store.iterable_sequences = store._iterate_tokenized_sequences()
-    saelens, features = run_evals(
-        sae,
-        store,
-        model,
-        ActivationScaler(),
-        get_eval_everything_config(settings.batch_size, settings.batches, settings.batches),
-        exclude_special_tokens=excluded or False,
-        verbose=progress,
-    )
-    ce = saelens["model_performance_preservation"]
-    return {
-        "on": on,
-        "saelens": saelens,
-        "reconstruction": dataclasses.asdict(reconstruction),
-        "ce_degradation": ce["ce_loss_without_sae"] - ce["ce_loss_with_sae"],
-        "features": features,
-    }
+    return OpenText(model, store, excluded, on)
 
 
 def results_table(result: dict[str, Any]) -> list[tuple[str, str]]:

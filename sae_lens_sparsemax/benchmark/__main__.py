@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.benchmark.machine import machine
 from sae_lens_sparsemax.benchmark.measure import median_seconds, peak_extra_bytes
 from sae_lens_sparsemax.benchmark.passes import Problem, floor_pass, naive_pass, sparsemax_pass, topk_pass
 from sae_lens_sparsemax.benchmark.report import as_table, plot_growth
-from sae_lens_sparsemax.memory import use_huge_pages
+from sae_lens_sparsemax.memory import keep_freed_memory
 
 EPILOG = """\
 examples:
   python -m sae_lens_sparsemax.benchmark                         the README's table, about ten minutes on two cores
   python -m sae_lens_sparsemax.benchmark --d-sae 12288 --support 50
-  python -m sae_lens_sparsemax.benchmark --only sparsemax --tokens 512 1024 2048 4096 --output bench/
+  python -m sae_lens_sparsemax.benchmark --d-sae 12288 --support 50 --tokens 1024 256 4096 --output bench/
+  python -m sae_lens_sparsemax.benchmark.training --help         whole steps on a language model
 
 Every figure is a ratio within one run: the median time of a forward and backward pass over that of the score product
 alone (torch.mm of the same tokens and concepts), and the peak extra memory over the size of the score matrix.
@@ -30,27 +31,32 @@ alone (torch.mm of the same tokens and concepts), and the peak extra memory over
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     args = _parser().parse_args(arguments)
-    use_huge_pages()
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
-    problems = [
-        Problem(n, args.d_in, m, support, args.device)
-        for n in args.tokens
-        for m in args.d_sae
-        for support in args.support
-        if support < m
-    ]
+    problems = _problems(args)
     rows = [_measure(problem, args) for problem in tqdm(problems, desc="Benchmark", file=sys.stderr)]
-    sys.stdout.write(f"{_machine(args.device)}; fwd+bwd time / score product, peak extra memory / score matrix\n")
+    sys.stdout.write(f"{machine(args.device)}; fwd+bwd time / score product, peak extra memory / score matrix\n")
     sys.stdout.write(as_table(rows) + "\n")
     if args.output:
         folder = Path(args.output)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "benchmark.json").write_text(json.dumps({"machine": _machine(args.device), "rows": rows}, indent=1))
+        (folder / "benchmark.json").write_text(json.dumps({"machine": machine(args.device), "rows": rows}, indent=1))
         plot_growth(rows, folder / "benchmark.png")
 
 
-def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | int | str | None]:
+def _problems(args: argparse.Namespace) -> list[Problem]:
+    """Every M with every support at the first N; further N at the middle one of each."""
+    first, *more = args.tokens
+    sizes = [(first, m, support) for m in args.d_sae for support in args.support if support < m]
+    if not sizes:
+        raise SystemExit(f"no support of {args.support} is smaller than a dictionary of {args.d_sae}")
+    middle = [sorted(values)[len(values) // 2] for values in (args.d_sae, args.support)]
+    sizes += [(n, *middle) for n in more]
+    return [Problem(n, args.d_in, m, support, args.device) for n, m, support in sizes]
+
+
+def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | int]:
     passes = {"floor": floor_pass(problem), "sparsemax": sparsemax_pass(problem)}
     if "probabilities" in args.only:
         passes["probabilities"] = sparsemax_pass(problem, activations="probabilities")
@@ -64,7 +70,7 @@ def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | in
         passes["naive"] = naive_pass(problem)
     seconds = median_seconds(passes, args.repeats, problem.device)
     score_bytes = 4 * problem.n_tokens * problem.d_sae
-    row: dict[str, float | int | str | None] = {
+    row: dict[str, float | int] = {
         "n_tokens": problem.n_tokens,
         "d_sae": problem.d_sae,
         "support": problem.support,
@@ -73,24 +79,8 @@ def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | in
     for name in passes:
         if name != "floor":
             row[f"{name}_time"] = seconds[name] / seconds["floor"]
-            extra = peak_extra_bytes(passes[name], problem.device)
-            row[f"{name}_memory"] = None if extra is None else extra / score_bytes
+            row[f"{name}_memory"] = peak_extra_bytes(passes[name], problem.device) / score_bytes
     return row
-
-
-def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,7 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--d-sae", type=int, nargs="+", default=[3072, 6144, 12288, 24576, 49152], metavar="M")
     parser.add_argument("--support", type=int, nargs="+", default=[10, 50, 300], help="concepts per token")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024], metavar="N", help="tokens per batch")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[1024, 256, 512, 2048, 4096],
+        metavar="N",
+        help="tokens per batch; those after the first at the middle M and support only",
+    )
     parser.add_argument("--d-in", type=int, default=768, metavar="d")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
     parser.add_argument("--device", default="cpu")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from itertools import accumulate
 
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MARK = "measured pass"
 
 
 def median_seconds(passes: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
@@ -29,11 +30,11 @@ def median_seconds(passes: dict[str, Callable[[], None]], repeats: int, device: 
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def peak_extra_bytes(run: Callable[[], None], device: str) -> int | None:
-    """Most memory in use during a pass above what was in use before it; None where it cannot be measured.
+def peak_extra_bytes(run: Callable[[], None], device: str) -> int:
+    """Most memory in tensors at any time of a pass above what was in use before it.
 
-    Gradients of parameters, which every pass leaves behind, were in use before. On a GPU torch counts it; on Linux
-    the kernel keeps the process's high-water mark.
+    Gradients of parameters, which every pass leaves behind, were in use before. Counted by torch's allocators, so it
+    does not depend on what the C library has kept from earlier.
     """
     run()
     gc.collect()
@@ -44,27 +45,22 @@ def peak_extra_bytes(run: Callable[[], None], device: str) -> int | None:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    if not _CLEAR.exists():
-        return None
-    _release_free_memory()
-    try:
-        _CLEAR.write_text("5")
-    except OSError:
-        return None
-    before = _status("VmRSS")
-    run()
-    return max(0, _status("VmHWM") - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        # What was allocated before the recording is not seen to be freed: the first pass replaces all of it.
+        run()
+        with record_function(_MARK):
+            run()
+    results = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    start = next(event.start_ns() for event in results if event.name() == _MARK)
+    changes = [(event.start_ns(), event.nbytes()) for event in results if event.name() == "[memory]"]  # type: ignore[attr-defined]
+    in_use = accumulate(size for when, size in sorted(changes) if when >= start)
+    return max(0, *in_use)
 
 
-def _release_free_memory() -> None:
-    """Hand the C library's free memory back to the system, which else counts as in use before the pass."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _status(field: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+def peak_bytes() -> int:
+    """Most memory this process has had in use so far, by the system's count."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _wait(device: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 
+from sae_lens_sparsemax.benchmark.naive import NaiveTrainingSAE
 from sae_lens_sparsemax.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.training_sae import SparsemaxTrainingSAE
 
@@ -41,7 +42,12 @@ def floor_pass(problem: Problem) -> Callable[[], None]:
     return run
 
 
-def sparsemax_pass(problem: Problem, activations: str = "scores", structure: str = "cross_attention"):
+def sparsemax_pass(
+    problem: Problem,
+    activations: str = "scores",
+    structure: str = "cross_attention",
+    sae_class: type[SparsemaxTrainingSAE] = SparsemaxTrainingSAE,
+) -> Callable[[], None]:
     """This library's training pass, with the gate set so that supports have the size asked for."""
     cfg = SparsemaxTrainingSAEConfig(
         d_in=problem.d_in,
@@ -52,35 +58,15 @@ def sparsemax_pass(problem: Problem, activations: str = "scores", structure: str
         device=problem.device,
     )
     torch.manual_seed(0)
-    sae = SparsemaxTrainingSAE(cfg)
+    sae = sae_class(cfg)
     x = problem.activations()
     sae._set_gate_scale(gate_scale_for(sae, x, problem.support))
     return _training_pass(sae, x)
 
 
 def naive_pass(problem: Problem) -> Callable[[], None]:
-    """Eq. 3 as written: keys C·W_k and values C·W_v formed, sparsemax by sorting, dense products, plain autograd."""
-    cfg = SparsemaxTrainingSAEConfig(d_in=problem.d_in, d_sae=problem.d_sae, target_l0=None, device=problem.device)
-    torch.manual_seed(0)
-    sae = SparsemaxTrainingSAE(cfg)
-    x = problem.activations()
-    gate_scale = gate_scale_for(sae, x, problem.support)
-    query = (x - x.mean(0)) / (x - x.mean(0)).norm(dim=-1, keepdim=True)
-    norm = (x - x.mean(0)).norm(dim=-1, keepdim=True)
-    own = sae.dictionary
-    rank = torch.arange(1, problem.d_sae + 1, dtype=x.dtype, device=problem.device)
-
-    def run() -> None:
-        z = gate_scale * query @ (own.concepts @ own.W_k).T  # type: ignore[operator]
-        ranked = z.sort(-1, descending=True).values
-        sums = ranked.cumsum(-1)
-        count = (ranked + (1 - sums) / rank > 0).sum(-1, keepdim=True)
-        p = torch.clamp(z - (sums.gather(1, count - 1) - 1) / count, min=0)
-        sae_out = norm * (p @ (own.concepts @ own.W_v)) + sae.b_dec  # type: ignore[operator]
-        sae.zero_grad()
-        (sae_out - x).pow(2).sum(-1).mean().backward()
-
-    return run
+    """Eq. 3 as written, for the paper's own activations: the probabilities."""
+    return sparsemax_pass(problem, activations="probabilities", sae_class=NaiveTrainingSAE)
 
 
 def topk_pass(problem: Problem, sparse: bool) -> Callable[[], None]:

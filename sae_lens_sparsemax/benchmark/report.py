@@ -30,30 +30,36 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time over the floor against M for every support, and against N where several were measured."""
-    supports = sorted({row["support"] for row in rows})
-    by_tokens = len({row["n_tokens"] for row in rows}) > 1
-    figure = Figure(figsize=(4.2 * len(supports), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(supports), sharey=True, squeeze=False)[0]
-    key, axis_label = ("n_tokens", "tokens per batch") if by_tokens else ("d_sae", "concepts M")
-    for axis, support in zip(axes, supports, strict=True):
-        for name, label in LABELS.items():
-            points = [(r[key], r[f"{name}_time"]) for r in rows if r["support"] == support and f"{name}_time" in r]
+    """Time over the floor against M, one panel for every support, and against N where several were measured."""
+    n_tokens = rows[0]["n_tokens"]
+    panels = [
+        (f"support {support}", "d_sae", [r for r in rows if r["support"] == support and r["n_tokens"] == n_tokens])
+        for support in sorted({row["support"] for row in rows})
+    ]
+    other = next((row for row in rows if row["n_tokens"] != n_tokens), None)
+    if other is not None:
+        chosen = [r for r in rows if (r["d_sae"], r["support"]) == (other["d_sae"], other["support"])]
+        panels.append((f"M = {other['d_sae']:,}, support {other['support']}", "n_tokens", chosen))
+    figure = Figure(figsize=(3.6 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, key, panel) in zip(axes, panels, strict=True):
+        for colour, (name, label) in enumerate(LABELS.items()):
+            points = [(row[key], row[f"{name}_time"]) for row in panel if f"{name}_time" in row]
             if points:
-                axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+                axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label, color=f"C{colour}")
         axis.axhline(1, color="grey", linewidth=1, linestyle=":", label="score product")
-        axis.set(xscale="log", yscale="log", title=f"support {support}", xlabel=axis_label)
-        ticks = sorted({row[key] for row in rows})
+        label = "concepts M" if key == "d_sae" else "tokens N"
+        axis.set(xscale="log", yscale="log", title=title, xlabel=label)
+        ticks = sorted({row[key] for row in panel})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False, rotation=30)
         axis.minorticks_off()
         axis.set_yticks([1, 2, 3, 5, 10, 20, 30], ["1", "2", "3", "5", "10", "20", "30"])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("forward + backward / score product")
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside upper center", frameon=False)
+    figure.savefig(path, dpi=100)
 
 
 def _cell(time: float | None, memory: float | None) -> str:
-    if time is None:
-        return "–"
-    return f"{time:.2f}×" + ("" if memory is None else f", {memory:.2f}")
+    return "–" if time is None else f"{time:.2f}×, {memory:.2f}"

@@ -1,10 +1,9 @@
 """
 What a language model loses when an SAE replaces its activations.
 
-The splice follows SAELens's `run_evals`: the reconstruction replaces the activations at every position except
-those of ignored tokens, zero ablation zeroes every position, and losses are averaged over the positions whose
-own token is not ignored. The sign of `ce_degradation` is that of the sparsemax paper, original minus spliced:
-0 is best and a loss of quality is negative.
+Losses are averaged over the positions whose own token is not ignored, as in SAELens's `run_evals`. The sign of
+`ce_degradation` is that of the sparsemax paper, original minus spliced: 0 is best and a loss of quality is
+negative.
 """
 
 import math
@@ -18,9 +17,8 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_lens_sparsemax.evaluation.activations import evaluation_mode
+from sae_lens_sparsemax.evaluation.splice import Hook, keep_mask, splice_hook, zero_hook
 from sae_lens_sparsemax.evaluation.streaming import RunningMean
-
-Hook = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,9 @@ def evaluate_cross_entropy_baseline(
     """
     original, ablated = RunningMean(), RunningMean()
     for tokens in tqdm(token_batches, desc="CE without SAE", disable=not progress, leave=False):
-        keep = _keep_mask(tokens, ignore_tokens)
+        keep = keep_mask(tokens, ignore_tokens)
         original.add(_token_losses(model, tokens)[keep[:, :-1]])
-        zeroed = _token_losses(model, tokens, (hook_name, _zero_hook))
+        zeroed = _token_losses(model, tokens, (hook_name, zero_hook))
         ablated.add(zeroed[keep[:, :-1]])
     if original.count == 0:
         raise ValueError("there were no predictions to average the cross-entropy over")
@@ -115,8 +113,8 @@ def evaluate_cross_entropy(
     spliced = RunningMean()
     with evaluation_mode(sae):
         for tokens in tqdm(token_batches, desc="CE with SAE", disable=not progress, leave=False):
-            keep = _keep_mask(tokens, ignore_tokens)
-            losses = _token_losses(model, tokens, (hook_name, _splice_hook(sae, keep, max_norm)))
+            keep = keep_mask(tokens, ignore_tokens)
+            losses = _token_losses(model, tokens, (hook_name, splice_hook(sae, keep, max_norm)))
             spliced.add(losses[keep[:, :-1]])
     if spliced.count != baseline.n_predictions:
         raise ValueError(
@@ -140,23 +138,3 @@ def _token_losses(model: HookedRootModule, tokens: torch.Tensor, hook: tuple[str
     fwd_hooks: list[tuple[str | Callable[..., Any], Hook]] = [] if hook is None else [hook]
     output = model.run_with_hooks(tokens, return_type="both", loss_per_token=True, fwd_hooks=fwd_hooks)
     return output[1]
-
-
-def _keep_mask(tokens: torch.Tensor, ignore_tokens: Sequence[int]) -> torch.Tensor:
-    return ~torch.isin(tokens, torch.tensor(list(ignore_tokens), dtype=tokens.dtype, device=tokens.device))
-
-
-def _splice_hook(sae: SAE[Any], keep: torch.Tensor, max_norm: float) -> Hook:
-    def splice(activations: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001 (TransformerLens's name)
-        # Attention hooks have a head dimension after the position; the SAE sees the heads side by side.
-        flat = activations.flatten(2)
-        reconstruction = sae.decode(sae.encode(flat.to(sae.device, sae.dtype))).to(flat)
-        replace = keep.to(flat.device) & (flat.norm(dim=-1) <= max_norm)
-        replaced = torch.where(replace[..., None], reconstruction, flat)
-        return replaced.reshape(activations.shape)
-
-    return splice
-
-
-def _zero_hook(activations: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001 (TransformerLens's name)
-    return torch.zeros_like(activations)

@@ -12,7 +12,7 @@ import torch
 from sae_lens import SAE
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, evaluation_mode
+from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, SparseActs, evaluation_mode, sparse_acts
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 """Takes the layer's activations, shape (images, tokens, d_in), and returns what the model goes on with."""
@@ -51,41 +51,69 @@ def activations_of(embed: EmbedImages, pixel_values: torch.Tensor) -> tuple[torc
     return seen[0], embeddings
 
 
-def masked_reconstruction(sae: SAE[Any], keep: torch.Tensor | None, chunk_size: int = CHUNK_SIZE) -> Edit:
+class MaskedReconstruction:
     """
-    The edit that replaces all tokens of an image by their reconstruction from some of the concepts.
+    The edits that replace all tokens of an image by their reconstruction from some of the concepts.
+
+    Activations are encoded once for all edits of the same tensor in a row, since only the masks differ.
 
     Args:
         sae: Any SAELens SAE.
-        keep: Which concepts each image keeps, bool, shape (images, d_sae), in the order of the images that the
-            edit will be applied to; the others are set to zero. None keeps all.
-        chunk_size: Tokens encoded at once; always whole images.
+        chunk_size: Tokens encoded or decoded at once; always whole images.
     """
 
-    def edit(activations: torch.Tensor) -> torch.Tensor:
-        n_images, n_tokens, d_in = activations.shape
-        if keep is not None and len(keep) != n_images:
-            raise ValueError(f"there are masks for {len(keep)} images, but {n_images} images")
-        step = max(1, chunk_size // n_tokens)
-        parts = []
-        with torch.no_grad(), evaluation_mode(sae):
-            for start in range(0, n_images, step):
-                tokens = activations[start : start + step].reshape(-1, d_in)
-                feature_acts = sae.encode(tokens.to(sae.device, sae.dtype))
-                if keep is not None:
-                    rows = keep[start : start + step].to(sae.device)
-                    feature_acts = _masked(feature_acts, rows, n_tokens)
-                parts.append(sae.decode(feature_acts).to(activations))
-        return torch.cat(parts).reshape(activations.shape)
+    def __init__(self, sae: SAE[Any], chunk_size: int = CHUNK_SIZE) -> None:
+        self.sae, self.chunk_size = sae, chunk_size
+        self._seen: tuple[torch.Tensor, int] | None = None
+        self._chunks: list[tuple[SparseActs, bool]] = []
 
-    return edit
+    def edit(self, keep: torch.Tensor | None) -> Edit:
+        """
+        The edit for one choice of concepts.
+
+        Args:
+            keep: Which concepts each image keeps, bool, shape (images, d_sae), in the order of the images that the
+                edit will be applied to; the others are set to zero. None keeps all.
+        """
+
+        def apply(activations: torch.Tensor) -> torch.Tensor:
+            n_images, n_tokens, _ = activations.shape
+            if keep is not None and len(keep) != n_images:
+                raise ValueError(f"there are masks for {len(keep)} images, but {n_images} images")
+            step = max(1, self.chunk_size // n_tokens)
+            masks = [None] * -(-n_images // step) if keep is None else keep.split(step)
+            parts = []
+            with torch.no_grad(), evaluation_mode(self.sae):
+                for (acts, is_sparse), mask in zip(self._encoded(activations, step), masks, strict=True):
+                    value = acts.value
+                    if mask is not None:
+                        value = value * mask.to(value.device)[acts.row // n_tokens, acts.col]
+                    parts.append(self.sae.decode(_tensor(acts, value, is_sparse)).to(activations))
+            return torch.cat(parts).reshape(activations.shape)
+
+        return apply
+
+    def _encoded(self, activations: torch.Tensor, step: int) -> list[tuple[SparseActs, bool]]:
+        """The activations of every `step` images, and whether the SAE gave them as a sparse tensor."""
+        if self._seen is None or self._seen[0] is not activations or self._seen[1] != activations._version:
+            self._chunks = []
+            for images in activations.split(step):
+                acts = self.sae.encode(images.flatten(0, 1).to(self.sae.device, self.sae.dtype))
+                self._chunks.append((sparse_acts(acts), acts.is_sparse))
+            self._seen = (activations, activations._version)
+        return self._chunks
 
 
-def _masked(feature_acts: torch.Tensor, keep: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """Activations of shape (images · tokens, d_sae), dense or sparse COO, where `keep` allows them."""
-    if not feature_acts.is_sparse:
-        return (feature_acts.unflatten(0, (-1, n_tokens)) * keep[:, None]).flatten(0, 1)
-    feature_acts = feature_acts.coalesce()
-    row, col = feature_acts.indices()
-    value = feature_acts.values() * keep[row // n_tokens, col]
-    return torch.sparse_coo_tensor(feature_acts.indices(), value, feature_acts.shape, check_invariants=False)
+def masked_reconstruction(sae: SAE[Any], keep: torch.Tensor | None, chunk_size: int = CHUNK_SIZE) -> Edit:
+    """A single edit of `MaskedReconstruction`."""
+    return MaskedReconstruction(sae, chunk_size).edit(keep)
+
+
+def _tensor(acts: SparseActs, value: torch.Tensor, is_sparse: bool) -> torch.Tensor:
+    """Activations of shape (n, d_sae) with these values, in the form that the SAE itself gives."""
+    shape = (acts.n_rows, acts.d_sae)
+    if is_sparse:
+        return torch.sparse_coo_tensor(torch.stack([acts.row, acts.col]), value, shape, check_invariants=False)
+    dense = torch.zeros(shape, dtype=value.dtype, device=value.device)
+    dense[acts.row, acts.col] = value
+    return dense

@@ -83,6 +83,11 @@ def evaluate_l0(
     encode = encode_images if level == "image" else encode_chunks
     for chunk in encode(sae, tqdm(batches, desc="L0", disable=not progress, leave=False), chunk_size):
         distribution.add(chunk.acts.l0())
+    return l0_distribution(distribution)
+
+
+def l0_distribution(distribution: CountDistribution) -> L0Distribution:
+    """The summary of counted L0; raises `ValueError` if nothing was counted."""
     if distribution.n == 0:
         raise ValueError("there were no tokens to evaluate the SAE on")
     return L0Distribution(

@@ -17,8 +17,9 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
     """
     Training settings for TopK and BatchTopK at the L0 that a sparsemax SAE chose for itself.
 
-    Everything outside `sae` stays as it is, so that only the architecture differs. Of `sae`, the fields that all
-    architectures share are kept. TopK needs a whole k, the nearest; BatchTopK takes the mean as it is.
+    Everything outside `sae` stays as it is, so that only the architecture differs; outputs go to folders of their
+    own. Of `sae`, the fields that all architectures share are kept. TopK needs a whole k, the nearest; BatchTopK
+    takes the mean as it is.
 
     Args:
         settings: Settings of the sparsemax training, with its SAE under `sae`.
@@ -41,9 +42,13 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
         k = round(mean_l0) if architecture == "topk" else round(float(mean_l0), 2)
         kept = {key: value for key, value in sae.items() if key in shared}
         sae_settings = {"architecture": architecture, **kept, "k": k}
-        # Finds settings that the other architecture does not take before anybody trains with them.
-        TrainingSAEConfig.from_dict(sae_settings)
+        # Finds settings that the other architecture does not take before anybody trains with them. The width may be
+        # left to the model.
+        TrainingSAEConfig.from_dict({"d_in": 1, **sae_settings})
         matched[architecture] = {**settings, "sae": sae_settings}
+        for key in ("output_path", "checkpoint_path"):
+            if settings.get(key):
+                matched[architecture][key] = f"{settings[key]}_{architecture}"
     return matched
 
 

@@ -29,7 +29,7 @@ from sae_lens_sparsemax.evaluation.concept_counts import (
     random_concepts,
     top_concepts,
 )
-from sae_lens_sparsemax.evaluation.image_edits import EmbedImages, masked_reconstruction
+from sae_lens_sparsemax.evaluation.image_edits import EmbedImages, MaskedReconstruction
 
 Mask = Literal["oracle", "predicted"]
 Concepts = Literal["top", "random", "frequency_matched"]
@@ -138,13 +138,13 @@ def evaluate_zero_shot(
         (n, kind, mask, switch) for (n, kind) in tables for mask in masks for switch in _SWITCHES
     ]
     answers: list[list[torch.Tensor]] = [[] for _ in range(len(conditions) + 1)]
+    reconstruction = MaskedReconstruction(sae, chunk_size)
     bar = tqdm(test_images, desc="Masked concepts", disable=not progress, leave=False)
     for i, (pixel_values, _) in enumerate(bar):
-        edit = masked_reconstruction(sae, None, chunk_size)
-        answers[-1].append(classify(embed(pixel_values, edit), prototypes))
+        answers[-1].append(classify(embed(pixel_values, reconstruction.edit(None)), prototypes))
         for slot, (n, kind, mask, switch) in enumerate(conditions):
             keep = tables[n, kind][labels[i] if mask == "oracle" else predicted[i]]
-            edit = masked_reconstruction(sae, keep if switch == "on" else ~keep, chunk_size)
+            edit = reconstruction.edit(keep if switch == "on" else ~keep)
             answers[slot].append(classify(embed(pixel_values, edit), prototypes))
     masked = [
         MaskedAccuracy(n, switch, mask, kind, accuracy(torch.cat(answers[slot]), truth))

@@ -29,6 +29,7 @@ from sae_lens_sparsemax.training.checkpoints import (
     continue_after_checkpoint,
     make_checkpoints_atomic,
 )
+from sae_lens_sparsemax.training.held_out import part_of_dataset
 from sae_lens_sparsemax.training.log import TrainingLog
 from sae_lens_sparsemax.training.models import (
     check_width,
@@ -134,7 +135,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     @override
     def _set_sae_metadata(self) -> None:
         super()._set_sae_metadata()
-        for key in ("dataset_split", "dataset_config", "text_column"):
+        for key in ("dataset_split", "dataset_config", "text_column", "held_out_fraction"):
             if hasattr(self.cfg, key):
                 self.sae.cfg.metadata[key] = getattr(self.cfg, key)
 
@@ -147,13 +148,15 @@ def use_fused_adam(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _load_dataset(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
-    return load_text_dataset(
+    dataset = load_text_dataset(
         cfg.dataset_path,
         split=getattr(cfg, "dataset_split", "train"),
         config=getattr(cfg, "dataset_config", None),
         text_column=getattr(cfg, "text_column", "text"),
         streaming=cfg.streaming,
     )
+    fraction = getattr(cfg, "held_out_fraction", 0.0)
+    return part_of_dataset(dataset, "train", fraction, cfg.dataset_path) if fraction else dataset
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The configuration of a training run on a language model: SAELens's, and three keys more."""
+"""The configuration of a training run on a language model: SAELens's, and four keys more."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
     """Name of the data set's configuration, where it has several."""
     text_column: str = "text"
     """Column that holds the text, where it is not called ``text``."""
+    held_out_fraction: float = 0.0
+    """Leave out of training the documents whose hash falls into twice this fraction: one share for validation, one
+    for ``sparsemax-sae evaluate --suite text``; see ``compare.text.part_of_document``."""
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -87,6 +90,8 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
                 f"do not fit into the {steps} steps that 'training_tokens' and "
                 "'train_batch_size_tokens' allow."
             )
+        if not 0 <= self.held_out_fraction < 0.5:
+            raise ValueError(f"'held_out_fraction' must lie between 0 and 0.5, but {self.held_out_fraction} was given.")
         if not 0 <= self.activations_mixing_fraction <= 1:
             raise ValueError(
                 "'activations_mixing_fraction' must lie between 0 and 1, "

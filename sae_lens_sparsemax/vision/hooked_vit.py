@@ -17,6 +17,7 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.hook_points import HookPoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
+from sae_lens_sparsemax.embedded import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.vision.families import ViTShape, family_of, module_at
 from sae_lens_sparsemax.vision.hooked_block import HookedNorm, HookedViTBlock
 from sae_lens_sparsemax.vision.sae_hooks import SAEHooks
@@ -69,7 +70,7 @@ class HookedViT(SAEHooks):
         """Load a model with its image processor and tokenizer from the Hugging Face hub or a folder.
 
         Args:
-            name_or_path: for example `openai/clip-vit-base-patch16`.
+            name_or_path: for example `openai/clip-vit-base-patch16`; `quickstart` is the CLIP that the package carries.
             device: where the model goes.
             dtype: of its weights.
             **kwargs: passed on to `AutoModel.from_pretrained`, for example `revision`.
@@ -79,6 +80,8 @@ class HookedViT(SAEHooks):
         """
         if kwargs.pop("trust_remote_code", False):
             raise ValueError("trust_remote_code is refused: no code from a model's repository is run here.")
+        if name_or_path == QUICKSTART:
+            name_or_path = str(quickstart_vision_model_path())
         revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
         family = family_of(AutoConfig.from_pretrained(name_or_path, **revision).model_type)
         if family.head == "pooler":
@@ -113,6 +116,7 @@ class HookedViT(SAEHooks):
         pixel_values: torch.Tensor,
         return_type: Returned | None = "embeds",
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
     ) -> torch.Tensor | None:
         """Run the vision model.
 
@@ -123,11 +127,14 @@ class HookedViT(SAEHooks):
                 what `transformers` calls `last_hidden_state`, `(batch, pos, d_model)`; None for no output.
             stop_at_layer: run the blocks before this one and return the residual stream
                 `(batch, pos, d_model)`; negative numbers count from the end, as in a slice.
+            start_at_layer: take the first argument as the residual stream before this block.
         """
-        x = self.hook_embed(self.tower.embeddings(pixel_values.to(self.device, self.dtype)))
-        if self.ln_pre is not None:
-            x = self.ln_pre(x)
-        for block in self.blocks[:stop_at_layer]:  # type: ignore[index]
+        if start_at_layer is not None:
+            x = pixel_values
+        else:
+            x = self.hook_embed(self.tower.embeddings(pixel_values.to(self.device, self.dtype)))
+            x = self.ln_pre(x) if self.ln_pre is not None else x
+        for block in self.blocks[start_at_layer:stop_at_layer]:  # type: ignore[index]
             x = block(x)
         if stop_at_layer is not None:
             return x

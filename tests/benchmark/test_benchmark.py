@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_sparsemax.benchmark.__main__ import main
-from sae_lens_sparsemax.benchmark.measure import median_seconds
+from sae_lens_sparsemax.benchmark.measure import median_seconds, peak_extra_bytes
+from sae_lens_sparsemax.benchmark.naive import NaiveTrainingSAE
 from sae_lens_sparsemax.benchmark.passes import Problem, gate_scale_for
 from sae_lens_sparsemax.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.training_sae import SparsemaxTrainingSAE
@@ -14,12 +16,12 @@ from sae_lens_sparsemax.training_sae import SparsemaxTrainingSAE
 
 def test_it_prints_a_table_and_writes_figures_and_a_plot(tmp_path, capsys):
     everything = ["sparsemax", "probabilities", "mlp", "topk", "topk_sparse", "naive"]
-    sizes = ["--d-sae", "64", "128", "--d-in", "8", "--tokens", "32", "--support", "4"]
+    sizes = ["--d-sae", "64", "128", "--d-in", "8", "--tokens", "32", "16", "--support", "4"]
     main([*sizes, "--repeats", "1", "--only", *everything, "--output", str(tmp_path)])
     table = capsys.readouterr().out
     assert "| 32 | 128 | 4 |" in table
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-    assert [row["d_sae"] for row in rows] == [64, 128]
+    assert [(row["d_sae"], row["n_tokens"]) for row in rows] == [(64, 32), (128, 32), (128, 16)]
     assert all(row[f"{name}_time"] > 0 for row in rows for name in everything)
     assert (tmp_path / "benchmark.png").stat().st_size > 0
 
@@ -37,3 +39,37 @@ def test_the_median_is_over_counted_rounds_only():
     calls = []
     median_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, device="cpu")
     assert calls == ["a", "b"] * 4
+
+
+@pytest.mark.parametrize("activations", ["scores", "probabilities"])
+@pytest.mark.parametrize("query_projection", [False, True])
+def test_the_naive_form_is_the_same_function_with_the_same_gradients(activations, query_projection):
+    cfg = SparsemaxTrainingSAEConfig(
+        d_in=16, d_sae=96, activations=activations, query_projection=query_projection, target_l0=None, dtype="float64"
+    )
+    torch.manual_seed(0)
+    ours = SparsemaxTrainingSAE(cfg)
+    naive = NaiveTrainingSAE(cfg)
+    naive.load_state_dict(ours.state_dict())
+    step = TrainStepInput(torch.randn(24, 16, dtype=torch.float64), {}, None, 0, False)
+    outputs = [sae.training_forward_pass(step) for sae in (ours, naive)]
+    for output in outputs:
+        output.loss.backward()
+    torch.testing.assert_close(outputs[0].feature_acts.to_dense(), outputs[1].feature_acts)
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, naive.get_parameter(name).grad, rtol=1e-9, atol=1e-10)
+
+
+def test_peak_memory_is_what_lived_at_once_besides_what_was_there_before():
+    mebi = 2**20
+    kept = torch.zeros(3 * mebi // 4)
+
+    def run() -> None:
+        nonlocal kept
+        kept = torch.zeros(0)
+        kept = torch.zeros(3 * mebi // 4)
+        for _ in range(2):
+            held = torch.ones(mebi // 4)
+            (held + 1).sum()
+
+    assert peak_extra_bytes(run, "cpu") == pytest.approx(2 * mebi, rel=0.01)

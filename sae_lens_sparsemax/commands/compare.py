@@ -1,0 +1,36 @@
+"""The command ``compare``: a grid of SAEs on the same activations."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "Train architectures against each other on the same activations."
+OPTIONS = {"--debug", "--help"}
+EPILOG = """\
+examples:
+  sparsemax-sae compare configs/compare/synthetic.yaml
+  sparsemax-sae compare configs/compare/mini_clip.yaml --hook_name blocks.0.hook_resid_post
+  sparsemax-sae compare configs/compare/smollm2.yaml --model_name path/to/SmolLM2-135M-Instruct \\
+      --training_data.path text.jsonl --evaluation_data.wikitext103.path wikitext103_test.txt
+
+Every arm trains on the same activations in the same order at every learning rate of its grid; the best rate by
+held-out explained variance stands for it. Finished runs are kept: the same command goes on where it stopped.
+The output folder gets table.md, table.csv, matched.csv (at the same L0), runs.csv and Pareto plots. Options replace
+keys, as for 'train'.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of the command its arguments; keys of the file are taken out before."""
+    parser.add_argument("config", help="YAML file; see configs/compare/ for examples")
+    parser.add_argument("--KEY VALUE", dest="_", nargs="?", help="replace a key of the file, e.g. --steps 2000")
+
+
+def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    """Compare as the file and the keys say; returns the exit status."""
+    from sae_lens_sparsemax.compare.runner import compare_from_yaml
+
+    table = compare_from_yaml(options.config, overrides)
+    print(f"\n{table.read_text(encoding='utf-8')}\nTables and plots: {table.parent}")
+    return 0

@@ -1,0 +1,86 @@
+"""The one pass over the data: samples through model and SAE into statistics, saved now and then."""
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+
+from sae_lens_sparsemax.explore.samples import SampleStream, encode_batch
+from sae_lens_sparsemax.explore.state import load_state, save_state
+from sae_lens_sparsemax.explore.statistics import ConceptStatistics
+
+logger = logging.getLogger(__name__)
+_SECONDS_BETWEEN_SAVES = 60.0
+
+
+@torch.no_grad()
+def gather(
+    sae: SAE[Any],
+    stream: SampleStream,
+    *,
+    n_examples: int,
+    n_showcase: int,
+    state_file: Path | None = None,
+    seconds_between_saves: float = _SECONDS_BETWEEN_SAVES,
+    progress: bool = True,
+) -> ConceptStatistics:
+    """
+    Read the whole stream once.
+
+    Args:
+        sae: Any SAELens SAE.
+        stream: Samples with their activations.
+        n_examples: Examples to keep of each concept.
+        n_showcase: Samples of which to keep every activation.
+        state_file: Where to save what has been gathered, every so often. If it holds what an earlier run over the
+            same data with the same SAE has gathered, reading goes on there. None saves nothing.
+        seconds_between_saves: How often.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If there is no sample.
+    """
+    statistics = ConceptStatistics(stream, sae.cfg.d_sae, n_examples, n_showcase)
+    fingerprint = _fingerprint(sae, stream, n_examples, n_showcase)
+    if state_file is not None and load_state(statistics, state_file, fingerprint):
+        logger.info("Going on after sample %d of %d, from %s.", statistics.position, stream.n_samples, state_file)
+
+    def save() -> None:
+        if state_file is not None:
+            save_state(statistics, state_file, fingerprint)
+
+    unit = "image" if stream.kind == "image" else "context"
+    bar = tqdm(total=stream.n_samples, initial=statistics.position, desc="Reading", unit=unit, disable=not progress)
+    saved_at = time.monotonic()
+    try:
+        for batch, position in stream.batches(statistics.position):
+            statistics.add(batch, encode_batch(sae, batch))
+            bar.update(position - statistics.position)
+            statistics.position = position
+            if time.monotonic() - saved_at > seconds_between_saves:
+                save()
+                saved_at = time.monotonic()
+    finally:
+        bar.close()
+    if statistics.n_tokens == 0:
+        raise ValueError("The data set gave no sample to explore the SAE on.")
+    save()
+    return statistics
+
+
+def _fingerprint(sae: SAE[Any], stream: SampleStream, n_examples: int, n_showcase: int) -> str:
+    """Changes with the SAE's weights, the data, and what is kept of them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        # Sums in float64 tell weights apart at a thousandth of the cost of hashing them.
+        weights = tensor.double()
+        digest.update(f"{name} {tuple(tensor.shape)} {weights.sum().item()!r} {weights.norm().item()!r}".encode())
+    values = [stream.describe(), stream.n_samples, stream.n_tokens, stream.d_embedding, n_examples, n_showcase]
+    digest.update(json.dumps(values, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

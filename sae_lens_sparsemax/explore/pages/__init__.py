@@ -1,0 +1,1 @@
+"""The folder of static pages: data as scripts beside them, so that they open from disk."""

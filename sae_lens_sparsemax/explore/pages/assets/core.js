@@ -1,0 +1,141 @@
+"use strict";
+// What all pages share: loading data, making elements, numbers, the head of the page.
+// Data come as scripts, since a page opened from disk may not read other files in any other way.
+const explorer = {
+  site: null,
+  received: new Map(),
+  waiting: new Map(),
+
+  /** Called by every data file with its name and content. */
+  receive(name, payload) {
+    if (name === "explore") explorer.site = payload;
+    explorer.received.set(name, payload);
+    const waiting = explorer.waiting.get(name);
+    if (waiting) waiting.resolve(payload);
+  },
+
+  /** The content of data/NAME.js, loaded once. */
+  need(name) {
+    if (explorer.received.has(name)) return Promise.resolve(explorer.received.get(name));
+    if (!explorer.waiting.has(name)) {
+      const waiting = {};
+      waiting.promise = new Promise((resolve, reject) => {
+        waiting.resolve = resolve;
+        const script = document.createElement("script");
+        script.src = `data/${name}.js`;
+        script.onerror = () => reject(new Error(`The file data/${name}.js is missing.`));
+        document.head.append(script);
+      });
+      explorer.waiting.set(name, waiting);
+    }
+    return explorer.waiting.get(name).promise;
+  },
+
+  table: (sae) => explorer.need(`${sae}/table`),
+
+  async concept(sae, id) {
+    const size = explorer.site.shard;
+    return (await explorer.need(`${sae}/concepts-${Math.floor(id / size)}`))[id % size];
+  },
+
+  /** An element. Texts become text nodes and never markup; null children are left out. */
+  h(tag, attributes = {}, ...children) {
+    return explorer.fill(document.createElement(tag), attributes, children);
+  },
+
+  svg(tag, attributes = {}, ...children) {
+    return explorer.fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+  },
+
+  fill(element, attributes, children) {
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (name === "style") for (const [property, setting] of Object.entries(value)) element.style.setProperty(property, setting);
+      else element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+    return element;
+  },
+
+  /** A number with three significant digits. */
+  number(value) {
+    if (value === null || value === undefined || Number.isNaN(value)) return "–";
+    if (value === 0) return "0";
+    const size = Math.abs(value);
+    if (size >= 1e6 || size < 1e-3) return value.toExponential(1).replace("e+", "e");
+    return size >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
+  },
+
+  percent(share) {
+    if (share === 0) return "0 %";
+    const value = 100 * share;
+    return value < 0.001 ? "< 0.001 %" : `${value >= 10 ? value.toFixed(1) : Number(value.toPrecision(2))} %`;
+  },
+
+  count: (value) => value.toLocaleString("en"),
+
+  /** The SAE and the number in the page's address: "#12" or "#1/12". */
+  address() {
+    const parts = decodeURIComponent(location.hash.slice(1)).split("/").map(Number);
+    const [sae, id] = parts.length > 1 ? parts : [0, parts[0]];
+    return { sae: explorer.site.saes[sae] ? sae : 0, id: Number.isInteger(id) ? id : 0 };
+  },
+
+  link: (page, sae, id) => `${page}.html#${sae ? `${sae}/` : ""}${id}`,
+
+  conceptLink: (sae, id, text) =>
+    explorer.h("a", { href: explorer.link("concept", sae, id), class: "concept-link" }, text ?? `#${id}`),
+
+  /** A section with a heading and, if given, a line that says what is seen. */
+  section(title, note, ...children) {
+    const { h } = explorer;
+    return h("section", {}, h("h2", {}, title), note ? h("p", { class: "note" }, note) : null, ...children);
+  },
+
+  /** Name and value pairs, one below the other. */
+  facts(pairs) {
+    const { h } = explorer;
+    const shown = pairs.filter(([, value]) => value !== null && value !== undefined);
+    return h("dl", { class: "facts" }, shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  },
+
+  header() {
+    const { h, site } = explorer;
+    const page = document.body.dataset.page;
+    const { sae } = explorer.address();
+    const entries = [["index", "Concepts"], ["example", site.kind === "image" ? "Images" : "Texts"]];
+    if (site.saes.length > 1) entries.push(["compare", "Comparison"]);
+    entries.push(["failures", "Failure cases"]);
+    const target = (name, k) => (name === "example" || name === "compare" ? `${name}.html` : explorer.link(name, k, ""));
+    const nav = entries.map(([name, text]) =>
+      h("a", { href: target(name, sae).replace(/#$/, ""), "aria-current": name === page ? "page" : null }, text));
+    const many = site.saes.length > 1 && !["example", "compare"].includes(page);
+    const saes = site.saes.map((one, k) =>
+      h("a", { href: explorer.link(page === "concept" ? "index" : page, k, ""), "aria-current": k === sae ? "true" : null }, one.name));
+    document.getElementById("header").replaceChildren(
+      h("nav", { "aria-label": "Pages" }, nav),
+      many ? h("nav", { class: "saes", "aria-label": "Sparse autoencoders" }, saes) : h("span", { class: "sae-name" }, site.saes.length > 1 ? "" : site.saes[0].name));
+  },
+
+  /** Draw a page now and whenever its address changes. */
+  start(draw) {
+    let drawing = 0;
+    const again = async () => {
+      const mine = ++drawing;
+      explorer.header();
+      const main = document.getElementById("main");
+      try {
+        if (explorer.site.kind === "image") await explorer.need("samples");
+        const content = await draw(explorer.address());
+        if (mine !== drawing) return;
+        main.replaceChildren(...content.filter(Boolean));
+      } catch (error) {
+        main.replaceChildren(explorer.h("p", { class: "error", role: "alert" }, error.message));
+      }
+      main.dataset.ready = String(mine);
+    };
+    window.addEventListener("hashchange", () => { if (location.hash !== "#main") { window.scrollTo(0, 0); again(); } });
+    again();
+  },
+};

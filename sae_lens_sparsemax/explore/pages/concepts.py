@@ -1,0 +1,122 @@
+"""The pages of concepts as data: a table of all of them, and shards with what each page shows."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from sae_lens_sparsemax.explore.cofiring import Neighbours
+from sae_lens_sparsemax.explore.pages.levels import encode_levels
+from sae_lens_sparsemax.explore.pages.report import SAEReport
+from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
+from sae_lens_sparsemax.explore.statistics import ConceptStatistics
+from sae_lens_sparsemax.explore.texts import TextStream
+
+SHARD = 128
+"""Concepts in a file."""
+_CLASSES_SHOWN = 10
+_CLASSES_IN_LABEL = 3
+
+
+def class_labels(statistics: ConceptStatistics, class_names: list[str]) -> list[str]:
+    """The classes that most of each concept's activation falls to, as its label; "" without classes."""
+    if statistics.classes is None:
+        return [""] * statistics.d_sae
+    n = min(_CLASSES_IN_LABEL, len(class_names))
+    mass, top = statistics.classes.mass.topk(n, dim=0)
+    total = statistics.classes.mass.sum(0)
+    # A class is named if it has a share worth naming, and the first one always.
+    named = (mass >= 0.1 * total) & (mass > 0)
+    named[0] = mass[0] > 0
+    share = (100 * mass / total.clamp(min=torch.finfo(total.dtype).tiny)).round().int()
+    return [
+        ", ".join(f"{class_names[k]} {percent} %" for k, percent, shown in zip(*columns, strict=True) if shown)
+        for columns in zip(top.T.tolist(), share.T.tolist(), named.T.tolist(), strict=True)
+    ]
+
+
+def write_table(folder: Path, sae: int, data: SAEReport, labels: list[str], *, thumbnails: bool) -> None:
+    """Write data/SAE/table.js: one list for each column."""
+    statistics = data.statistics
+    entropy = statistics.classes.entropy() if statistics.classes is not None else None
+    mono = statistics.monosemanticity.scores() if statistics.monosemanticity is not None else None
+    nearest = zip(data.near.concept[:, 0].tolist(), data.near.value[:, 0].tolist(), strict=True)
+    write_script(
+        folder,
+        f"{sae}/table",
+        {
+            "n_tokens": statistics.n_tokens,
+            "label": labels,
+            "active": statistics.n_active.tolist(),
+            "samples": statistics.n_active_samples.tolist(),
+            "mean": _column(statistics.mean_activation()),
+            "max": _column(statistics.highest),
+            "norm": _column(data.norms),
+            "entropy": None if entropy is None else _column(entropy),
+            "mono": None if mono is None else _column(mono),
+            "near": [None if concept < 0 else [concept, rounded(value, 3)] for concept, value in nearest],
+            "thumb": statistics.examples.sample[:, 0].tolist() if thumbnails else None,
+        },
+    )
+
+
+def write_concepts(folder: Path, sae: int, data: SAEReport, n_examples: int, *, progress: bool) -> None:
+    """Write data/SAE/concepts-N.js, each with SHARD concepts."""
+    d_sae = data.statistics.d_sae
+    for first in tqdm(range(0, d_sae, SHARD), desc="Concepts", disable=not progress, leave=False):
+        shard = [_concept(data, c, n_examples) for c in range(first, min(first + SHARD, d_sae))]
+        write_script(folder, f"{sae}/concepts-{first // SHARD}", shard)
+
+
+def _concept(data: SAEReport, c: int, n_examples: int) -> dict[str, Any]:
+    """What `concept.js` shows: examples, histogram, near and co-firing (f) concepts, classes, promoted and suppressed
+    tokens, a guess at a name."""
+    statistics = data.statistics
+    low, width, counts = statistics.histograms.trimmed(c)
+    page: dict[str, Any] = {
+        "e": _examples(statistics, c, n_examples),
+        "h": [low, width, counts],
+        "n": _pairs(data.near, c),
+        "f": _pairs(data.cofiring, c),
+    }
+    if statistics.classes is not None and statistics.n_active[c] > 0:
+        share = statistics.classes.share(c)
+        best = share.argsort(descending=True, stable=True)[:_CLASSES_SHOWN]
+        page["c"] = [
+            [k, rounded(share[k].item()), int(statistics.classes.active[k, c])] for k in best.tolist() if share[k] > 0
+        ]
+    if data.logits is not None and isinstance(data.stream, TextStream):
+        for key, tokens, values in (
+            ("p", data.logits.promoted[c], data.logits.promoted_by[c]),
+            ("s", data.logits.suppressed[c], data.logits.suppressed_by[c]),
+        ):
+            page[key] = [
+                [data.stream.token_text(t), rounded(v, 3)]
+                for t, v in zip(tokens.tolist(), values.tolist(), strict=True)
+            ]
+    if data.names is not None and (name := data.names[c]) is not None:
+        page["name"] = [name[0], rounded(name[1], 3)]
+    return page
+
+
+def _examples(statistics: ConceptStatistics, c: int, n: int) -> list[list[Any]]:
+    """Sample, score, peak and activations of the best examples."""
+    examples = statistics.examples
+    rows = zip(
+        examples.sample[c, :n].tolist(), examples.score[c, :n].tolist(), examples.peak[c, :n].tolist(), strict=True
+    )
+    return [
+        [sample, rounded(score), rounded(peak), encode_levels(examples.levels[c, place])]
+        for place, (sample, score, peak) in enumerate(rows)
+        if sample >= 0
+    ]
+
+
+def _pairs(neighbours: Neighbours, c: int) -> list[list[Any]]:
+    pairs = zip(neighbours.concept[c].tolist(), neighbours.value[c].tolist(), strict=True)
+    return [[concept, rounded(value, 3)] for concept, value in pairs if concept >= 0]
+
+
+def _column(values: torch.Tensor) -> list[float | int | None]:
+    return [rounded(value) for value in values.tolist()]

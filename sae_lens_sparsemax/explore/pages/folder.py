@@ -1,0 +1,128 @@
+"""Writing the whole folder: what fits into it, pictures or contexts, then every SAE's concepts and examples."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lens_sparsemax.explore import failures
+from sae_lens_sparsemax.explore.images import ImageStream
+from sae_lens_sparsemax.explore.pages import contexts, pictures
+from sae_lens_sparsemax.explore.pages.budget import Fit, fit_examples
+from sae_lens_sparsemax.explore.pages.concepts import SHARD, class_labels, write_concepts, write_table
+from sae_lens_sparsemax.explore.pages.report import SAEReport
+from sae_lens_sparsemax.explore.pages.scripts import write_script
+from sae_lens_sparsemax.explore.pages.site import MARKER, summary, write_manifest, write_pages, write_showcase
+from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.explore.texts import TextStream
+
+logger = logging.getLogger(__name__)
+_FAILURES_SHOWN = 20
+_DEAD_SHOWN = 500
+_TITLE_TOKENS = 16
+# With fewer examples than this, smaller pictures are the lesser loss.
+_ENOUGH_EXAMPLES = 6
+
+
+def check_folder(output: Path) -> None:
+    """Refuse to replace a folder that holds anything but pages of an explorer.
+
+    Raises:
+        ValueError: It does, or is a file.
+    """
+    if output.is_dir() and ((output / MARKER).is_file() or not any(output.iterdir())):
+        return
+    if output.exists():
+        raise ValueError(f"{str(output)!r} holds something else and would be replaced; name another --output.")
+
+
+def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettings, *, progress: bool) -> None:
+    """Write the pages and all data of SAEs explored on the same samples into an empty folder."""
+    stream, showcase = reports[0].stream, reports[0].statistics.showcase.ids
+    write_pages(folder)
+    fits, side = _fit(reports, settings, showcase)
+    samples = torch.cat([fit.samples for fit in fits]).unique()
+    tokens: dict[int, torch.Tensor] = {}
+    if isinstance(stream, ImageStream):
+        pictures.write_pictures(folder, stream, samples, side, progress=progress)
+    else:
+        tokens = contexts.write_contexts(folder, stream, samples, progress=progress)
+    summaries = []
+    for number, (report, fit) in enumerate(zip(reports, fits, strict=True)):
+        labels, unclear = _labels(report, tokens)
+        write_table(folder, number, report, labels, thumbnails=stream.kind == "image")
+        write_concepts(folder, number, report, fit.n_examples, progress=progress)
+        write_showcase(folder, number, report.statistics)
+        write_script(folder, f"{number}/failures", _failures(report, unclear))
+        summaries.append(summary(report.name, report.architecture, report.stream.describe(), report.statistics))
+    grid = (stream.patch_grid, stream.n_prefix_tokens) if isinstance(stream, ImageStream) else ((0, 0), 0)
+    site = {
+        "kind": stream.kind,
+        "tokens": stream.n_tokens,
+        "classes": stream.class_names,
+        "grid": grid[0],
+        "prefix": grid[1],
+        "shard": SHARD,
+        "contextShard": contexts.SHARD,
+        "showcase": showcase.tolist(),
+        "titles": _titles(stream, tokens, showcase),
+    }
+    write_manifest(folder, site, summaries)
+
+
+def _titles(stream: ImageStream | TextStream, tokens: dict[int, torch.Tensor], showcase: torch.Tensor) -> list[str]:
+    """How the contexts that have a page begin; images have none."""
+    if isinstance(stream, ImageStream):
+        return []
+    return ["".join(stream.context_texts(tokens[n][:_TITLE_TOKENS].tolist())) for n in showcase.tolist()]
+
+
+def _fit(reports: list[SAEReport], settings: ExploreSettings, showcase: torch.Tensor) -> tuple[list[Fit], int]:
+    """The examples shown of each SAE, and the side of pictures, so that the folder keeps to its size."""
+    stream, n_bytes = reports[0].stream, settings.megabytes * 1_000_000
+    wanted = reports[0].statistics.examples.sample.shape[1]
+    fits, side = [], 0
+    for side in pictures.SIDES:
+        if isinstance(stream, TextStream):
+            each = stream.n_tokens * contexts.BYTES_PER_TOKEN
+        else:
+            each = pictures.bytes_per_image(stream, side, torch.arange(stream.n_samples))
+        fits = [fit_examples(report.statistics.examples, each, n_bytes, showcase) for report in reports]
+        if min(fit.n_examples for fit in fits) >= min(wanted, _ENOUGH_EXAMPLES):
+            break
+    if (shown := min(fit.n_examples for fit in fits)) < wanted:
+        logger.warning(
+            "%d examples of a concept are shown instead of %d, to keep to %d MB.", shown, wanted, settings.megabytes
+        )
+    return fits, side
+
+
+def _labels(report: SAEReport, tokens: dict[int, torch.Tensor]) -> tuple[list[str], dict[str, Any]]:
+    """Labels of concepts, and which concepts have no clear pattern."""
+    statistics, stream = report.statistics, report.stream
+    if isinstance(stream, TextStream):
+        peaks = contexts.peak_tokens(statistics.examples, tokens)
+        unclear, distinct = failures.unclear_by_tokens(statistics, peaks, _FAILURES_SHOWN)
+        note = "Whose strongest examples peak on the most different tokens: either a pattern of meaning, or none."
+        return contexts.token_labels(peaks, stream), {
+            "unclear": unclear,
+            "unclear_note": note,
+            "distinct": {c: int(distinct[c]) for c in unclear},
+        }
+    note = "Spread most evenly over the classes, of those active on at least ten images."
+    if statistics.classes is None:
+        return [""] * statistics.d_sae, {"unclear": [], "unclear_note": "The images have no classes to judge by."}
+    unclear = failures.unclear_by_entropy(statistics, _FAILURES_SHOWN)
+    return class_labels(statistics, stream.class_names), {"unclear": unclear, "unclear_note": note}
+
+
+def _failures(report: SAEReport, unclear: dict[str, Any]) -> dict[str, Any]:
+    statistics = report.statistics
+    pairs = failures.alike_pairs(statistics, report.near, report.cofiring, _FAILURES_SHOWN)
+    return {
+        "alike": [[p.first, p.second, p.cosine, p.n_shared, p.overlap] for p in pairs],
+        "frequent": failures.frequent_concepts(statistics, _FAILURES_SHOWN),
+        "dead": failures.dead_concepts(statistics, _DEAD_SHOWN),
+        **unclear,
+    }

@@ -1,0 +1,113 @@
+"""The folder of pages: the pages themselves, what they say of each SAE, and the examples they can open."""
+
+import html
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
+from sae_lens_sparsemax.explore.statistics import ConceptStatistics
+
+MARKER = "data/explore.js"
+"""The file by which a folder is known to be one of these."""
+_SHARED = ("core", "charts", "levels", "pictures", "texts", "cards")
+_PAGES = {
+    "index": ("Concepts", ()),
+    "concept": ("Concept", ()),
+    "example": ("Example", ()),
+    "compare": ("Comparison", ("example",)),
+    "failures": ("Failure cases", ()),
+}
+_METRICS = ("l0", "l0_p5", "l0_p95", "explained_variance", "fvu_per_sample")
+_BINS_PER_DECADE = 5
+_MOST_BARS = 60
+
+
+def write_pages(folder: Path) -> None:
+    """Write the pages, their style and their scripts."""
+    assets = resources.files("sae_lens_sparsemax.explore.pages") / "assets"
+    template = (assets / "page.html").read_text(encoding="utf-8")
+    (folder / "assets").mkdir()
+    for asset in assets.iterdir():
+        if asset.name.endswith((".js", ".css")):
+            (folder / "assets" / asset.name).write_bytes(asset.read_bytes())
+    for page, (title, needs) in _PAGES.items():
+        scripts = [name for name in (*_SHARED, *needs, page) if name != "core"]
+        tags = "\n".join(f'<script src="assets/{name}.js"></script>' for name in scripts)
+        values = {"title": html.escape(title), "page": page, "scripts": tags}
+        text = template
+        for name, value in values.items():
+            text = text.replace("{{" + name + "}}", value)
+        (folder / f"{page}.html").write_text(text, encoding="utf-8")
+
+
+def write_manifest(folder: Path, site: dict[str, Any], saes: list[dict[str, Any]]) -> None:
+    """Write data/explore.js: what all pages know."""
+    write_script(folder, "explore", {**site, "saes": saes})
+
+
+def write_showcase(folder: Path, sae: int, statistics: ConceptStatistics) -> None:
+    """Write data/SAE/example-ID.js for every sample that has a page: all its activations, token by token."""
+    showcase = statistics.showcase
+    for place, sample in enumerate(showcase.ids.tolist()):
+        mine = showcase.place == place
+        write_script(
+            folder,
+            f"{sae}/example-{sample}",
+            {
+                "tokens": showcase.token[mine].tolist(),
+                "concepts": showcase.concept[mine].tolist(),
+                "values": [rounded(value) for value in showcase.value[mine].tolist()],
+            },
+        )
+
+
+def summary(name: str, architecture: str, described: dict[str, Any], statistics: ConceptStatistics) -> dict[str, Any]:
+    """What the overview and the comparison say of an SAE."""
+    metrics = statistics.reconstruction.result()
+    frequency = statistics.frequency()
+    classes, mono = statistics.classes, statistics.monosemanticity
+    entropy = classes.entropy() if classes is not None else torch.zeros(0)
+    entropy = entropy[~entropy.isnan()]
+    return {
+        "name": name,
+        "architecture": architecture,
+        **{key: short_path(value) for key, value in described.items()},
+        "d_sae": statistics.d_sae,
+        "n_tokens": statistics.n_tokens,
+        "n_samples": statistics.n_samples,
+        "n_dead": int((statistics.n_active == 0).sum()),
+        **{key: rounded(getattr(metrics, key)) for key in _METRICS},
+        "entropy": rounded(entropy.median().item()) if len(entropy) else None,
+        "mono": rounded(mono.result().mean) if mono is not None else None,
+        "density": density_histogram(frequency),
+        "l0_histogram": l0_histogram(statistics.reconstruction.l0.counts),
+    }
+
+
+def short_path(value: Any) -> Any:
+    """The last part of a local path, since where it lay is nobody else's business; other values as they are."""
+    return Path(value).name if isinstance(value, str) and Path(value).expanduser().exists() else value
+
+
+def density_histogram(frequency: torch.Tensor) -> dict[str, Any]:
+    """Active concepts by the decimal logarithm of their frequency, in fifths of a decade."""
+    place = (frequency[frequency > 0].log10() * _BINS_PER_DECADE).floor().long().clamp(max=-1)
+    if not len(place):
+        return {"low": -1, "width": 1 / _BINS_PER_DECADE, "counts": []}
+    low = int(place.min())
+    counts = torch.bincount(place - low, minlength=-low)
+    return {"low": low / _BINS_PER_DECADE, "width": 1 / _BINS_PER_DECADE, "counts": counts.tolist()}
+
+
+def l0_histogram(counts: torch.Tensor) -> dict[str, Any]:
+    """Tokens by L0, from the number of tokens with each L0; neighbouring values together where there are many."""
+    filled = counts.nonzero().flatten()
+    low, high = int(filled[0]), int(filled[-1]) + 1
+    width = math.ceil((high - low) / _MOST_BARS)
+    padded = torch.zeros(low + width * math.ceil((high - low) / width), dtype=counts.dtype)
+    padded[: len(counts)] = counts
+    return {"low": low, "width": width, "counts": padded[low:].view(-1, width).sum(-1).tolist()}

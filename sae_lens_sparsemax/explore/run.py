@@ -1,0 +1,126 @@
+"""From saved SAEs to a folder of pages."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
+from sae_lens_sparsemax.explore.decoder import decoder_rows, nearest_concepts
+from sae_lens_sparsemax.explore.gather import gather
+from sae_lens_sparsemax.explore.images import ImageStream
+from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
+from sae_lens_sparsemax.explore.pages.report import SAEReport
+from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.explore.unembedding import token_logits, unembedding
+from sae_lens_sparsemax.harness import load_sae
+from sae_lens_sparsemax.training.atomic import atomic_directory
+
+logger = logging.getLogger(__name__)
+DEFAULT_EXAMPLES = 12
+_NEIGHBOURS = 10
+_LOGITS = 10
+
+
+def explore(
+    paths: Sequence[str],
+    output: Path | str,
+    settings: ExploreSettings | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Path:
+    """
+    Gather what the concepts of SAEs fire on, and write it as a folder of static pages.
+
+    Args:
+        paths: Folders of SAEs of any SAELens architecture, or `release_or_repo:id`; several, which must have been
+            trained on the same model, are shown beside each other.
+        output: The folder to write. It appears when it is complete; an earlier one is replaced.
+        settings: What to explore them on; by default what their metadata say.
+        names: What to call the SAEs; by default the last parts of their paths.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The page to open.
+
+    Raises:
+        ValueError: An SAE, its model or its data cannot be loaded or do not fit; or `output` holds something else.
+    """
+    if names is not None and len(names) != len(paths):
+        raise ValueError(f"{len(paths)} SAEs need as many names, but {len(names)} were given: {', '.join(names)}.")
+    settings, output = settings or ExploreSettings(), Path(output).expanduser()
+    check_folder(output)
+    gathering = output.parent / f".{output.name}.gathering"
+    reports = []
+    for number, (path, name) in enumerate(zip(paths, names or short_names(paths), strict=True)):
+        logger.info("Exploring %s.", path)
+        reports.append(_report(path, name, settings, gathering / f"{number}.safetensors", progress))
+        _check_same_data(reports[0], reports[-1])
+    with atomic_directory(output) as folder:
+        write_folder(folder, reports, settings, progress=progress)
+    shutil.rmtree(gathering, ignore_errors=True)
+    return output / "index.html"
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, or as many more as tell them apart."""
+    parts = [Path(path.partition(":")[2] or path).expanduser().resolve().parts for path in paths]
+    for n in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-n:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{part[-1]} ({number})" for number, part in enumerate(parts)]
+
+
+def open_stream(sae: SAE[Any], settings: ExploreSettings) -> ImageStream | TextStream:
+    """The images or the text that an SAE is explored on, whichever its model sees."""
+    model_class = settings.model_class or sae.cfg.metadata.model_class_name
+    return ImageStream(sae, settings) if model_class == "HookedViT" else TextStream(sae, settings)
+
+
+def _report(path: str, name: str, settings: ExploreSettings, state_file: Path, progress: bool) -> SAEReport:
+    sae = load_sae(path, settings.device)
+    stream = open_stream(sae, settings)
+    statistics = gather(
+        sae,
+        stream,
+        n_examples=settings.examples or DEFAULT_EXAMPLES,
+        n_showcase=settings.showcase,
+        state_file=state_file,
+        progress=progress,
+    )
+    rows = decoder_rows(sae)
+    logits = None
+    if isinstance(stream, TextStream):
+        matrix = unembedding(stream.model, stream.on["hook_name"], sae.cfg.d_in)
+        logits = None if matrix is None else token_logits(rows, matrix.to(rows.device), _LOGITS, progress=progress)
+    meta = sae.cfg.metadata
+    return SAEReport(
+        name=name,
+        architecture=meta.training_architecture or sae.cfg.architecture(),
+        stream=stream,
+        statistics=statistics,
+        norms=rows.norm(dim=-1).cpu(),
+        near=nearest_concepts(rows, _NEIGHBOURS, progress=progress),
+        cofiring=cofiring_concepts(statistics.cofiring, _NEIGHBOURS, progress=progress),
+        logits=logits,
+    )
+
+
+def _check_same_data(first: SAEReport, other: SAEReport) -> None:
+    """Examples stand beside each other, so they must be of the same samples and tokens."""
+    one, two = first.stream.describe(), other.stream.describe()
+    for key in ("model", "dataset", "split", "tokens", "context_size"):
+        if one.get(key) != two.get(key):
+            raise ValueError(
+                f"{first.name!r} and {other.name!r} cannot be compared: their {key} is {one.get(key)!r} and "
+                f"{two.get(key)!r}; options such as --dataset set it for both."
+            )
+    if not torch.equal(first.statistics.showcase.ids, other.statistics.showcase.ids):
+        raise ValueError(f"{first.name!r} and {other.name!r} cannot be compared: they saw different examples.")

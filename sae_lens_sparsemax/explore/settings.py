@@ -1,0 +1,47 @@
+"""What to explore an SAE on, and how much of it to keep."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class ExploreSettings:
+    """None takes what the SAE's metadata say, or a default that fits images or text."""
+
+    model: str | None = None
+    """Model name or local folder."""
+    model_class: str | None = None
+    """For text, see `training.models.load_language_model`; for images, HookedViT."""
+    dataset: str | None = None
+    """Hub id, local file or folder; see `load_text_dataset` and `load_image_dataset`."""
+    dataset_split: str | None = None
+    """Split of the data set."""
+    dataset_config: str | None = None
+    """Configuration of the data set."""
+    text_column: str | None = None
+    """Column with the text."""
+    image_column: str | None = None
+    """Column with the images."""
+    label_column: str = "label"
+    """Column with the classes of the images; left out where there is none."""
+    context_size: int | None = None
+    """Tokens of a context of text."""
+    samples: int | None = None
+    """Images or contexts to read; by default 5,000 images or 2,000 contexts, or what there is."""
+    batch_size: int = 32
+    """Images or contexts at a time."""
+    encoder: str | None = None
+    """Vision model, independent of the SAE's, to measure monosemanticity with; None leaves it out."""
+    examples: int | None = None
+    """Examples kept of each concept; by default 12."""
+    showcase: int = 24
+    """Images or contexts that get a page of their own."""
+    device: str = "cpu"
+    """Where model and SAE run."""
+    megabytes: int = 200
+    """Largest size of the folder of pages, for each SAE in it; examples are left out where it would be more."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("batch_size", 1), ("examples", 1), ("showcase", 0), ("megabytes", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name!r} must be at least {least}, but {value} was given.")

@@ -1,0 +1,85 @@
+"""The tokens that a concept promotes and suppresses: its decoder row read through the model's unembedding."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+_BLOCK = 256
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "ln_final", "norm_f")
+
+
+class TokenLogits(NamedTuple):
+    """The tokens whose logits change most along each concept's decoder row."""
+
+    promoted: torch.Tensor
+    """Token ids, shape (d_sae, k), most promoted first."""
+    promoted_by: torch.Tensor
+    """Change of their logits, relative to the mean over the vocabulary, shape (d_sae, k)."""
+    suppressed: torch.Tensor
+    """Token ids, shape (d_sae, k), most suppressed first."""
+    suppressed_by: torch.Tensor
+    """Change of their logits, shape (d_sae, k)."""
+
+
+@torch.no_grad()
+def unembedding(model: Any, hook_name: str, d_in: int) -> torch.Tensor | None:
+    """
+    What maps a direction of the residual stream to logits, gains of the final norm included.
+
+    Args:
+        model: A hooked language model as `training.models.load_language_model` gives it.
+        hook_name: Where the SAE is.
+        d_in: Its width.
+
+    Returns:
+        Shape (d_in, n_tokens), float32; None if the SAE does not write to the residual stream, or the model's
+        unembedding is not found.
+    """
+    if hook_name.rsplit(".", 1)[-1] in ("hook_z", "hook_q", "hook_k", "hook_v", "hook_pre", "hook_post"):
+        return None
+    if isinstance(getattr(model, "cfg", None), object) and hasattr(model, "unembed") and hasattr(model.unembed, "W_U"):
+        matrix = model.unembed.W_U.detach().float()
+        norm = getattr(model, "ln_final", None)
+    else:
+        hf_model = getattr(model, "original_model", getattr(model, "model", model))
+        head = hf_model.get_output_embeddings() if hasattr(hf_model, "get_output_embeddings") else None
+        if head is None:
+            return None
+        matrix = head.weight.detach().float().T
+        norm = _final_norm(hf_model)
+    gain = getattr(norm, "w", getattr(norm, "weight", None))
+    if matrix.shape[0] != d_in:
+        return None
+    return matrix if gain is None else matrix * gain.detach().float()[:, None]
+
+
+@torch.no_grad()
+def token_logits(rows: torch.Tensor, matrix: torch.Tensor, k: int, *, progress: bool = True) -> TokenLogits:
+    """
+    The k tokens promoted and suppressed most by each decoder row.
+
+    Args:
+        rows: Decoder, shape (d_sae, d_in).
+        matrix: From `unembedding`, shape (d_in, n_tokens).
+        k: Tokens of each kind.
+        progress: Whether to show a progress bar.
+    """
+    found: list[tuple[torch.Tensor, ...]] = []
+    for block in tqdm(rows.split(_BLOCK), desc="Logits", disable=not progress, leave=False):
+        logits = block @ matrix
+        logits -= logits.mean(-1, keepdim=True)
+        high, low = logits.topk(k, dim=-1), logits.topk(k, dim=-1, largest=False)
+        found.append((high.indices.cpu(), high.values.cpu(), low.indices.cpu(), low.values.cpu()))
+    return TokenLogits(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _final_norm(hf_model: Any) -> nn.Module | None:
+    """The norm before the unembedding, by the names that transformers uses."""
+    base = getattr(hf_model, getattr(hf_model, "base_model_prefix", ""), hf_model)
+    for owner in (base, getattr(base, "decoder", None)):
+        for name in _FINAL_NORMS:
+            if isinstance(found := getattr(owner, name, None), nn.Module):
+                return found
+    return None

@@ -1,0 +1,26 @@
+"""Figures of concepts for notebooks: they take arrays and images, and return matplotlib figures.
+
+`inputs` has short cuts from a model and an SAE to what they take. The colours can be told apart by people who are
+colour-blind, and no figure relies on colour alone.
+"""
+
+from sae_lens_sparsemax.concepts.image import concepts_of_image
+from sae_lens_sparsemax.concepts.text import concepts_of_text
+from sae_lens_sparsemax.figures.cards import image_concept_card, text_concept_card
+from sae_lens_sparsemax.figures.comparison import ComparedSAE, comparison_strip
+from sae_lens_sparsemax.figures.inputs import reference_contexts, reference_images
+from sae_lens_sparsemax.figures.patches import patch_mask
+from sae_lens_sparsemax.figures.spikes import activation_spikes
+
+__all__ = [
+    "ComparedSAE",
+    "activation_spikes",
+    "comparison_strip",
+    "concepts_of_image",
+    "concepts_of_text",
+    "image_concept_card",
+    "patch_mask",
+    "reference_contexts",
+    "reference_images",
+    "text_concept_card",
+]

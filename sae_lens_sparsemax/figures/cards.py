@@ -1,0 +1,180 @@
+"""One concept on one card: what it fires on most, how strongly, and what that is about."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sae_lens_sparsemax.figures.patches import draw_patch_mask
+from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
+from sae_lens_sparsemax.figures.style import (
+    BLUE,
+    INK,
+    LARGE,
+    ORANGE,
+    QUIET,
+    SMALL,
+    as_vector,
+    concept_label,
+    new_figure,
+    say,
+    shortened,
+    style,
+)
+
+_WIDTH = 9.0
+_PER_ROW = 5
+_LINES_PER_CONTEXT = 2
+_LONGEST_LIST = 8
+
+
+def image_concept_card(
+    concept: int,
+    images: Sequence[Image.Image],
+    masks: Sequence[Any],
+    activations: Any,
+    *,
+    n_seen: int | None = None,
+    class_counts: Mapping[str, int] | None = None,
+    name: str | None = None,
+) -> Figure:
+    """A concept of a vision SAE: reference images with patch masks, histogram of activations, classes.
+
+    Args:
+        concept: its number.
+        images: the images it fires on most, first the one it fires on most; none for a dead concept.
+        masks: for each image its activations `(height, width)`, from `ImageConcepts.mask`.
+        activations: `(n,)` activations over the tokens or images seen; zeros are left out.
+        n_seen: how many tokens or images were seen, to say how often the concept is active.
+        class_counts: how many of the images it fires on are of each class.
+        name: a guess at what it is about.
+
+    Raises:
+        ValueError: not one mask for each image, or a mask of another size.
+    """
+    if len(images) != len(masks):
+        raise ValueError(f"There are {len(images)} images, but {len(masks)} masks.")
+    rows = -(-len(images) // _PER_ROW)
+    figure = new_figure(_WIDTH, 2.6 + 1.9 * rows)
+    acts = _active(activations)
+    _headline(figure, concept, acts, n_seen, name)
+    grid = figure.add_gridspec(rows + 1, 1, height_ratios=[1.9] * rows + [2.0])
+    largest = max((float(np.abs(mask).max()) for mask in masks), default=0.0)
+    for row in range(rows):
+        cells = grid[row, 0].subgridspec(1, _PER_ROW)
+        for column in range(_PER_ROW):
+            axes = figure.add_subplot(cells[0, column])
+            index = row * _PER_ROW + column
+            if index >= len(images):
+                axes.set_axis_off()
+                continue
+            peak = float(np.abs(masks[index]).max())
+            draw_patch_mask(axes, images[index], masks[index], max_value=largest, title=f"max {peak:.3g}", small=True)
+    below = grid[rows, 0].subgridspec(1, 2, width_ratios=[1, 1])
+    _histogram(figure.add_subplot(below[0, 0]), acts)
+    axes = figure.add_subplot(below[0, 1])
+    if class_counts:
+        _bars(axes, "Classes it fires on", _most_first(class_counts), "images")
+    else:
+        say(axes, "No class is known." if len(acts) else "")
+    return figure
+
+
+def text_concept_card(
+    concept: int,
+    contexts: Sequence[tuple[Sequence[str], Any]],
+    activations: Any,
+    *,
+    n_seen: int | None = None,
+    promoted: Sequence[tuple[str, float]] = (),
+    suppressed: Sequence[tuple[str, float]] = (),
+    name: str | None = None,
+) -> Figure:
+    """A concept of a language model's SAE: shaded contexts, histogram of activations, tokens it promotes.
+
+    Args:
+        concept: its number.
+        contexts: tokens and activations `(n_tokens,)` of the texts it fires on most; none for a dead concept.
+        activations: `(n,)` activations over the tokens seen; zeros are left out.
+        n_seen: how many tokens were seen, to say how often the concept is active.
+        promoted: tokens and the change of their logits along the concept's decoder row, most promoted first.
+        suppressed: the same, most suppressed first.
+        name: a guess at what it is about.
+
+    Raises:
+        ValueError: not one activation for each token.
+    """
+    text_height = len(contexts) * (_LINES_PER_CONTEXT + 0.6) * line_height(8)
+    figure = new_figure(_WIDTH, 3.0 + text_height)
+    acts = _active(activations)
+    _headline(figure, concept, acts, n_seen, name)
+    rows = max(len(contexts), 1)
+    ratios = [text_height / rows] * rows + [2.3] if contexts else [0.01, 2.3]
+    grid = figure.add_gridspec(rows + 1, 1, height_ratios=ratios)
+    largest = max((float(np.abs(as_vector(values, "activations")).max(initial=0)) for _, values in contexts), default=0)
+    for row, (tokens, values) in enumerate(contexts):
+        draw_shaded_text(
+            figure.add_subplot(grid[row, 0]),
+            tokens,
+            values,
+            max_value=largest,
+            width=_WIDTH - 0.3,
+            max_lines=_LINES_PER_CONTEXT,
+        )
+    below = grid[rows, 0].subgridspec(1, 3)
+    _histogram(figure.add_subplot(below[0, 0]), acts)
+    for column, (title, tokens, color) in enumerate(
+        (("Promotes", promoted, ORANGE), ("Suppresses", suppressed, BLUE)), start=1
+    ):
+        axes = figure.add_subplot(below[0, column])
+        if tokens:
+            _bars(axes, title, [(f"‹{shown(token)}›", value) for token, value in tokens], "change of logit", color)
+        else:
+            say(axes, "")
+    return figure
+
+
+def _most_first(counts: Mapping[str, int]) -> list[tuple[str, float]]:
+    return sorted(((label, float(count)) for label, count in counts.items()), key=lambda pair: -pair[1])
+
+
+def _active(activations: Any) -> np.ndarray:
+    acts = as_vector(activations, "activations")
+    return acts[acts != 0]
+
+
+def _headline(figure: Figure, concept: int, acts: np.ndarray, n_seen: int | None, name: str | None) -> None:
+    label = concept_label(concept, {concept: name} if name else None)
+    title = f"Concept {label}" + (" (the name is a guess)" if name else "")
+    if len(acts) == 0:
+        often = "dead: it was active nowhere" + (f" among {n_seen:,}" if n_seen else "")
+    elif n_seen:
+        often = f"active on {len(acts):,} of {n_seen:,} ({100 * len(acts) / n_seen:.2g} %), at most {np.abs(acts).max():.3g}"
+    else:
+        often = f"active {len(acts):,} times, at most {np.abs(acts).max():.3g}"
+    figure.suptitle(f"{title}\n{often}", x=0.01, ha="left", fontsize=LARGE, color=INK, parse_math=False)
+
+
+def _histogram(axes: Axes, acts: np.ndarray) -> None:
+    style(axes, "Activations where it is active", "activation", "how often")
+    if len(acts) == 0:
+        say(axes, "This concept is dead: there is nothing to show.")
+        return
+    axes.hist(acts, bins=min(40, max(5, len(acts) // 5)), color=BLUE, ec="white", lw=0.4)
+    axes.locator_params(axis="y", integer=True, nbins=5)
+
+
+def _bars(axes: Axes, title: str, pairs: Sequence[tuple[str, float]], unit: str, color: str = BLUE) -> None:
+    """Horizontal bars, the first on top."""
+    pairs = list(pairs)[:_LONGEST_LIST]
+    style(axes, title, unit)
+    places = range(len(pairs))
+    axes.barh(places, [value for _, value in pairs], color=color, height=0.7)
+    axes.set_yticks(places, [shortened(label, 22) for label, _ in pairs], fontsize=SMALL, color=INK, parse_math=False)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.axvline(0, color=QUIET, lw=0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=4)

@@ -1,0 +1,61 @@
+"""Folders of pages, made once, and a browser to open them with."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_lens_sparsemax.explore.run import explore
+from sae_lens_sparsemax.explore.settings import ExploreSettings
+from tests.explore import sites
+
+
+@pytest.fixture(scope="session")
+def image_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in `clip`, its images, and SAEs in `sae` and `other`."""
+    folder = tmp_path_factory.mktemp("images")
+    clip, images = sites.save_clip(folder / "clip"), sites.save_images(folder)
+    sites.save_image_sae(folder / "sae", clip, images)
+    sites.save_image_sae(folder / "other", clip, images, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_pages(image_world: Path) -> Path:
+    """Two SAEs on images beside each other."""
+    settings = ExploreSettings(showcase=6, examples=5, batch_size=5, encoder=str(image_world / "clip"))
+    paths = [str(image_world / name) for name in ("sae", "other")]
+    return explore(paths, image_world / "pages", settings, progress=False).parent
+
+
+@pytest.fixture(scope="session")
+def text_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text with hostile strings, and an SAE in `sae`."""
+    folder = tmp_path_factory.mktemp("text")
+    sites.save_text_sae(folder / "sae", sites.save_text(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_pages(text_world: Path) -> Path:
+    settings = ExploreSettings(samples=40, showcase=3, examples=6, batch_size=8)
+    return explore([str(text_world / "sae")], text_world / "pages", settings, progress=False).parent
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless browser."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the pages are clicked with Playwright: pip install playwright"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium was found on PATH; name one in the environment variable CHROMIUM")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

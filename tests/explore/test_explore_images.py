@@ -1,0 +1,106 @@
+"""Images end to end: from a saved SAE to the data of the pages."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sae_lens_sparsemax.explore.run import explore, short_names
+from sae_lens_sparsemax.explore.settings import ExploreSettings
+from tests.explore.sites import BRIGHT, DEAD, HOSTILE_CLASS, N_IMAGES, bright_square
+from tests.explore.test_page_data import decode_levels
+
+FEW = ExploreSettings(samples=6, showcase=2, examples=2)
+
+
+def read(pages: Path, name: str) -> Any:
+    script = (pages / "data" / f"{name}.js").read_text()
+    return json.loads(script[len(f'explorer.receive("{name}",') : -len(");\n")])
+
+
+def row_of(sample: int) -> int:
+    """Row in the data set of a sample, from the explorer's fixed order."""
+    return int(torch.randperm(N_IMAGES, generator=torch.Generator().manual_seed(0))[sample])
+
+
+def test_the_mask_of_the_bright_concept_lies_over_the_bright_square(image_pages):
+    samples, site = read(image_pages, "samples"), read(image_pages, "explore")
+    rows, columns = site["grid"]
+    examples = read(image_pages, "0/concepts-0")[BRIGHT]["e"]
+    assert len(examples) == 5
+    for sample, _, _, text in examples:
+        width, height, left, top, right, bottom, _ = samples[str(sample)]
+        image, box = bright_square(row_of(sample))
+        assert (width, height) == image.size and width != height
+        levels = decode_levels(text, site["tokens"])[site["prefix"] :]
+        (patch,) = [k for k, level in enumerate(levels) if level > 0.5]
+        row, column = divmod(patch, columns)
+        x, y = (right - left) / columns, (bottom - top) / rows
+        mask = (left + column * x, top + row * y, left + (column + 1) * x, top + (row + 1) * y)
+        assert mask == pytest.approx(box, abs=1)
+
+
+def test_tables_hold_every_concept_of_every_sae(image_pages):
+    site = read(image_pages, "explore")
+    assert [sae["name"] for sae in site["saes"]] == ["sae", "other"] and site["classes"] == ["wide", HOSTILE_CLASS]
+    for number in (0, 1):
+        table = read(image_pages, f"{number}/table")
+        assert table["n_tokens"] == N_IMAGES * 17 and len(table["label"]) == 8
+        assert table["active"][DEAD] == 0 and table["max"][DEAD] is None and table["entropy"][DEAD] is None
+        assert table["active"][BRIGHT] >= N_IMAGES and table["mono"][BRIGHT] is not None
+        assert site["saes"][number]["n_dead"] >= 1
+
+
+def test_every_image_that_a_page_names_is_there(image_pages):
+    shown = {int(path.stem) for path in (image_pages / "images").iterdir()}
+    named = set(read(image_pages, "explore")["showcase"])
+    for number in (0, 1):
+        named |= {example[0] for concept in read(image_pages, f"{number}/concepts-0") for example in concept["e"]}
+    assert shown == named == {int(key) for key in read(image_pages, "samples")}
+    with Image.open(image_pages / "images" / f"{min(shown)}.jpg") as image:
+        assert image.size == bright_square(row_of(min(shown)))[0].size
+
+
+def test_the_pages_name_no_other_place(image_pages):
+    for file in [*image_pages.glob("*.html"), *(image_pages / "assets").iterdir()]:
+        text = file.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text and "https:" not in text and "fetch(" not in text, file
+
+
+def test_an_earlier_folder_is_replaced_and_anything_else_is_refused(image_world, tmp_path):
+    path = [str(image_world / "sae")]
+    index = explore(path, tmp_path / "pages", FEW, progress=False)
+    (tmp_path / "pages" / "old").touch()
+    explore(path, tmp_path / "pages", FEW, progress=False)
+    assert index.is_file() and not (tmp_path / "pages" / "old").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pages"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"mine' holds something else"):
+        explore(path, tmp_path / "mine", FEW, progress=False)
+
+
+def test_a_data_set_that_is_gone_is_an_error_in_one_sentence(image_world, tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.parquet' could not be loaded"):
+        settings = ExploreSettings(dataset=str(tmp_path / "nowhere.parquet"))
+        explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
+
+
+def test_saes_of_other_models_are_not_put_beside_each_other(image_world, text_world, tmp_path):
+    with pytest.raises(ValueError, match="cannot be compared: their model"):
+        paths = [str(image_world / "sae"), str(text_world / "sae")]
+        explore(paths, tmp_path / "pages", FEW, progress=False)
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="'samples' must be at least 1, but 0 was given"):
+        ExploreSettings(samples=0)
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert short_names(["runs/a/sae", "runs/b"]) == ["sae", "b"]
+    assert short_names(["runs/a/sae", "runs/b/sae"]) == ["a/sae", "b/sae"]
+    assert short_names(["runs/x", "runs/x"]) == ["x (0)", "x (1)"]

@@ -1,0 +1,73 @@
+"""Text end to end: from a saved SAE to the data of the pages."""
+
+import torch
+
+from sae_lens_sparsemax.cli import main
+from sae_lens_sparsemax.explore.pages.contexts import peak_tokens
+from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.harness import load_sae
+from tests.explore.sites import HOSTILE
+from tests.explore.test_explore_images import read
+from tests.explore.test_page_data import decode_levels
+
+
+def test_an_examples_activations_are_those_of_the_model_on_its_tokens(text_pages, text_world):
+    site = read(text_pages, "explore")
+    sae = load_sae(str(text_world / "sae"))
+    stream = TextStream(sae, ExploreSettings(samples=40, batch_size=8))
+    batches = [batch for batch, _ in stream.batches(0)]
+    acts = torch.cat([batch.acts for batch in batches])
+    counts = torch.cat([batch.keep for batch in batches])
+    assert not counts[:, 0].any()  # special tokens begin a context and stand between documents
+    concepts = read(text_pages, "0/concepts-0")
+    checked = 0
+    for concept in range(0, 96, 7):
+        for sample, score, peak, text in concepts[concept]["e"]:
+            exact = sae.encode(acts[sample])
+            exact = (exact.to_dense() if exact.is_sparse else exact)[:, concept].detach()
+            exact[~counts[sample]] = 0
+            found = torch.tensor(decode_levels(text, site["tokens"])) * peak
+            torch.testing.assert_close(found, exact, atol=0.03 * peak, rtol=0)
+            assert abs(score - exact[exact != 0].max()) < 1e-2 * peak
+            checked += 1
+    assert checked > 30
+
+
+def test_contexts_are_the_words_that_were_read(text_pages):
+    site = read(text_pages, "explore")
+    for sample in site["showcase"]:
+        tokens = read(text_pages, f"contexts-{sample // site['contextShard']}")[str(sample)]
+        assert len(tokens) == 32
+    text = "".join(
+        "".join(tokens)
+        for shard in (text_pages / "data").glob("contexts-*.js")
+        for tokens in read(text_pages, shard.stem).values()
+    )
+    # Characters that the tokenizer cuts into bytes are whole again.
+    assert HOSTILE in text and "the river" in text and "日本" in text and text.count("�") < 10
+
+
+def test_concepts_have_promoted_and_suppressed_tokens(text_pages):
+    concept = read(text_pages, "0/concepts-0")[3]
+    assert len(concept["p"]) == len(concept["s"]) == 10
+    assert concept["p"][0][1] >= concept["p"][-1][1] > 0 > concept["s"][-1][1] >= concept["s"][0][1]
+
+
+def test_peak_tokens_are_read_where_the_activation_is_highest(text_world):
+    from sae_lens_sparsemax.explore.examples import TopExamples
+
+    top = TopExamples(2, 2, 4)
+    top.sample[0] = torch.tensor([5, 9])
+    top.levels[0, 0, 2] = top.levels[0, 1, 0] = 100
+    contexts = {5: torch.tensor([1, 2, 3, 4]), 7: torch.tensor([0, 0, 0, 0])}
+    assert peak_tokens(top, contexts).tolist() == [[3, -1], [-1, -1]]
+
+
+def test_the_command_writes_the_pages_beside_the_sae_and_says_where(text_world, tmp_path, capsys):
+    output = tmp_path / "pages"
+    words = ["explore", str(text_world / "sae"), "--output", str(output), "--samples", "6", "--showcase", "1"]
+    assert main(words) == 0
+    assert str(output / "index.html") in capsys.readouterr().out and (output / "concept.html").is_file()
+    assert main([*words, "--dataset", str(tmp_path / "gone.jsonl")]) == 2
+    assert "gone.jsonl' could not be loaded" in capsys.readouterr().err

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
+from sae_lens_sparsemax.explore.gather import gather
+from sae_lens_sparsemax.explore.state import state_of
+from tests.explore.streams import RandomStream, dense_acts, inference_sae, sparse
+
+KEPT = {"n_examples": 3, "n_showcase": 4, "progress": False}
+
+
+@pytest.mark.parametrize("some_left_out", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 4, 23])
+def test_it_counts_what_a_dense_table_of_all_activations_says(some_left_out, batch_size):
+    sae, stream = inference_sae(), RandomStream(batch_size=batch_size, some_left_out=some_left_out, n_classes=3)
+    statistics = gather(sae, stream, **KEPT)
+    acts = dense_acts(sae, stream)
+    tokens = acts[stream.keep] if stream.keep is not None else acts.flatten(0, 1)
+    assert statistics.n_tokens == len(tokens) and statistics.n_samples == stream.n_samples
+    assert torch.equal(statistics.n_active, (tokens != 0).sum(0))
+    assert torch.equal(statistics.n_active_samples, (acts != 0).any(1).sum(0))
+    torch.testing.assert_close(statistics.sum, tokens.double().sum(0))
+    torch.testing.assert_close(statistics.frequency(), (tokens != 0).double().mean(0))
+    fires = (tokens != 0).any(0)
+    torch.testing.assert_close(statistics.highest[fires], tokens.masked_fill(tokens == 0, -torch.inf).amax(0)[fires])
+    assert statistics.reconstruction.l0.counts.tolist() == torch.bincount((tokens != 0).sum(1)).tolist()
+    counts = statistics.histograms.counts.sum(-1)
+    assert torch.equal(counts.long(), statistics.n_active)
+    assert statistics.classes is not None
+    for label in range(3):
+        mine = acts[stream.labels == label]
+        assert torch.equal(statistics.classes.active[label].long(), (mine != 0).any(1).sum(0))
+
+
+def test_the_showcase_holds_every_activation_of_the_first_samples():
+    sae, stream = inference_sae(), RandomStream()
+    showcase = gather(sae, stream, **KEPT).showcase
+    restored = torch.zeros(4, stream.n_tokens, sae.cfg.d_sae)
+    restored[showcase.place, showcase.token, showcase.concept] = showcase.value
+    assert showcase.ids.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(restored, dense_acts(sae, stream)[:4])
+
+
+def test_monosemanticity_is_that_of_the_mean_over_an_images_tokens():
+    sae, stream = inference_sae(), RandomStream(d_embedding=6)
+    statistics = gather(sae, stream, **KEPT)
+    oracle = MonosemanticityAccumulator(sae.cfg.d_sae, 6)
+    oracle.add(sparse(dense_acts(sae, stream).mean(1, keepdim=True)), stream.embeddings)
+    assert statistics.monosemanticity is not None
+    torch.testing.assert_close(statistics.monosemanticity.scores(), oracle.scores(), equal_nan=True, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stop_before", [4, 16])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_to_the_bit(tmp_path, stop_before):
+    settings = {"n_classes": 3, "d_embedding": 6, "some_left_out": True}
+    whole = gather(inference_sae(), RandomStream(**settings), **KEPT)
+    state_file = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        stopped = RandomStream(**settings, stop_before=stop_before)
+        gather(inference_sae(), stopped, state_file=state_file, seconds_between_saves=-1, **KEPT)
+
+    class Remembers(RandomStream):
+        def batches(self, start):
+            self.started_at = start
+            return super().batches(start)
+
+    stream = Remembers(**settings)
+    resumed = gather(inference_sae(), stream, state_file=state_file, **KEPT)
+    assert stream.started_at == stop_before
+    expected, found = state_of(whole), state_of(resumed)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert torch.equal(expected[name].nan_to_num(), found[name].nan_to_num()), name
+
+
+def test_what_was_gathered_for_another_sae_is_not_gone_on_with(tmp_path):
+    state_file = tmp_path / "state.safetensors"
+    gather(inference_sae(), RandomStream(), state_file=state_file, **KEPT)
+    other = inference_sae()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    found = gather(other, RandomStream(), state_file=state_file, **KEPT)
+    expected = gather(other, RandomStream(), **KEPT)
+    assert torch.equal(found.sum, expected.sum)
+
+
+def test_a_state_file_cut_short_is_left_aside(tmp_path):
+    state_file = tmp_path / "state.safetensors"
+    whole = gather(inference_sae(), RandomStream(), state_file=state_file, **KEPT)
+    state_file.write_bytes(state_file.read_bytes()[:100])
+    assert torch.equal(gather(inference_sae(), RandomStream(), state_file=state_file, **KEPT).sum, whole.sum)
+
+
+def test_no_sample_at_all_is_refused():
+    with pytest.raises(ValueError, match="no sample"):
+        gather(inference_sae(), RandomStream(n_samples=0), **KEPT)

@@ -1,0 +1,258 @@
+"""The pages as a person uses them: opened from disk, clicked, and driven by keyboard."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.explore.sites import BRIGHT, DEAD, HOSTILE, HOSTILE_CLASS, bright_square
+from tests.explore.test_explore_images import row_of
+
+PAGES = [
+    "index.html",
+    f"concept.html#{BRIGHT}",
+    f"concept.html#1/{DEAD}",
+    "example.html",
+    "failures.html",
+    "compare.html",
+]
+TEXT_PAGES = ["index.html", "concept.html#3", "example.html", "failures.html"]
+PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
+
+
+class Reader:
+    """A tab that notes every request, error and dialog."""
+
+    def __init__(self, page: Any, folder: Path) -> None:
+        self.page, self.folder = page, folder
+        self.requests: list[str] = []
+        self.problems: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("requestfailed", lambda request: self.problems.append(f"failed {request.url}"))
+        page.on("pageerror", lambda error: self.problems.append(f"error {error}"))
+        page.on("console", lambda message: self.problems.append(message.text) if message.type == "error" else None)
+        page.on("dialog", lambda dialog: (self.problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+
+    def open(self, page: str) -> Any:
+        self.page.goto("about:blank")  # else a change of the hash alone loads nothing
+        self.page.goto(f"{(self.folder / page.partition('#')[0]).as_uri()}{page[len(page.partition('#')[0]) :]}")
+        self.page.wait_for_selector("main[data-ready]")
+        return self.page
+
+
+def reader(chromium: Any, folder: Path, viewport: dict[str, int] = LAPTOP, scheme: str = "light") -> Iterator[Reader]:
+    context = chromium.new_context(viewport=viewport, color_scheme=scheme)
+    found = Reader(context.new_page(), folder)
+    yield found
+    context.close()
+    assert not found.problems
+    assert all(url.startswith((found.folder.as_uri(), "data:", "about:")) for url in found.requests)
+
+
+@pytest.fixture
+def images(chromium: Any, image_pages: Path) -> Iterator[Reader]:
+    yield from reader(chromium, image_pages)
+
+
+@pytest.fixture
+def texts(chromium: Any, text_pages: Path) -> Iterator[Reader]:
+    yield from reader(chromium, text_pages)
+
+
+@pytest.fixture(params=["light", "dark"])
+def phone(chromium: Any, image_pages: Path, request: Any) -> Iterator[Reader]:
+    yield from reader(chromium, image_pages, PHONE, request.param)
+
+
+def shown(page: Any) -> list[str]:
+    return page.locator(".concepts tbody th").all_inner_texts()
+
+
+def test_search_narrows_the_table_and_says_how_far(images):
+    page = images.open("index.html")
+    page.locator("#dead").check()
+    assert len(shown(page)) == 8
+    page.get_by_label("Search").fill("7")
+    assert shown(page) == ["#7"] and "1 to 1 of 1" in page.get_by_role("status").inner_text()
+    page.get_by_label("Search").fill("no such thing")
+    assert shown(page) == [] and "No concept matches" in page.get_by_role("status").inner_text()
+
+
+def test_headers_sort_up_and_down_with_those_without_a_value_last(images):
+    page = images.open("index.html")
+    page.locator("#dead").check()
+    header = page.locator("th[data-key='max']")
+    column = [cell.get_attribute("data-key") for cell in page.locator("thead th").all()].index("max")
+
+    def values() -> list[str]:
+        return page.locator(f".concepts tbody tr > :nth-child({column + 1})").all_inner_texts()
+
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "descending"
+    numbers = [float(value) for value in values() if value != "–"]
+    assert numbers == sorted(numbers, reverse=True) and values()[-1] == "–"
+    header.get_by_role("button").press("Enter")
+    assert header.get_attribute("aria-sort") == "ascending"
+    numbers = [float(value) for value in values() if value != "–"]
+    assert numbers == sorted(numbers) and values()[-1] == "–"
+
+
+def test_a_concept_is_opened_with_the_keyboard(images):
+    page = images.open("index.html")
+    page.get_by_label("Search").fill("0")
+    page.locator(".concepts tbody a").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/concept.html#{BRIGHT}")
+    page.wait_for_selector(".strip .frame")
+    assert f"Concept {BRIGHT}" in page.locator("h1").inner_text()
+
+
+def test_every_control_is_reached_by_tab_and_shows_that_it_has_the_focus(images):
+    page = images.open("index.html")
+    focused = set()
+    for _ in range(25):
+        page.keyboard.press("Tab")
+        focused.add(page.evaluate("document.activeElement.tagName"))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none"
+    assert focused >= {"A", "INPUT", "BUTTON"}
+
+
+def test_a_mask_leaves_the_white_square_bright_and_darkens_the_rest(images):
+    """By the pixels that are seen: were the mask anywhere else, the square would be darkened."""
+    page = images.open(f"concept.html#{BRIGHT}")
+    for number in range(5):
+        picture = page.locator(".picture").nth(number)
+        sample = int(re.findall(r"(\d+).jpg", picture.locator("img").get_attribute("src"))[0])
+        image, box = bright_square(row_of(sample))
+        seen = np.asarray(Image.open(io.BytesIO(picture.screenshot())).convert("RGB")).min(-1)
+        seen = np.array(seen)
+        # At edges cut through a pixel, and in rounded corners, the page shows.
+        for outside in (seen[:2], seen[-2:], seen[:, :2], seen[:, -2:], seen[:6, :6], seen[:6, -6:], seen[-6:, :6]):
+            outside[:] = 0
+        seen[-6:, -6:] = 0
+        scale = seen.shape[1] / image.width
+        y, x = (seen > 180).nonzero()
+        found = (x.min(), y.min(), x.max() + 1, y.max() + 1)
+        assert found == pytest.approx([edge * scale for edge in box], abs=4)
+        assert len(x) > 0.8 * (found[2] - found[0]) * (found[3] - found[1])
+
+
+def test_a_dead_concept_has_a_page_that_says_so(images):
+    page = images.open(f"concept.html#{DEAD}")
+    assert "This concept is dead" in page.get_by_role("note").inner_text()
+    assert page.locator(".strip").count() == 0
+
+
+def test_a_concept_that_is_not_there_is_an_error_in_words(images):
+    page = images.open("concept.html#12345")
+    assert "There is no concept 12345" in page.get_by_role("alert").inner_text()
+
+
+def test_a_clicked_patch_shows_its_concepts_in_every_sae(images):
+    page = images.open("example.html")
+    assert page.locator("section.column").count() == 2
+    before = page.locator("section.column .note").first.inner_text()
+    assert "this image" in before
+    page.locator("[data-patch='9']").click()
+    page.wait_for_selector(".columns[data-token='10']")
+    assert all("patch 9" in text for text in page.locator("section.column > .note").all_inner_texts())
+    page.get_by_role("button", name="Whole image").click()
+    page.wait_for_selector(".columns[data-token='']")
+
+
+def test_a_patch_is_chosen_with_the_keyboard(images):
+    page = images.open("example.html")
+    page.locator(".choosable").focus()
+    for key in ("ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector(".columns[data-token='6']")  # patch 5, after the class token
+    assert page.evaluate("document.activeElement.classList.contains('choosable')")
+
+
+def test_the_comparison_puts_saes_beside_each_other(images):
+    page = images.open("compare.html")
+    heads = page.locator(".figures thead th").all_inner_texts()
+    assert heads == ["sae", "other"]
+    boxes = [column.bounding_box() for column in page.locator(".stage section.column").all()]
+    assert len(boxes) == 2 and boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+    page.locator(".sheet a").nth(2).click()
+    page.wait_for_selector(".sheet a:nth-of-type(3)[aria-current]")
+
+
+def test_pictures_have_a_text_or_are_marked_as_ornaments(images):
+    for name in PAGES:
+        page = images.open(name)
+        assert page.locator("img:not([alt])").count() == 0
+        assert page.locator("svg:not([aria-label]):not([aria-hidden])").count() == 0
+        assert page.locator("h1").count() == 1 and page.title()
+
+
+def test_nothing_is_wider_than_a_phone(phone):
+    for name in PAGES:
+        page = phone.open(name)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], name
+
+
+def test_dark_pages_are_dark(chromium, image_pages):
+    lightness = {}
+    for scheme in ("light", "dark"):
+        for opened in reader(chromium, image_pages, LAPTOP, scheme):
+            page = opened.open("index.html")
+            color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            lightness[scheme] = sum(int(part) for part in color.strip("rgb()").split(",")) / 3
+    assert lightness["dark"] < 60 < 200 < lightness["light"]
+
+
+def test_class_names_and_texts_stay_texts(images, texts):
+    page = images.open("index.html")
+    page.get_by_label("Search").fill("onmouseover")
+    assert HOSTILE_CLASS in page.locator(".concepts tbody").inner_text()
+    assert page.locator("b[onmouseover]").count() == 0
+    for name in TEXT_PAGES:
+        page = texts.open(name)
+        assert page.locator("main img").count() == 0
+    assert any(HOSTILE in texts.open(f"example.html#{k}").locator(".whole").inner_text() for k in range(3))
+
+
+def test_text_is_shaded_where_a_concept_fires_and_opens_to_its_whole(texts):
+    page = texts.open("concept.html#3")
+    first = page.locator(".example").first
+    short = first.locator(".context").inner_text()
+    assert first.locator("mark").count() >= 1
+    strongest = first.locator("mark").evaluate_all(
+        "marks => marks.map(m => Number(m.style.getPropertyValue('--level')))"
+    )
+    assert max(strongest) == 1
+    first.get_by_role("button", name="more").click()
+    assert len(first.locator(".context").inner_text()) > len(short)
+    assert first.get_by_role("button", name="less").get_attribute("aria-expanded") == "true"
+    assert page.locator(".tokens li").count() == 20
+
+
+def test_a_chosen_token_shows_its_concepts(texts):
+    page = texts.open("example.html")
+    page.locator("[data-token='5']").first.click()
+    page.wait_for_selector(".columns[data-token='5']")
+    assert "token 5" in page.locator("section.column .note").inner_text()
+
+
+def test_scripts_of_other_places_are_refused(images):
+    """The policy in the pages' head, should anything slip through."""
+    page = images.open("index.html")
+    blocked = page.evaluate(
+        """() => new Promise(resolve => {
+          document.addEventListener('securitypolicyviolation', event => resolve(event.violatedDirective));
+          const script = document.createElement('script');
+          script.textContent = 'window.hacked = true';
+          document.head.append(script);
+          setTimeout(() => resolve('nothing'), 1000);
+        })"""
+    )
+    assert blocked.startswith("script-src") and page.evaluate("window.hacked") is None
+    images.problems.clear()  # the violation itself is written to the console
