@@ -7,13 +7,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sae_lens_sparsemax.commands import compare, evaluate, explore, quickstart, reproduce, suggest_k, train
+from sae_lens_sparsemax.commands import (
+    cache_activations,
+    compare,
+    evaluate,
+    explore,
+    quickstart,
+    reproduce,
+    suggest_k,
+    train,
+)
 from sae_lens_sparsemax.commands.printing import STOPPED
 from sae_lens_sparsemax.memory import keep_freed_memory
 
 COMMANDS: dict[str, Any] = {
     "quickstart": quickstart,
     "train": train,
+    "cache-activations": cache_activations,
     "evaluate": evaluate,
     "explore": explore,
     "compare": compare,
@@ -24,6 +34,7 @@ _DESCRIPTION = "Train and evaluate sparse autoencoders with SAELens; the archite
 _EPILOG = """\
 first steps:
   sparsemax-sae quickstart                       train and evaluate on an embedded model, no network
+  sparsemax-sae quickstart --vision              the same on images
   sparsemax-sae train configs/gpt2_small_openwebtext.yaml --dry-run
   sparsemax-sae evaluate output/quickstart
   sparsemax-sae explore output/quickstart        pages to look at its concepts
@@ -60,6 +71,14 @@ def _run(words: list[str]) -> int:
         words, overrides = split_overrides(words, COMMANDS[words[0]].OPTIONS)
     options = _parser().parse_args(words)
     return COMMANDS[options.command].run(options, overrides)
+
+
+_QUICKSTART_OUTPUT = {"text": "output/quickstart", "vision": "output/quickstart_vision"}
+_HELD_OUT = {"text": "text", "vision": "drawings"}
+_QUICKSTART_NEXT = {
+    "text": "  sparsemax-sae evaluate {folder} --dataset-split validation",
+    "vision": "  sparsemax-sae train configs/vision/clip_vit_b16_sparsemax.yaml --dry-run",
+}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -123,7 +123,7 @@ def test_evaluating_what_is_no_sae_is_explained(capsys, monkeypatch, tmp_path, s
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["quickstart"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["cache-activations"], ["evaluate"], ["quickstart"]])
 def test_help_teaches(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

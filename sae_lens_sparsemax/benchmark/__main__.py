@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.benchmark.machine import machine
 from sae_lens_sparsemax.benchmark.measure import median_seconds, peak_extra_bytes
 from sae_lens_sparsemax.benchmark.passes import Problem, floor_pass, naive_pass, sparsemax_pass, topk_pass
 from sae_lens_sparsemax.benchmark.report import as_table, plot_growth
@@ -36,12 +36,12 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     problems = _problems(args)
     rows = [_measure(problem, args) for problem in tqdm(problems, desc="Benchmark", file=sys.stderr)]
-    sys.stdout.write(f"{_machine(args.device)}; fwd+bwd time / score product, peak extra memory / score matrix\n")
+    sys.stdout.write(f"{machine(args.device)}; fwd+bwd time / score product, peak extra memory / score matrix\n")
     sys.stdout.write(as_table(rows) + "\n")
     if args.output:
         folder = Path(args.output)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "benchmark.json").write_text(json.dumps({"machine": _machine(args.device), "rows": rows}, indent=1))
+        (folder / "benchmark.json").write_text(json.dumps({"machine": machine(args.device), "rows": rows}, indent=1))
         plot_growth(rows, folder / "benchmark.png")
 
 
@@ -81,21 +81,6 @@ def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | in
             row[f"{name}_time"] = seconds[name] / seconds["floor"]
             row[f"{name}_memory"] = peak_extra_bytes(passes[name], problem.device) / score_bytes
     return row
-
-
-def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from itertools import accumulate
@@ -53,6 +55,12 @@ def peak_extra_bytes(run: Callable[[], None], device: str) -> int:
     changes = [(event.start_ns(), event.nbytes()) for event in results if event.name() == "[memory]"]  # type: ignore[attr-defined]
     in_use = accumulate(size for when, size in sorted(changes) if when >= start)
     return max(0, *in_use)
+
+
+def peak_bytes() -> int:
+    """Most memory this process has had in use so far, by the system's count."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _wait(device: str) -> None:

@@ -56,7 +56,8 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_yticks([1, 2, 3, 5, 10, 20, 30], ["1", "2", "3", "5", "10", "20", "30"])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("forward + backward / score product")
-    axes[0].legend(fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside upper center", frameon=False)
     figure.savefig(path, dpi=100)
 
 

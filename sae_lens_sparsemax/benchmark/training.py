@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from sae_lens_sparsemax.benchmark.measure import peak_bytes
 from sae_lens_sparsemax.benchmark.naive import NaiveTrainingSAE
 from sae_lens_sparsemax.config_file import load_config
 from sae_lens_sparsemax.memory import keep_freed_memory
@@ -96,7 +96,7 @@ def measure(config: str, overrides: dict[str, Any], form: str, steps: int) -> di
     return {
         "step_seconds": statistics.median(parts["step"]),
         "tokens_per_second": len(parts["step"]) * cfg.train_batch_size_tokens / whole,
-        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_rss_gb": peak_bytes() / 1e9,
         "shares": {name: total[name] / whole for name in SHARES},
     }
 

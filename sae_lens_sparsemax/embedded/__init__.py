@@ -1,7 +1,7 @@
-"""The language model and the text that the package carries, so that a first run needs no network.
+"""The language model, the text and the vision model that the package carries, so that first runs need no network.
 
-Both were made by the two scripts of this folder, `build_text` and `train_model`;
-`sae_lens_sparsemax/assets/README.md` says from what, under which licence and with which commands.
+They were made by the scripts of this folder; `sae_lens_sparsemax/assets/README.md` says from what, under which licence
+and with which commands. The images for the vision model are drawn when they are asked for (`drawings`).
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from datasets import Dataset
 
 QUICKSTART = "quickstart"
-"""Stands for the embedded model as a model name, and for the embedded text as a data set, in configurations."""
+"""In configurations, stands for the embedded model as a model name, and for embedded text or drawings as data set."""
 
 Split = Literal["train", "validation"]
 
@@ -24,6 +24,15 @@ def quickstart_model_path() -> Path:
     GPT-2 architecture: 4 layers, d_model 128, contexts of 128 tokens, byte-level BPE of 4,096 tokens.
     """
     return ASSETS / "quickstart_model"
+
+
+def quickstart_vision_model_path() -> Path:
+    """Folder of the embedded vision model, for `HookedViT.from_pretrained`.
+
+    CLIP architecture: 4 layers, d_model 96, images of 32 pixels in patches of 8, which make 16 tokens and CLS; the
+    text tower knows the names of the drawings' classes in "a drawing of a {}".
+    """
+    return ASSETS / "quickstart_vision_model"
 
 
 def quickstart_text_path() -> Path:

@@ -10,8 +10,20 @@ from PIL import Image
 
 from sae_lens_sparsemax.figures.patches import draw_patch_mask
 from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
-from sae_lens_sparsemax.figures.style import BLUE, INK, LARGE, ORANGE, QUIET, SMALL, as_vector, concept_label
-from sae_lens_sparsemax.figures.style import new_figure, say, shortened, style
+from sae_lens_sparsemax.figures.style import (
+    BLUE,
+    INK,
+    LARGE,
+    ORANGE,
+    QUIET,
+    SMALL,
+    as_vector,
+    concept_label,
+    new_figure,
+    say,
+    shortened,
+    style,
+)
 
 _WIDTH = 9.0
 _PER_ROW = 5

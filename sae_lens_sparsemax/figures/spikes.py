@@ -7,8 +7,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sae_lens_sparsemax.figures.style import BLUE, INK, QUIET, SMALL, VERMILION, as_vector, concept_label, new_figure
-from sae_lens_sparsemax.figures.style import say, style
+from sae_lens_sparsemax.figures.style import (
+    BLUE,
+    INK,
+    QUIET,
+    SMALL,
+    VERMILION,
+    as_vector,
+    concept_label,
+    new_figure,
+    say,
+    style,
+)
 
 _WIDTH, _HEIGHT = 8.0, 3.2
 # Room for one slanted label, as a share of a plot of _WIDTH inches.

@@ -37,6 +37,11 @@ class ActivationBatch(NamedTuple):
 class ActivationSource(Protocol):
     """What gives activations in an endless order that can be taken up at a position."""
 
+    @property
+    def first_errors(self) -> list[str]:
+        """One sentence for each of the first images that could not be used."""
+        ...
+
     def batches(self, position: Position | None = None) -> Iterator[ActivationBatch]:
         """Batches from a position on; None for the start."""
         ...
@@ -71,8 +76,15 @@ class ModelActivations:
         self.positions = token_slice(tokens, model)
         self.dtype, self.device, self.autocast = dtype, device, autocast
 
+    @property
+    def first_errors(self) -> list[str]:
+        """One sentence for each of the first images that could not be used."""
+        return self.images.first_errors
+
     def batches(self, position: Position | None = None) -> Iterator[ActivationBatch]:
         """Batches from a position on; None for the start."""
+        if "cache" in (position or {}):
+            raise ValueError("The checkpoint was made with cached activations; set 'cached_activations_path' again.")
         for batch in self.images.batches(position):
             acts = self.activations_of(batch.pixel_values).flatten(0, 1)
             yield ActivationBatch(acts, batch.position, len(batch.pixel_values), len(batch.errors))

@@ -45,7 +45,9 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
     max_bad_image_fraction: float = 0.01
     """Share of broken images above which the run stops."""
     cached_activations_path: str | None = None
-    """Train on activations stored in this folder instead of running the model."""
+    """Folder of activations that `sparsemax-sae cache-activations` stores and training reads in place of the model."""
+    cached_activations_dtype: str = "float32"
+    """Type of the numbers stored there; float16 and bfloat16 take half the space."""
 
     # Activations store
     training_tokens: int = 2_000_000
@@ -143,7 +145,7 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
                 f"'lr_warm_up_steps' ({self.lr_warm_up_steps}) and 'lr_decay_steps' ({self.lr_decay_steps}) do not "
                 f"fit into {self.total_training_steps} steps."
             )
-        for name in ("dtype", "model_dtype"):
+        for name in ("dtype", "model_dtype", "cached_activations_dtype"):
             try:
                 str_to_dtype(getattr(self, name))
             except ValueError as error:

@@ -17,6 +17,7 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.hook_points import HookPoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
+from sae_lens_sparsemax.embedded import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.vision.families import ViTShape, family_of, module_at
 from sae_lens_sparsemax.vision.hooked_block import HookedNorm, HookedViTBlock
 from sae_lens_sparsemax.vision.sae_hooks import SAEHooks
@@ -69,7 +70,7 @@ class HookedViT(SAEHooks):
         """Load a model with its image processor and tokenizer from the Hugging Face hub or a folder.
 
         Args:
-            name_or_path: for example `openai/clip-vit-base-patch16`.
+            name_or_path: for example `openai/clip-vit-base-patch16`; `quickstart` is the CLIP that the package carries.
             device: where the model goes.
             dtype: of its weights.
             **kwargs: passed on to `AutoModel.from_pretrained`, for example `revision`.
@@ -79,6 +80,8 @@ class HookedViT(SAEHooks):
         """
         if kwargs.pop("trust_remote_code", False):
             raise ValueError("trust_remote_code is refused: no code from a model's repository is run here.")
+        if name_or_path == QUICKSTART:
+            name_or_path = str(quickstart_vision_model_path())
         revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
         family = family_of(AutoConfig.from_pretrained(name_or_path, **revision).model_type)
         if family.head == "pooler":

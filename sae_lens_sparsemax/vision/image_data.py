@@ -11,6 +11,9 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Image, IterableDataset
 
+from sae_lens_sparsemax.embedded import QUICKSTART
+from sae_lens_sparsemax.embedded.drawings import quickstart_images
+
 ImageDataset = Dataset | IterableDataset
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -28,7 +31,8 @@ def load_image_dataset(
 
     Args:
         path: a hub id; a local `.parquet` or `.arrow` file (globs allowed); a folder of image files (one
-            subfolder per class, if any), of parquet files, or written by `save_to_disk`.
+            subfolder per class, if any), of parquet files, or written by `save_to_disk`. `quickstart` stands for
+            drawings that the package makes, with the splits `train` and `validation`.
         split: the split to use; local files form the split `train`.
         config: the configuration, for hub data sets that have several.
         image_column: the column with the images.
@@ -107,6 +111,9 @@ def _dtype(value: Any) -> str:
 
 
 def _load(path: str, split: str, config: str | None, streaming: bool) -> Any:
+    if path == QUICKSTART:
+        data = quickstart_images(split)  # type: ignore[arg-type]
+        return data.to_iterable_dataset() if streaming else data
     builder = _TABLES.get(Path(path).suffix.lower())
     folder = Path(path)
     if builder is not None:

@@ -46,8 +46,14 @@ class _Decoder:
                 images.append(decode_image(encoded))
             except Exception as error:  # whatever a broken file makes its decoder raise
                 errors.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
-        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"] if images else torch.empty(0)
+        pixels = self._preprocess(images) if images else torch.empty(0)
         return PixelBatch(pixels, errors, task[1])
+
+    def _preprocess(self, images: list[Any]) -> torch.Tensor:
+        # Resizing to the size an image has changes nothing, but transformers converts it there and back.
+        edge = getattr(getattr(self.image_processor, "size", None), "shortest_edge", None)
+        options = {"do_resize": False} if all(min(image.size) == edge for image in images) else {}
+        return self.image_processor(images, return_tensors="pt", **options)["pixel_values"]
 
 
 def decode_image(encoded: Any) -> Any:
@@ -103,9 +109,12 @@ class ImageLoader:
         self.first_errors: list[str] = []
         """The first ten broken images, for the report."""
 
-    def batches(self, position: Position | None = None) -> Iterator[PixelBatch]:
-        """Batches from a position on (None for the start), without end; empty batches are left out."""
-        tasks = self._tasks(dict(position or {}))
+    def batches(self, position: Position | None = None, *, one_pass: bool = False) -> Iterator[PixelBatch]:
+        """Batches from a position on (None for the start), without end or, for `one_pass`, to that of the data.
+
+        Batches without a usable image are left out; the next one carries their errors.
+        """
+        tasks = self._tasks(dict(position or {}), one_pass)
         loader = DataLoader(
             _Decoder(self.image_processor),  # type: ignore[arg-type]
             sampler=tasks,
@@ -116,10 +125,13 @@ class ImageLoader:
             # Without one of its own, the loader would draw its seed from the generator that shuffles tokens.
             generator=torch.Generator(),
         )
+        errors: list[str] = []
         for batch in loader:
             self._count(batch)
+            errors += batch.errors
             if len(batch.pixel_values):
-                yield batch
+                yield batch._replace(errors=errors)
+                errors = []
 
     def _count(self, batch: PixelBatch) -> None:
         self.n_good += len(batch.pixel_values)
@@ -131,32 +143,33 @@ class ImageLoader:
                 f"max_bad_image_fraction, {self.max_bad_fraction}, allows. The first: {self.first_errors[0]}"
             )
 
-    def _tasks(self, position: Position) -> Iterable[tuple[list[tuple[str, Any]], Position]]:
+    def _tasks(self, position: Position, one_pass: bool) -> Iterable[tuple[list[tuple[str, Any]], Position]]:
         if isinstance(self.data, IterableDataset):
-            return _stream_tasks(self.data, position, self.batch_size, self.image_column)
-        return _table_tasks(self.data, position, self.batch_size, self.image_column, self.seed)
+            return _stream_tasks(self.data, position, self.batch_size, self.image_column, one_pass)
+        return _table_tasks(self.data, position, self.batch_size, self.image_column, self.seed, one_pass)
 
 
 def _table_tasks(
-    data: Dataset, position: Position, batch_size: int, image_column: str, seed: int | None
+    data: Dataset, position: Position, batch_size: int, image_column: str, seed: int | None, one_pass: bool
 ) -> Iterator[tuple[list[tuple[str, Any]], Position]]:
     """Tasks from data with random access; the position is the number of images drawn."""
     drawn, n_rows, epoch, order = position.get("drawn", 0), len(data), -1, None
     column = data.select_columns([image_column])
-    while True:
+    while not one_pass or drawn < n_rows:
         rows = []
-        for index in range(drawn, drawn + batch_size):
+        end = min(drawn + batch_size, n_rows) if one_pass else drawn + batch_size
+        for index in range(drawn, end):
             if index // n_rows != epoch:
                 epoch = index // n_rows
                 order = None if seed is None else _permutation(n_rows, seed, epoch)
             rows.append(index % n_rows if order is None else int(order[index % n_rows]))
-        drawn += batch_size
+        drawn = end
         encoded = column[rows][image_column]
         yield [(f"row {row}", image) for row, image in zip(rows, encoded, strict=True)], {"drawn": drawn}
 
 
 def _stream_tasks(
-    data: IterableDataset, position: Position, batch_size: int, image_column: str
+    data: IterableDataset, position: Position, batch_size: int, image_column: str, one_pass: bool
 ) -> Iterator[tuple[list[tuple[str, Any]], Position]]:
     """Tasks from a stream, read again from its start when it ends; the position is its own state."""
     drawn, task, state = position.get("drawn", 0), [], position.get("stream")
@@ -172,6 +185,10 @@ def _stream_tasks(
             if len(task) == batch_size:
                 yield task, {"drawn": drawn, "stream": stream.state_dict()}
                 task = []
+        if one_pass:
+            if task:
+                yield task, {"drawn": drawn, "stream": stream.state_dict()}
+            return
 
 
 def _permutation(n_rows: int, seed: int, epoch: int) -> torch.Tensor:

@@ -11,21 +11,20 @@ from typing import Any
 import torch
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
-from sae_lens.util import str_to_dtype
 from typing_extensions import override
 
 from sae_lens_sparsemax import __version__
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint
 from sae_lens_sparsemax.training.models import check_width
 from sae_lens_sparsemax.training.runner import TrainingRunner
-from sae_lens_sparsemax.vision.activations import ActivationSource, ModelActivations, VisionActivationsStore
+from sae_lens_sparsemax.vision.activations import VisionActivationsStore
 from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
 from sae_lens_sparsemax.vision.eval_images import load_evaluator
 from sae_lens_sparsemax.vision.eval_log import EvaluationLog
 from sae_lens_sparsemax.vision.evaluator import VisionEvaluator
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
-from sae_lens_sparsemax.vision.image_data import ImageDataset, encoded_images, load_image_dataset
-from sae_lens_sparsemax.vision.images import ImageLoader
+from sae_lens_sparsemax.vision.image_data import ImageDataset, load_image_dataset
+from sae_lens_sparsemax.vision.sources import activation_source, load_vision_model
 from sae_lens_sparsemax.vision.tokens import hook_width
 
 logger = logging.getLogger(__name__)
@@ -56,19 +55,13 @@ class VisionSAETrainingRunner(TrainingRunner):
         cfg = copy.deepcopy(cfg)
         self.cfg: Any = cfg
         torch.manual_seed(cfg.seed)
-        self.model: Any = override_model or HookedViT.from_pretrained(
-            cfg.model_name,
-            cfg.model_device or cfg.device,
-            str_to_dtype(cfg.model_dtype),
-            **cfg.model_from_pretrained_kwargs,
-        )
+        self.model: Any = override_model or load_vision_model(cfg)
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)
         _check_heads(cfg)
         width = check_width(cfg.sae.d_in, hook_width(cfg.hook_name, self.model), cfg.hook_name)
         cfg.sae = dataclasses.replace(cfg.sae, d_in=width)
-        self.images = self._image_loader(override_dataset)
         self.activations_store: Any = VisionActivationsStore(
-            self._activation_source(),
+            activation_source(cfg, self.model, override_dataset),
             cfg.train_batch_size_tokens,
             cfg.n_batches_in_buffer * cfg.train_batch_size_tokens,
             cfg.activations_mixing_fraction,
@@ -96,7 +89,7 @@ class VisionSAETrainingRunner(TrainingRunner):
             logger.info("Trained on %d tokens of %d images.", trainer.n_training_samples, store.n_images)
             if store.n_bad_images:
                 logger.warning(
-                    "%d images could not be used. The first: %s", store.n_bad_images, self.images.first_errors[:1]
+                    "%d images could not be used. The first: %s", store.n_bad_images, store.source.first_errors[:1]
                 )
 
     @override
@@ -112,40 +105,6 @@ class VisionSAETrainingRunner(TrainingRunner):
         metadata.n_prefix_tokens = model.cfg.n_prefix_tokens
         metadata.image_processor = model.image_processor.to_dict()
         metadata.sae_lens_sparsemax_version = __version__
-
-    def _image_loader(self, dataset: ImageDataset | None) -> ImageLoader:
-        cfg = self.cfg
-        if self.model.image_processor is None:
-            raise ValueError(f"The model {cfg.model_name!r} has no image processor to prepare images with.")
-        if dataset is None:
-            dataset = load_image_dataset(
-                cfg.dataset_path,
-                split=cfg.dataset_split,
-                config=cfg.dataset_config,
-                image_column=cfg.image_column,
-                streaming=cfg.streaming,
-            )
-        return ImageLoader(
-            encoded_images(dataset, cfg.image_column),
-            self.model.image_processor,
-            cfg.store_batch_size_images,
-            image_column=cfg.image_column,
-            n_workers=cfg.n_decode_workers,
-            seed=cfg.seed,
-            max_bad_fraction=cfg.max_bad_image_fraction,
-        )
-
-    def _activation_source(self) -> ActivationSource:
-        cfg = self.cfg
-        return ModelActivations(
-            self.model,
-            self.images,
-            cfg.hook_name,
-            cfg.tokens,
-            dtype=str_to_dtype(cfg.dtype),
-            device=cfg.act_store_device,
-            autocast=cfg.autocast_model,
-        )
 
     def _new_sae(self) -> TrainingSAE[Any]:
         if self.cfg.from_pretrained_path is not None:

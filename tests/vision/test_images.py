@@ -6,6 +6,7 @@ import datasets
 import PIL.Image
 import pytest
 import torch
+import transformers
 
 from sae_lens_sparsemax.vision.image_data import class_names_of, encoded_images, load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader, decode_image
@@ -50,6 +51,27 @@ def test_continues_at_every_position(streaming, n_workers):
 def test_stream_is_read_again_from_its_start():
     rows = [row for b in take(loader(gray_levels(6).to_iterable_dataset()), 3) for row in rows_of(b)]
     assert rows == [0, 1, 2, 3, 4, 5] * 2
+
+
+def test_images_that_have_the_models_size_give_the_same_pixels_as_resized_ones():
+    noise = [PIL.Image.effect_noise(size, 90) for size in ((16, 16), (16, 23), (40, 16), (16, 16))]
+    features = datasets.Features({"image": datasets.Image()})
+    data = datasets.Dataset.from_dict({"image": [encoded(image) for image in noise]}, features=features)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)
+    batch = next(ImageLoader(encoded_images(data, "image"), processor, 4, seed=None).batches())
+    expected = processor([image.convert("RGB") for image in noise], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch.pixel_values, expected)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_pass_ends_with_the_last_image(streaming, n_workers):
+    data = gray_levels(10).to_iterable_dataset() if streaming else gray_levels(10)
+    images = loader(data, n_workers=n_workers)
+    batches = list(images.batches(one_pass=True))
+    assert [len(rows_of(batch)) for batch in batches] == [4, 4, 2]
+    assert sorted(row for batch in batches for row in rows_of(batch)) == list(range(10))
+    assert list(images.batches(batches[-1].position, one_pass=True)) == []
 
 
 def test_loading_images_leaves_the_random_generator_alone():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.vision import HookedViT
+from sae_lens_sparsemax.vision.cache_runner import VisionCacheActivationsRunner
 from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
 from sae_lens_sparsemax.vision.runner import VisionSAETrainingRunner
 from tests.vision.tiny_images import gray_levels
@@ -89,15 +90,20 @@ from tests.vision.tiny_training import config
 from sae_lens_sparsemax.vision.runner import VisionSAETrainingRunner
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 cfg = config(folder, "sparsemax", training_tokens=150 * 16, n_checkpoints=30, n_decode_workers=1,
-             checkpoint_path=str(out / "checkpoints"), output_path=str(out / "output"))
+             cached_activations_path=sys.argv[3] or None, checkpoint_path=str(out / "checkpoints"),
+             output_path=str(out / "output"))
 VisionSAETrainingRunner(cfg).run()
 """
 
 
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_killed_at_a_random_moment_the_run_resumes_to_the_same_weights(folder, tmp_path, number):
+def test_killed_at_a_random_moment_the_run_resumes_to_the_same_weights(folder, tmp_path, number, cached):
+    cache = str(tmp_path / "cache") if cached else None
+    if cache is not None:
+        VisionCacheActivationsRunner(config(folder, cached_activations_path=cache), shard_bytes=8_192).run()
     process = subprocess.Popen(
-        [sys.executable, "-c", _TRAIN, str(folder), str(tmp_path)],
+        [sys.executable, "-c", _TRAIN, str(folder), str(tmp_path), cache or ""],
         env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "", "HF_HUB_OFFLINE": "1"},
         stderr=subprocess.PIPE,
     )
@@ -112,7 +118,7 @@ def test_killed_at_a_random_moment_the_run_resumes_to_the_same_weights(folder, t
     before = list_checkpoints(tmp_path / "checkpoints")
     assert len(before) < 30, "the run was over before it was killed"
 
-    common = {"training_tokens": 150 * 16, "n_decode_workers": 0}
+    common = {"training_tokens": 150 * 16, "n_decode_workers": 0, "cached_activations_path": cache}
     resumed = config(
         folder, "sparsemax", resume_from_checkpoint=str(before[-1]), output_path=str(tmp_path / "output"), **common
     )
