@@ -3,9 +3,9 @@
 {
   const { h, svg, number } = explorer;
 
-  /** Round numbers between two ends, at most `most` of them. */
-  function ticks(low, high, most) {
-    const rough = (high - low) / most || 1;
+  /** Round numbers between two ends, at most `most` of them; `whole` for whole numbers alone. */
+  function ticks(low, high, most, whole = false) {
+    const rough = Math.max((high - low) / most || 1, whole ? 1 : 0);
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => (high - low) / s <= most) ?? rough;
     const found = [];
@@ -17,7 +17,8 @@
   /**
    * Bars of equal width.
    * @param bars { low, width, counts }: lower edge of the first bar, width of each, heights
-   * @param options { label, x, tick, log }: what it shows, name of the axis, how ticks are written, heights on a log scale
+   * @param options { label, x, tick, log, whole }: what it shows, name of the axis, how ticks are written, heights on a log scale,
+   *   ticks at whole numbers alone
    */
   explorer.histogram = (bars, options) => {
     const { low, width, counts } = bars;
@@ -60,7 +61,7 @@
               ),
         ),
         svg("line", { class: "axis", x1: left, x2: W - left, y1: H - bottom, y2: H - bottom }),
-        ticks(low, high, 6).map((value) =>
+        ticks(low, high, 6, options.whole).map((value) =>
           svg(
             "text",
             { class: "tick", x: Math.min(Math.max(x(value), 14), W - 14), y: H - bottom + 15, "text-anchor": "middle" },
@@ -130,9 +131,10 @@
     );
   };
 
-  /** Shares as bars beside their names. */
-  explorer.shares = (rows, label) =>
-    h(
+  /** Shares as bars beside their names, the largest as wide as there is room. */
+  explorer.shares = (rows, label) => {
+    const most = Math.max(...rows.map(([, share]) => share));
+    return h(
       "table",
       { class: "shares", "aria-label": label },
       h(
@@ -146,7 +148,7 @@
             h(
               "td",
               { class: "bar-cell" },
-              h("span", { class: "share", style: { width: `${Math.max(0.5, 100 * share)}%` } }),
+              h("span", { class: "share", style: { width: `${Math.max(0.5, (100 * share) / most)}%` } }),
             ),
             h("td", {}, explorer.percent(share)),
             note ? h("td", { class: "quiet" }, note) : null,
@@ -154,6 +156,7 @@
         ),
       ),
     );
+  };
 }
 explorer.power = (exponent) =>
   Number.isInteger(exponent)

@@ -60,6 +60,7 @@
             label: `${one.name}: concepts by frequency`,
             x: "share of the tokens",
             tick: explorer.power,
+            whole: true,
             caption: "Concepts by the share of tokens on which they are active",
           }),
           explorer.histogram(one.l0_histogram, {

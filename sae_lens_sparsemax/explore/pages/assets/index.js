@@ -33,6 +33,7 @@
             label: "Concepts by frequency",
             x: "share of the tokens",
             tick: explorer.power,
+            whole: true,
           }),
         ),
         explorer.section(
