@@ -73,14 +73,6 @@ def _run(words: list[str]) -> int:
     return COMMANDS[options.command].run(options, overrides)
 
 
-_QUICKSTART_OUTPUT = {"text": "output/quickstart", "vision": "output/quickstart_vision"}
-_HELD_OUT = {"text": "text", "vision": "drawings"}
-_QUICKSTART_NEXT = {
-    "text": "  sparsemax-sae evaluate {folder} --dataset-split validation",
-    "vision": "  sparsemax-sae train configs/vision/clip_vit_b16_sparsemax.yaml --dry-run",
-}
-
-
 def _parser() -> argparse.ArgumentParser:
     from sae_lens_sparsemax import __version__
 

@@ -12,7 +12,7 @@ from sae_lens_sparsemax.benchmark.machine import machine
 from sae_lens_sparsemax.benchmark.vision_problem import RANDOM_VIT, VisionProblem
 from sae_lens_sparsemax.benchmark.vision_step import PARTS, step_cost
 from sae_lens_sparsemax.benchmark.vision_store import store_throughput
-from sae_lens_sparsemax.memory import use_huge_pages
+from sae_lens_sparsemax.memory import keep_freed_memory
 
 EPILOG = """\
 examples:
@@ -34,7 +34,7 @@ _LABELS = {
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     args = _parser().parse_args(arguments)
-    use_huge_pages()
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     problem = VisionProblem(**{field.name: getattr(args, field.name) for field in dataclasses.fields(VisionProblem)})
@@ -53,15 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         lines += ["| part of a step | seconds | share |", "|---|---|---|"]
         lines += [
-            f"| {label} | {cost[name]:.2f} | {100 * cost[name] / cost['step']:.0f} % |"  # type: ignore[operator]
+            f"| {label} | {cost[name]:.2f} | {100 * cost[name] / cost['step']:.0f} % |"
             for name, label in {**PARTS, "step": "whole step"}.items()
         ]
-        lines += [f"{cost['images']:.2f} images a second; peak memory of the process {_gb(cost['peak_bytes'])}"]
+        lines += [f"{cost['images']:.2f} images a second; peak memory of the process {cost['peak_bytes'] / 1e9:.2f} GB"]
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _gb(n_bytes: float | None) -> str:
-    return "not measured" if n_bytes is None else f"{n_bytes / 1e9:.2f} GB"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     store.add_argument("--rounds", type=int, default=5, help="turns of which the median counts")
     store.add_argument("--with-cache", action="store_true", help="also read activations cached on disk")
     step = commands.add_parser("step", help="time and memory of a training step")
-    step.add_argument("--steps", type=int, default=5, help="steps that count")
+    step.add_argument("--steps", type=int, default=10, help="steps that count")
     for command in (store, step):
         command.add_argument("--model", default=default.model, help=f"folder or hub id (default {RANDOM_VIT})")
         command.add_argument("--images", help="parquet file, folder or hub id")

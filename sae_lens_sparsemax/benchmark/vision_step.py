@@ -78,15 +78,15 @@ class _TimedRunner(VisionSAETrainingRunner):
         return super().run_trainer_with_interruption_handling(trainer)
 
 
-def step_cost(problem: VisionProblem, steps: int) -> dict[str, float | None]:
+def step_cost(problem: VisionProblem, steps: int) -> dict[str, float]:
     """Median seconds of the parts of a training step, and the process's peak memory in bytes.
 
-    The first step, which fills the shuffle buffer, and the last, which ends with the run, do not count. A step sees
-    `train_batch` tokens; the model has to run for as many only when the buffer is refilled, so with a buffer of more
-    than two batches the seconds of the model are means over the refills.
+    The first step, which fills the shuffle buffer, and the last, which ends with the run, do not count. The model runs
+    when the buffer is refilled, half of it at a time; its seconds are means over the steps, so count a multiple of
+    half of `buffer_batches` steps.
 
     Returns:
-        The keys of `PARTS`, `step`, `images` (a second) and `peak_bytes` (None where it cannot be measured).
+        The keys of `PARTS`, `step`, `images` (a second) and `peak_bytes`.
     """
     cfg = problem.training_config((steps + 2) * problem.train_batch)
     runner = _TimedRunner(cfg, problem.load_model(), problem.load_images())

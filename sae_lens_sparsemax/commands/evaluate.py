@@ -78,26 +78,35 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         suites = suites if suite == "all" else suites[:1]
     else:
         suites = [suite]
-    for each in suites:
+    for each, own in _shares(suites, settings).items():
         if each == "saelens":
-            _saelens(options, settings, shared_only=len(suites) > 1)
+            _saelens(options, own, beside_text=len(suites) > 1)
         else:
-            _suite(options, each, settings)
+            _suite(options, each, own)
     return 0
 
 
-def _saelens(
-    options: argparse.Namespace,
-    settings: dict[str, Any],
-    shared_only: bool,
-) -> None:
+def _shares(suites: list[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each suite: all of them where there is one, else those that it knows."""
+    if len(suites) == 1:
+        return {suites[0]: settings}
+    from sae_lens_sparsemax.config_values import refuse_unknown_keys
+    from sae_lens_sparsemax.harness import EvaluationSettings
+    from sae_lens_sparsemax.suites.text import TextSuiteSettings
+
+    known = {
+        name: {field.name for field in dataclasses.fields(of)}
+        for name, of in (("saelens", EvaluationSettings), ("text", TextSuiteSettings))
+    }
+    refuse_unknown_keys(settings, set.union(*known.values()), "")
+    return {suite: {key: settings[key] for key in settings if key in known[suite]} for suite in suites}
+
+
+def _saelens(options: argparse.Namespace, settings: dict[str, Any], beside_text: bool) -> None:
     from sae_lens_sparsemax.config_values import build
     from sae_lens_sparsemax.evaluation.results import save_json
     from sae_lens_sparsemax.harness import EvaluationSettings, evaluate_sae, load_sae, results_table
 
-    if shared_only:
-        names = {field.name for field in dataclasses.fields(EvaluationSettings)}
-        settings = {key: value for key, value in settings.items() if key in names}
     given = build(EvaluationSettings, settings)
     result = evaluate_sae(load_sae(options.path, given.device), given)
     on = result["on"]
@@ -106,15 +115,11 @@ def _saelens(
     folder = Path(options.path)
     output = options.output or (folder / "evaluation.json" if folder.is_dir() else None)
     if output is not None:
-        output = output / "saelens.json" if shared_only and options.output else output
+        output = output / "saelens.json" if beside_text and options.output else output
         print(f"All metrics: {save_json(result, output)}")
 
 
-def _suite(
-    options: argparse.Namespace,
-    suite: Any,
-    settings: dict[str, Any],
-) -> None:
+def _suite(options: argparse.Namespace, suite: Any, settings: dict[str, Any]) -> None:
     from sae_lens_sparsemax.suites import evaluate_suite
     from sae_lens_sparsemax.suites.report import tables
 

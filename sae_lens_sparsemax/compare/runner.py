@@ -38,7 +38,7 @@ def compare(cfg: CompareConfig) -> Path:
         cfg: The settings.
 
     Returns:
-        The Markdown table; `table.csv`, `runs.csv` and `pareto_*.png` lie beside it.
+        The Markdown table; `table.csv`, `matched.csv`, `runs.csv`, `pareto.png` and `pareto_*.png` lie beside it.
 
     Raises:
         ValueError: If the data is too small, the disk too full, or a setting wrong.

@@ -42,8 +42,9 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
         k = round(mean_l0) if architecture == "topk" else round(float(mean_l0), 2)
         kept = {key: value for key, value in sae.items() if key in shared}
         sae_settings = {"architecture": architecture, **kept, "k": k}
-        # Finds settings that the other architecture does not take before anybody trains with them.
-        TrainingSAEConfig.from_dict(sae_settings)
+        # Finds settings that the other architecture does not take before anybody trains with them. The width may be
+        # left to the model.
+        TrainingSAEConfig.from_dict({"d_in": 1, **sae_settings})
         matched[architecture] = {**settings, "sae": sae_settings}
         for key in ("output_path", "checkpoint_path"):
             if settings.get(key):

@@ -72,12 +72,15 @@ class VisionModel:
             return self._embed_through_hook
         layer = int(after.group(1)) + 1
         seen: list[torch.Tensor] = []  # pixels, residual stream, and what the SAE reads of it
+        version = -1  # of the pixels, which a caller may have changed in place
 
         def embed(pixel_values: torch.Tensor, edit: Edit | None = None) -> torch.Tensor:
+            nonlocal version
             with torch.no_grad():
                 if edit is None:
                     return self.model(pixel_values)
-                if not seen or seen[0] is not pixel_values:
+                if not seen or seen[0] is not pixel_values or version != pixel_values._version:
+                    version = pixel_values._version
                     resid = self.model(pixel_values, stop_at_layer=layer)
                     seen[:] = [pixel_values, resid, resid[:, self.positions]]
                 changed = seen[1].clone()

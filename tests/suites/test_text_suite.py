@@ -97,6 +97,17 @@ def test_a_finished_group_is_not_measured_again(folder, capsys):
     assert "CE degradation" in printed.out and "explained variance" in printed.out
 
 
+def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
+    command = ["evaluate", str(folder), "--suite", "all", "--batches", "1", "--batch_size", "2", "--n_tokens", "48"]
+    assert main([*command, "--n_token", "48"]) == 2  # in neither of the two
+    assert "'n_token' is not a valid key" in capsys.readouterr().err
+    assert main([*command, "--n_prediction_tokens", "24"]) == 0
+    printed = capsys.readouterr().out
+    assert "CE loss score (1 is best)" in printed and "held_out/predictions" in printed
+    assert "saelens" in json.loads((folder / "evaluation.json").read_text())
+    assert (folder / "evaluation" / "text" / "report.md").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

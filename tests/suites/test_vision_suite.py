@@ -115,6 +115,8 @@ def test_an_sae_on_the_cls_token_changes_that_token_alone():
 
     expected = model.model.run_with_hooks(pixels, fwd_hooks=[(HOOK, zero_cls)])
     assert torch.allclose(embed(pixels, torch.zeros_like), expected, atol=1e-6)
+    pixels.neg_()  # in place: what was kept of these pixels no longer holds
+    assert torch.equal(embed(pixels, lambda acts: acts), model.model(pixels))
 
 
 def test_complexity_is_that_of_the_pixels_the_model_sees():

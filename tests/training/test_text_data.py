@@ -4,7 +4,11 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from sae_lens_sparsemax.compare.text import part_of_document
+from sae_lens_sparsemax.config_file import config_from_values
+from sae_lens_sparsemax.training.held_out import part_of_dataset
 from sae_lens_sparsemax.training.text_data import load_text_dataset
+from tests.tiny_language_model import documents
 
 TEXTS = ["one two", "three four", "five"]
 
@@ -96,3 +100,49 @@ def test_missing_folders_and_splits_are_named(tmp_path):
     DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="no split 'test', only 'train'"):
         load_text_dataset(str(tmp_path / "saved"), split="test")
+
+
+def test_documents_that_are_held_out_are_never_trained_on(tmp_path, tiny_model_folder):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(30)))
+    values = {
+        "model_name": str(tiny_model_folder),
+        "model_class_name": "TransformerBridge",
+        "hook_name": "blocks.0.hook_resid_post",
+        "dataset_path": str(path),
+        "held_out_fraction": 0.25,
+        "context_size": 16,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 8,
+        "train_batch_size_tokens": 32,
+        "training_tokens": 64,
+        "output_path": None,
+        "checkpoint_path": None,
+        "verbose": False,
+        "sae": {"d_sae": 32},
+    }
+    runner = config_from_values(values).make_runner()
+    trained_on = {row["text"] for row in runner.activations_store.dataset}
+    parts = {text: part_of_document(text, 0.25) for text in documents(30)}
+    assert trained_on == {text for text, part in parts.items() if part == "train"}
+    assert set(parts.values()) == {"train", "validation", "held_out"}
+    assert runner.run().cfg.metadata.held_out_fraction == 0.25
+
+
+def test_only_documents_can_be_held_out(tmp_path):
+    data = Dataset.from_list([{"tokens": [1, 2, 3]}])
+    with pytest.raises(ValueError, match="'pile' has no text"):
+        part_of_dataset(data, "train", 0.1, "pile")
+    with pytest.raises(ValueError, match="No document of 'pile' belongs to the part 'held_out'"):
+        part_of_dataset(Dataset.from_list([{"text": "a"}]), "held_out", 1e-9, "pile")
+    with pytest.raises(ValueError, match="'held_out_fraction' must lie between 0 and 0.5"):
+        config_from_values(
+            {
+                "model_name": "m",
+                "hook_name": "h",
+                "dataset_path": "d",
+                "held_out_fraction": 0.5,
+                "n_batches_in_buffer": 64,
+                "sae": {"d_sae": 64},
+            }
+        )

@@ -1,0 +1,37 @@
+"""The comparisons that come with the project can be read, and ask for what the README says of them."""
+
+from pathlib import Path
+
+import pytest
+
+from sae_lens_sparsemax.compare.loading import config_from_yaml
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_valid_at_every_sparsity(path):
+    cfg = config_from_yaml(path, {} if "synthetic" in path.stem else {"model_name": "given on the command line"})
+    assert cfg.output_path == f"output/compare/{path.stem}"
+    for arm in cfg.arms:
+        for sparsity in arm.sparsities:
+            arm.sae_config(sparsity, d_in=8, d_sae=cfg.d_sae)
+    if path.stem.endswith(("_all", "_ablation")):
+        assert len(cfg.seeds) == 3
+
+
+@pytest.mark.parametrize("name", ["synthetic", "smollm2", "mini_clip"])
+def test_all_of_saelens_trainable_architectures_are_compared(name):
+    path = CONFIGS[0].parent / f"{name}_all.yaml"
+    cfg = config_from_yaml(path, {} if name == "synthetic" else {"model_name": "given"})
+    architectures = {arm.architecture for arm in cfg.arms}
+    assert {"sparsemax", "standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk"} <= architectures
+
+
+@pytest.mark.parametrize("name", ["synthetic", "smollm2", "mini_clip"])
+def test_the_ablation_crosses_structure_and_gate(name):
+    path = CONFIGS[0].parent / f"{name}_ablation.yaml"
+    cfg = config_from_yaml(path, {} if name == "synthetic" else {"model_name": "given"})
+    configs = [arm.sae_config(arm.sparsities[0], d_in=8, d_sae=cfg.d_sae) for arm in cfg.arms]
+    found = {(sae.structure, sae.gate) for sae in configs}
+    assert found == {(s, g) for s in ("cross_attention", "mlp") for g in ("sparsemax", "relu")}
