@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, help="images (default 5000) or contexts (default 2000) to read")
     parser.add_argument("--batch-size", type=int, default=32, help="images or contexts at a time (default 32)")
     parser.add_argument("--encoder", help="independent vision model to measure monosemanticity with")
+    parser.add_argument("--words", help="file of words to guess concept names from, or 'shipped' (CLIP, SigLIP)")
     parser.add_argument("--examples", type=int, help="examples of each concept (default 12)")
     parser.add_argument("--showcase", type=int, default=24, help="images or contexts with their own page (default 24)")
     parser.add_argument("--megabytes", type=int, default=200, help="largest size of the folder per SAE (default 200)")

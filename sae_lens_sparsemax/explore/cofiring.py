@@ -8,19 +8,21 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.evaluation.activations import SparseActs
 
 MAX_TOKENS = 20_000
-MAX_ENTRIES = 4_000_000
-_BLOCK = 512
+MAX_PAIRS = 200_000_000
+"""Of concepts on the same token, over all tokens of a sample: what counting them takes."""
+# Pairs counted at a time: 100 MB.
+_PAIRS_AT_A_TIME = 4_000_000
 # A pair seen together less often says nothing.
 MIN_TOGETHER = 3
 
 
 class TokenSample:
-    """The active concepts of every `stride`-th token, up to MAX_TOKENS of them and MAX_ENTRIES activations."""
+    """The active concepts of every `stride`-th token, up to MAX_TOKENS of them and about MAX_PAIRS pairs."""
 
     def __init__(self, d_sae: int, n_tokens_expected: int) -> None:
         self.d_sae = d_sae
         self.stride = max(1, -(-n_tokens_expected // MAX_TOKENS))
-        self.n_seen, self.n_tokens = 0, 0
+        self.n_seen, self.n_tokens, self.n_pairs = 0, 0, 0
         self.row = torch.zeros(0, dtype=torch.int32)
         self.col = torch.zeros(0, dtype=torch.int32)
 
@@ -29,7 +31,7 @@ class TokenSample:
         number = torch.arange(self.n_seen, self.n_seen + acts.n_rows)
         self.n_seen += acts.n_rows
         chosen = number % self.stride == 0
-        if not chosen.any() or len(self.col) >= MAX_ENTRIES or self.n_tokens >= MAX_TOKENS:
+        if not chosen.any() or self.n_pairs >= MAX_PAIRS or self.n_tokens >= MAX_TOKENS:
             return
         place = chosen.cumsum(0) - 1 + self.n_tokens
         row, col = acts.row.cpu(), acts.col.cpu()
@@ -37,6 +39,7 @@ class TokenSample:
         self.row = torch.cat([self.row, place[row[mine]].int()])
         self.col = torch.cat([self.col, col[mine].int()])
         self.n_tokens += int(chosen.sum())
+        self.n_pairs += int(torch.bincount(row[mine], minlength=1).square().sum())
 
 
 class Neighbours(NamedTuple):
@@ -52,32 +55,52 @@ def cofiring_concepts(sample: TokenSample, k: int, *, progress: bool = True) -> 
     """
     The k concepts that share most tokens with each concept, by n_both / n_either (the Jaccard index).
 
-    Pairs seen together on fewer than MIN_TOGETHER tokens of the sample are left out. Counts are made for a block
-    of concepts at a time, so the square of d_sae is never held.
+    Pairs seen together on fewer than MIN_TOGETHER tokens of the sample are left out. Only pairs that occur are
+    counted, those of a few concepts at a time, so the square of d_sae is never held.
     """
     d_sae, k = sample.d_sae, min(k, sample.d_sae)
-    concept = torch.full((d_sae, k), -1, dtype=torch.int64)
-    value = torch.zeros(d_sae, k)
-    col, row = sample.col.long(), sample.row.long()
-    n_active = torch.bincount(col, minlength=d_sae).float()
-    by_concept = torch.sparse_coo_tensor(
-        torch.stack([col, row]), torch.ones(len(col)), (d_sae, max(1, sample.n_tokens)), check_invariants=False
-    ).coalesce()
+    found = Neighbours(torch.full((d_sae, k), -1, dtype=torch.int64), torch.zeros(d_sae, k))
+    row, col = sample.row.long(), sample.col.long()
+    l0 = torch.bincount(row, minlength=sample.n_tokens)
+    token_start = l0.cumsum(0) - l0
     order = col.argsort(stable=True)
-    row_by_concept, start = row[order], torch.cat([torch.zeros(1), n_active]).cumsum(0).long()
-    for first in tqdm(range(0, d_sae, _BLOCK), desc="Co-firing", disable=not progress, leave=False):
-        last = min(first + _BLOCK, d_sae)
-        rows = row_by_concept[start[first] : start[last]]
-        if not len(rows):
-            continue
-        owner = torch.repeat_interleave(torch.arange(last - first), n_active[first:last].long())
-        block = torch.zeros(max(1, sample.n_tokens), last - first)
-        block[rows, owner] = 1
-        together = torch.sparse.mm(by_concept, block).T
-        jaccard = together / (n_active[first:last, None] + n_active - together).clamp(min=1)
-        jaccard[together < MIN_TOGETHER] = 0
-        jaccard[torch.arange(last - first), torch.arange(first, last)] = 0
-        best = jaccard.topk(k, dim=-1)
-        value[first:last] = best.values
-        concept[first:last] = torch.where(best.values > 0, best.indices, -1)
-    return Neighbours(concept, value)
+    n_active = torch.bincount(col, minlength=d_sae)
+    # Pairs up to and with each concept say where a block of concepts ends.
+    n_pairs = torch.zeros(d_sae, dtype=torch.int64).index_add_(0, col, l0[row]).cumsum(0)
+    block_of = n_pairs // _PAIRS_AT_A_TIME
+    ends = [*(block_of.diff().nonzero().flatten() + 1).tolist(), d_sae]
+    entry_end = n_active.cumsum(0)
+    first = 0
+    for last in tqdm(ends, desc="Co-firing", disable=not progress, leave=False):
+        entries = order[int(entry_end[first] - n_active[first]) : int(entry_end[last - 1])]
+        _count_block(found, entries, row, col, l0, token_start, n_active)
+        first = last
+    return found
+
+
+def _count_block(
+    found: Neighbours,
+    entries: torch.Tensor,
+    row: torch.Tensor,
+    col: torch.Tensor,
+    l0: torch.Tensor,
+    token_start: torch.Tensor,
+    n_active: torch.Tensor,
+) -> None:
+    """Fill in the concepts whose activations, all of them, are `entries`."""
+    d_sae, k = found.concept.shape
+    length = l0[row[entries]]
+    within = torch.arange(int(length.sum())) - (length.cumsum(0) - length).repeat_interleave(length)
+    other = col[token_start[row[entries]].repeat_interleave(length) + within]
+    pairs, together = (col[entries].repeat_interleave(length) * d_sae + other).unique(return_counts=True)
+    concept, other = pairs // d_sae, pairs % d_sae
+    usable = (together >= MIN_TOGETHER) & (concept != other)
+    concept, other, together = concept[usable], other[usable], together[usable]
+    jaccard = together / (n_active[concept] + n_active[other] - together)
+    best = jaccard.argsort(descending=True, stable=True)
+    best = best[concept[best].argsort(stable=True)]
+    n_others = torch.bincount(concept, minlength=d_sae)
+    rank = torch.arange(len(best)) - (n_others.cumsum(0) - n_others)[concept[best]]
+    best, rank = best[rank < k], rank[rank < k]
+    found.concept[concept[best], rank] = other[best]
+    found.value[concept[best], rank] = jaccard[best]

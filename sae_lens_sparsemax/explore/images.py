@@ -45,9 +45,7 @@ class ImageStream:
         same_data = settings.dataset is None
         self.split = settings.dataset_split or (same_data and meta.dataset_split) or "train"
         self.image_column = settings.image_column or (same_data and meta.image_column) or "image"
-        self.model = HookedViT.from_pretrained(
-            self.model_name, settings.device, **(meta.model_from_pretrained_kwargs or {})
-        )
+        self.model = _load_model(self.model_name, settings.device, meta.model_from_pretrained_kwargs or {})
         if self.model.image_processor is None:
             raise ValueError(f"The model {self.model_name!r} has no image processor to prepare images with.")
         self.hook_name = self.model.resolve_hook_name(_given("hook_name", meta.hook_name))
@@ -66,7 +64,7 @@ class ImageStream:
         self.n_prefix_tokens = self.model.cfg.n_prefix_tokens if self.tokens == "all" else 0
         self.label_column = settings.label_column if _has_classes(data, settings.label_column) else None
         self.class_names = class_names_of(data, self.label_column) if self.label_column else []
-        self.encoder = HookedViT.from_pretrained(settings.encoder, settings.device) if settings.encoder else None
+        self.encoder = _load_model(settings.encoder, settings.device, {}) if settings.encoder else None
         self.d_embedding = self._embed([decode_image(data[0][self.image_column])]).shape[-1] if self.encoder else 0
         self.rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(_SEED))[: self.n_samples]
         """Row in the data set of each sample."""
@@ -131,6 +129,14 @@ class ImageStream:
         embeds = self.encoder(self.encoder.preprocess(images))
         assert embeds is not None
         return embeds.float().cpu()
+
+
+def _load_model(name: str, device: str, kwargs: dict[str, Any]) -> HookedViT:
+    try:
+        return HookedViT.from_pretrained(name, device, **kwargs)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"The model {name!r} could not be loaded; give --model if it has moved: {reason}") from error
 
 
 def _given(name: str, value: Any) -> Any:

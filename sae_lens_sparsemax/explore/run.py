@@ -13,6 +13,7 @@ from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
 from sae_lens_sparsemax.explore.decoder import decoder_rows, nearest_concepts
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.images import ImageStream
+from sae_lens_sparsemax.explore.names import guess_names
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.pages.report import SAEReport
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -100,6 +101,11 @@ def _report(path: str, name: str, settings: ExploreSettings, state_file: Path, p
     if isinstance(stream, TextStream):
         matrix = unembedding(stream.model, stream.on["hook_name"], sae.cfg.d_in)
         logits = None if matrix is None else token_logits(rows, matrix.to(rows.device), _LOGITS, progress=progress)
+    names = None
+    if settings.words is not None:
+        if isinstance(stream, TextStream):
+            raise ValueError("'words' names the concepts of images; this SAE reads text.")
+        names = guess_names(stream, statistics.examples, settings.words, progress=progress)
     meta = sae.cfg.metadata
     return SAEReport(
         name=name,
@@ -110,6 +116,7 @@ def _report(path: str, name: str, settings: ExploreSettings, state_file: Path, p
         near=nearest_concepts(rows, _NEIGHBOURS, progress=progress),
         cofiring=cofiring_concepts(statistics.cofiring, _NEIGHBOURS, progress=progress),
         logits=logits,
+        names=names,
     )
 
 

@@ -31,6 +31,9 @@ class ExploreSettings:
     """Images or contexts at a time."""
     encoder: str | None = None
     """Vision model, independent of the SAE's, to measure monosemanticity with; None leaves it out."""
+    words: str | None = None
+    """File of words, one a line, of which the nearest is guessed as a concept's name by a CLIP or SigLIP model's own
+    text embeddings; `"shipped"` for all names of classes in the package. None guesses no names."""
     examples: int | None = None
     """Examples kept of each concept; by default 12."""
     showcase: int = 24

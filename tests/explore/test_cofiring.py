@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from sae_lens_sparsemax.explore import cofiring
@@ -12,8 +13,9 @@ def sample_of(acts: torch.Tensor, batch_size: int = 10) -> TokenSample:
     return sample
 
 
-def test_it_ranks_by_shared_tokens_over_tokens_of_either(monkeypatch):
-    monkeypatch.setattr(cofiring, "_BLOCK", 7)  # several blocks, the last one shorter
+@pytest.mark.parametrize("pairs_at_a_time", [1, 300, 10**6])
+def test_it_ranks_by_shared_tokens_over_tokens_of_either(monkeypatch, pairs_at_a_time):
+    monkeypatch.setattr(cofiring, "_PAIRS_AT_A_TIME", pairs_at_a_time)
     acts = (torch.rand(200, 20, generator=torch.Generator().manual_seed(0)) < 0.2).float()
     found = cofiring_concepts(sample_of(acts), 4, progress=False)
     on = acts.bool()
@@ -22,7 +24,8 @@ def test_it_ranks_by_shared_tokens_over_tokens_of_either(monkeypatch):
         jaccard = both / (on[:, [a]] | on).sum(0)
         jaccard[(both < MIN_TOGETHER) | (torch.arange(20) == a)] = 0
         torch.testing.assert_close(found.value[a], jaccard.topk(4).values)
-        torch.testing.assert_close(jaccard[found.concept[a]], found.value[a])
+        named = found.concept[a][found.concept[a] >= 0]
+        torch.testing.assert_close(jaccard[named], found.value[a, : len(named)])
 
 
 def test_pairs_seen_together_once_are_left_out():
@@ -41,7 +44,12 @@ def test_of_many_tokens_a_regular_sample_is_held(monkeypatch):
         assert sample.row.tolist() == list(range(20))
 
 
-def test_a_sample_stops_growing_when_it_holds_too_many_activations(monkeypatch):
-    monkeypatch.setattr(cofiring, "MAX_ENTRIES", 25)
+def test_a_sample_stops_growing_when_its_pairs_would_take_too_long_to_count(monkeypatch):
+    monkeypatch.setattr(cofiring, "MAX_PAIRS", 250)
     sample = sample_of(torch.ones(100, 10), batch_size=1)
-    assert len(sample.col) == 30 and sample.n_tokens == 3
+    assert sample.n_tokens == 3 and len(sample.col) == 30
+
+
+def test_an_empty_sample_has_no_neighbours():
+    found = cofiring_concepts(sample_of(torch.zeros(5, 4)), 2, progress=False)
+    assert (found.concept == -1).all()

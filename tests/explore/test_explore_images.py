@@ -89,6 +89,12 @@ def test_a_data_set_that_is_gone_is_an_error_in_one_sentence(image_world, tmp_pa
         explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
 
 
+def test_a_model_that_has_moved_is_an_error_that_says_what_to_do(image_world, tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere' could not be loaded; give --model if it has moved"):
+        settings = ExploreSettings(model=str(tmp_path / "nowhere"))
+        explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
+
+
 def test_saes_of_other_models_are_not_put_beside_each_other(image_world, text_world, tmp_path):
     with pytest.raises(ValueError, match="cannot be compared: their model"):
         paths = [str(image_world / "sae"), str(text_world / "sae")]

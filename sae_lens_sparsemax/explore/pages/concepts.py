@@ -96,7 +96,7 @@ def _concept(data: SAEReport, c: int, n_examples: int) -> dict[str, Any]:
                 for t, v in zip(tokens.tolist(), values.tolist(), strict=True)
             ]
     if data.names is not None and (name := data.names[c]) is not None:
-        page["name"] = [name[0], rounded(name[1], 3)]
+        page["name"] = [name.name, rounded(name.similarity, 3)]
     return page
 
 

@@ -112,7 +112,9 @@ def _labels(report: SAEReport, tokens: dict[int, torch.Tensor]) -> tuple[list[st
         }
     note = "Spread most evenly over the classes, of those active on at least ten images."
     if statistics.classes is None:
-        return [""] * statistics.d_sae, {"unclear": [], "unclear_note": "The images have no classes to judge by."}
+        guesses = report.names or [None] * statistics.d_sae
+        labels = [f"perhaps {guess.name}" if guess else "" for guess in guesses]
+        return labels, {"unclear": [], "unclear_note": "The images have no classes to judge by."}
     unclear = failures.unclear_by_entropy(statistics, _FAILURES_SHOWN)
     return class_labels(statistics, stream.class_names), {"unclear": unclear, "unclear_note": note}
 

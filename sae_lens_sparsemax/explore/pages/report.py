@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sae_lens_sparsemax.concepts.naming import ConceptName
 from sae_lens_sparsemax.explore.cofiring import Neighbours
 from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
@@ -31,5 +32,5 @@ class SAEReport:
     """Nearest concepts by the tokens they share."""
     logits: TokenLogits | None = None
     """Tokens promoted and suppressed; None where there is no unembedding."""
-    names: list[tuple[str, float] | None] | None = None
-    """A guess at a name of each concept with its cosine; None where there is none."""
+    names: list[ConceptName | None] | None = None
+    """A guess at a name of each concept; None where there is none."""

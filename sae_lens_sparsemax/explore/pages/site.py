@@ -15,7 +15,7 @@ MARKER = "data/explore.js"
 """The file by which a folder is known to be one of these."""
 _SHARED = ("core", "charts", "levels", "pictures", "texts", "cards")
 _PAGES = {
-    "index": ("Concepts", ()),
+    "index": ("Concepts", ("table",)),
     "concept": ("Concept", ()),
     "example": ("Example", ()),
     "compare": ("Comparison", ("example",)),

@@ -5,20 +5,72 @@
 
   function figures(saes) {
     const rows = [
-      ["architecture", (s) => s.architecture], ["concepts", (s) => count(s.d_sae)],
-      ["L0, mean", (s) => number(s.l0)], ["L0, 5th to 95th percentile", (s) => `${number(s.l0_p5)} to ${number(s.l0_p95)}`],
-      ["explained variance", (s) => number(s.explained_variance)], ["explained variance of the average token", (s) => number(1 - s.fvu_per_sample)], ["dead concepts", (s) => percent(s.n_dead / s.d_sae)],
-      ["label entropy, median, bits", (s) => number(s.entropy)], ["monosemanticity, mean", (s) => number(s.mono)],
+      ["architecture", (s) => s.architecture],
+      ["concepts", (s) => count(s.d_sae)],
+      ["L0, mean", (s) => number(s.l0)],
+      ["L0, 5th to 95th percentile", (s) => `${number(s.l0_p5)} to ${number(s.l0_p95)}`],
+      ["explained variance", (s) => number(s.explained_variance)],
+      ["explained variance of the average token", (s) => number(1 - s.fvu_per_sample)],
+      ["dead concepts", (s) => percent(s.n_dead / s.d_sae)],
+      ["label entropy, median, bits", (s) => number(s.entropy)],
+      ["monosemanticity, mean", (s) => number(s.mono)],
     ].filter(([, value]) => saes.some((one) => value(one) !== "–"));
-    return h("div", { class: "scroll" }, h("table", { class: "figures" },
-      h("thead", {}, h("tr", {}, h("td"), saes.map((one, k) => h("th", { scope: "col" }, h("a", { href: explorer.link("index", k, "") }, one.name))))),
-      h("tbody", {}, rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), saes.map((one) => h("td", {}, value(one))))))));
+    return h(
+      "div",
+      { class: "scroll" },
+      h(
+        "table",
+        { class: "figures" },
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            h("td"),
+            saes.map((one, k) => h("th", { scope: "col" }, h("a", { href: explorer.link("index", k, "") }, one.name))),
+          ),
+        ),
+        h(
+          "tbody",
+          {},
+          rows.map(([name, value]) =>
+            h(
+              "tr",
+              {},
+              h("th", { scope: "row" }, name),
+              saes.map((one) => h("td", {}, value(one))),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
-  const histograms = (saes) => h("div", { class: "columns", "data-count": saes.length }, saes.map((one) => h("section", { class: "column" },
-    h("h3", {}, one.name),
-    explorer.histogram(one.density, { label: `${one.name}: concepts by frequency`, x: "share of the tokens", tick: explorer.power, caption: "Concepts by the share of tokens on which they are active" }),
-    explorer.histogram(one.l0_histogram, { label: `${one.name}: tokens by active concepts`, x: "active concepts on a token", caption: "Tokens by their number of active concepts" }))));
+  const histograms = (saes) =>
+    h(
+      "div",
+      { class: "columns", "data-count": saes.length },
+      saes.map((one) =>
+        h(
+          "section",
+          { class: "column" },
+          h("h3", {}, one.name),
+          explorer.histogram(one.density, {
+            label: `${one.name}: concepts by frequency`,
+            x: "share of the tokens",
+            tick: explorer.power,
+            whole: true,
+            caption: "Concepts by the share of tokens on which they are active",
+          }),
+          explorer.histogram(one.l0_histogram, {
+            label: `${one.name}: tokens by active concepts`,
+            x: "active concepts on a token",
+            caption: "Tokens by their number of active concepts",
+          }),
+        ),
+      ),
+    );
 
   explorer.start(async () => {
     const { saes, showcase } = explorer.site;
@@ -28,8 +80,16 @@
     const sheet = explorer.sheet(showcase, current);
     for (const link of sheet.querySelectorAll("a")) link.href = link.href.replace("example.html", "compare.html");
     return [
-      h("h1", {}, "Comparison"), figures(saes),
-      showcase.length ? explorer.section(explorer.site.kind === "image" ? "The same image" : "The same text", null, sheet, await explorer.exampleColumns(current)) : null,
+      h("h1", {}, "Comparison"),
+      figures(saes),
+      showcase.length
+        ? explorer.section(
+            explorer.site.kind === "image" ? "The same image" : "The same text",
+            null,
+            sheet,
+            await explorer.exampleColumns(current),
+          )
+        : null,
       explorer.section("Histograms", null, histograms(saes)),
     ];
   });

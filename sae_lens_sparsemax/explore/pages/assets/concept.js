@@ -3,49 +3,108 @@
 {
   const { h, number, percent, count } = explorer;
 
-  const activations = (concept) => explorer.section("Activations", "Tokens on which it is active, by activation.",
-    explorer.histogram({ low: concept.h[0], width: concept.h[1], counts: concept.h[2] }, { label: "Tokens by activation", x: "activation", log: true }));
+  const activations = (concept) =>
+    explorer.section(
+      "Activations",
+      "Tokens on which it is active, by activation.",
+      explorer.histogram(
+        { low: concept.h[0], width: concept.h[1], counts: concept.h[2] },
+        { label: "Tokens by activation", x: "activation", log: true },
+      ),
+    );
 
   function classes(concept) {
     if (!concept.c) return null;
-    const rows = concept.c.map(([label, share, images]) => [explorer.site.classes[label], share, `${count(images)} ${images === 1 ? "image" : "images"}`]);
-    return explorer.section("Classes", "Share of its activation that falls to images of each class.", explorer.shares(rows, "Classes"));
+    const rows = concept.c.map(([label, share, images]) => [
+      explorer.site.classes[label],
+      share,
+      `${count(images)} ${images === 1 ? "image" : "images"}`,
+    ]);
+    return explorer.section(
+      "Classes",
+      "Share of its activation that falls to images of each class.",
+      explorer.shares(rows, "Classes"),
+    );
   }
 
   function logits(concept) {
     if (!concept.p) return null;
-    const list = (pairs) => h("ol", { class: "tokens" }, pairs.map(([token, value]) => h("li", {}, h("code", {}, token.replace(/\n/g, "↵")), h("span", { class: "quiet" }, ` ${number(value)}`))));
-    return explorer.section("Next tokens", "What its decoder row adds to the logits through the unembedding.",
-      h("div", { class: "duo" }, h("div", {}, h("h3", {}, "promoted"), list(concept.p)), h("div", {}, h("h3", {}, "suppressed"), list(concept.s))));
+    const list = (pairs) =>
+      h(
+        "ol",
+        { class: "tokens" },
+        pairs.map(([token, value]) =>
+          h("li", {}, h("code", {}, token.replace(/\n/g, "↵")), h("span", { class: "quiet" }, ` ${number(value)}`)),
+        ),
+      );
+    return explorer.section(
+      "Next tokens",
+      "What its decoder row adds to the logits through the unembedding.",
+      h(
+        "div",
+        { class: "duo" },
+        h("div", {}, h("h3", {}, "promoted"), list(concept.p)),
+        h("div", {}, h("h3", {}, "suppressed"), list(concept.s)),
+      ),
+    );
   }
 
   function dead(table, sae, concept) {
     return [
-      h("p", { class: "dead-note", role: "note" }, `This concept is dead: it was active on none of the ${count(table.n_tokens)} tokens that were read. It may still fire on other data.`),
-      explorer.section("Similar concepts", "By the cosine of their decoder rows.", explorer.neighbours(sae, table, concept.n, "cosine")),
+      h(
+        "p",
+        { class: "dead-note", role: "note" },
+        `This concept is dead: it was active on none of the ${count(table.n_tokens)} tokens that were read. It may still fire on other data.`,
+      ),
+      explorer.section(
+        "Similar concepts",
+        "By the cosine of their decoder rows.",
+        explorer.neighbours(sae, table, concept.n, "cosine"),
+      ),
       logits(concept),
     ];
   }
 
   explorer.start(async ({ sae, id }) => {
     const table = await explorer.table(sae);
-    const site = explorer.site, one = site.saes[sae];
-    if (id < 0 || id >= one.d_sae) throw new Error(`There is no concept ${id}; concepts are numbered from 0 to ${one.d_sae - 1}.`);
+    const site = explorer.site,
+      one = site.saes[sae];
+    if (id < 0 || id >= one.d_sae)
+      throw new Error(`There is no concept ${id}; concepts are numbered from 0 to ${one.d_sae - 1}.`);
     const concept = await explorer.concept(sae, id);
     document.title = `Concept ${id} of ${one.name}`;
     const is_dead = table.active[id] === 0;
     const images = site.kind === "image";
-    const step = (to, text) => to >= 0 && to < one.d_sae ? h("a", { href: explorer.link("concept", sae, to), rel: to < id ? "prev" : "next" }, text) : null;
+    const step = (to, text) =>
+      to >= 0 && to < one.d_sae
+        ? h("a", { href: explorer.link("concept", sae, to), rel: to < id ? "prev" : "next" }, text)
+        : null;
     const head = [
-      h("nav", { class: "steps", "aria-label": "Neighbouring concepts" }, step(id - 1, "← previous"), step(id + 1, "next →")),
+      h(
+        "nav",
+        { class: "steps", "aria-label": "Neighbouring concepts" },
+        step(id - 1, "← previous"),
+        step(id + 1, "next →"),
+      ),
       h("h1", {}, `Concept ${id} `, h("span", { class: "label" }, table.label[id])),
-      concept.name ? h("p", { class: "note" }, `Perhaps “${concept.name[0]}”: a guess, the nearest of a list of words by text embedding (cosine ${number(concept.name[1])}).`) : null,
+      concept.name
+        ? h(
+            "p",
+            { class: "note" },
+            `Perhaps “${concept.name[0]}”: a guess, the nearest of a list of words by text embedding (cosine ${number(concept.name[1])}).`,
+          )
+        : null,
       explorer.facts([
         ["active on", `${percent(table.active[id] / table.n_tokens)} of tokens (${count(table.active[id])})`],
         [images ? "images" : "contexts", count(table.samples[id])],
         ["mean, where active", is_dead ? null : number(table.mean[id])],
         ["largest activation", is_dead ? null : number(table.max[id])],
-        ["label entropy", table.entropy && !is_dead ? `${number(table.entropy[id])} of ${number(Math.log2(site.classes.length))} bits` : null],
+        [
+          "label entropy",
+          table.entropy && !is_dead
+            ? `${number(table.entropy[id])} of ${number(Math.log2(site.classes.length))} bits`
+            : null,
+        ],
         ["monosemanticity", table.mono && table.mono[id] !== null ? number(table.mono[id]) : null],
         ["decoder norm", number(table.norm[id])],
       ]),
@@ -53,14 +112,28 @@
     if (is_dead) return [...head, ...dead(table, sae, concept)];
     return [
       ...head,
-      explorer.section(images ? "Images" : "Contexts",
-        images ? "On which its mean activation is highest. Bright patches are those on which it fires; the darkest parts the model does not see."
+      explorer.section(
+        images ? "Images" : "Contexts",
+        images
+          ? "On which its mean activation is highest. Bright patches are those on which it fires; the darkest parts the model does not see."
           : "In which its activation is highest, strongest first. The darker the shade, the higher the activation.",
-        await explorer.examples(concept, concept.e.length)),
+        await explorer.examples(concept, concept.e.length),
+      ),
       h("div", { class: "pair" }, activations(concept), classes(concept), logits(concept)),
-      h("div", { class: "pair" },
-        explorer.section("Similar concepts", "By the cosine of their decoder rows.", explorer.neighbours(sae, table, concept.n, "cosine")),
-        explorer.section("Co-firing concepts", "By the tokens they share: those with both, over those with either.", explorer.neighbours(sae, table, concept.f, "overlap"))),
+      h(
+        "div",
+        { class: "pair" },
+        explorer.section(
+          "Similar concepts",
+          "By the cosine of their decoder rows.",
+          explorer.neighbours(sae, table, concept.n, "cosine"),
+        ),
+        explorer.section(
+          "Co-firing concepts",
+          "By the tokens they share: those with both, over those with either.",
+          explorer.neighbours(sae, table, concept.f, "overlap"),
+        ),
+      ),
     ];
   });
 }

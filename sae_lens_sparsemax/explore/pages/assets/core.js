@@ -51,7 +51,8 @@ const explorer = {
     for (const [name, value] of Object.entries(attributes)) {
       if (value === null || value === undefined || value === false) continue;
       if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (name === "style") for (const [property, setting] of Object.entries(value)) element.style.setProperty(property, setting);
+      else if (name === "style")
+        for (const [property, setting] of Object.entries(value)) element.style.setProperty(property, setting);
       else element.setAttribute(name, value === true ? "" : value);
     }
     element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
@@ -97,25 +98,44 @@ const explorer = {
   facts(pairs) {
     const { h } = explorer;
     const shown = pairs.filter(([, value]) => value !== null && value !== undefined);
-    return h("dl", { class: "facts" }, shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    return h(
+      "dl",
+      { class: "facts" },
+      shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    );
   },
 
   header() {
     const { h, site } = explorer;
     const page = document.body.dataset.page;
     const { sae } = explorer.address();
-    const entries = [["index", "Concepts"], ["example", site.kind === "image" ? "Images" : "Texts"]];
+    const entries = [
+      ["index", "Concepts"],
+      ["example", site.kind === "image" ? "Images" : "Texts"],
+    ];
     if (site.saes.length > 1) entries.push(["compare", "Comparison"]);
     entries.push(["failures", "Failure cases"]);
-    const target = (name, k) => (name === "example" || name === "compare" ? `${name}.html` : explorer.link(name, k, ""));
+    const target = (name, k) =>
+      name === "example" || name === "compare" ? `${name}.html` : explorer.link(name, k, "");
     const nav = entries.map(([name, text]) =>
-      h("a", { href: target(name, sae).replace(/#$/, ""), "aria-current": name === page ? "page" : null }, text));
+      h("a", { href: target(name, sae).replace(/#$/, ""), "aria-current": name === page ? "page" : null }, text),
+    );
     const many = site.saes.length > 1 && !["example", "compare"].includes(page);
     const saes = site.saes.map((one, k) =>
-      h("a", { href: explorer.link(page === "concept" ? "index" : page, k, ""), "aria-current": k === sae ? "true" : null }, one.name));
-    document.getElementById("header").replaceChildren(
-      h("nav", { "aria-label": "Pages" }, nav),
-      many ? h("nav", { class: "saes", "aria-label": "Sparse autoencoders" }, saes) : h("span", { class: "sae-name" }, site.saes.length > 1 ? "" : site.saes[0].name));
+      h(
+        "a",
+        { href: explorer.link(page === "concept" ? "index" : page, k, ""), "aria-current": k === sae ? "true" : null },
+        one.name,
+      ),
+    );
+    document
+      .getElementById("header")
+      .replaceChildren(
+        h("nav", { "aria-label": "Pages" }, nav),
+        many
+          ? h("nav", { class: "saes", "aria-label": "Sparse autoencoders" }, saes)
+          : h("span", { class: "sae-name" }, site.saes.length > 1 ? "" : site.saes[0].name),
+      );
   },
 
   /** Draw a page now and whenever its address changes. */
@@ -135,7 +155,12 @@ const explorer = {
       }
       main.dataset.ready = String(mine);
     };
-    window.addEventListener("hashchange", () => { if (location.hash !== "#main") { window.scrollTo(0, 0); again(); } });
+    window.addEventListener("hashchange", () => {
+      if (location.hash !== "#main") {
+        window.scrollTo(0, 0);
+        again();
+      }
+    });
     again();
   },
 };

@@ -9,11 +9,14 @@
     const levels = new Float32Array(n);
     let token = -1;
     for (let i = 0; i < text.length; i++) {
-      if (text[i] === "+") { token += FULL; continue; }
+      if (text[i] === "+") {
+        token += FULL;
+        continue;
+      }
       token += DIGITS.indexOf(text[i]) + 1;
       const negative = text[i + 1] === "-";
       if (negative) i++;
-      levels[token] = (negative ? -1 : 1) * DIGITS.indexOf(text[++i]) / FULL;
+      levels[token] = ((negative ? -1 : 1) * DIGITS.indexOf(text[++i])) / FULL;
     }
     return levels;
   };

@@ -19,25 +19,46 @@
     const { width, height } = geometry(id);
     const page = explorer.site.showcase.includes(id) && !options.plain;
     const image = h("img", {
-      src: `images/${id}.jpg`, alt: options.alt, loading: "lazy", decoding: "async",
-      width, height, class: Math.max(width, height) <= 64 ? "tiny" : null,
+      src: `images/${id}.jpg`,
+      alt: options.alt,
+      loading: "lazy",
+      decoding: "async",
+      width,
+      height,
+      class: Math.max(width, height) <= 64 ? "tiny" : null,
     });
     const inner = h("span", { class: "picture", style: { "aspect-ratio": `${width} / ${height}` } }, image, overlay);
-    const caption = options.caption === false ? null : h("span", { class: "caption" }, explorer.classOf(id) ?? `image ${id}`, options.value === undefined ? null : h("span", { class: "quiet" }, ` ${number(options.value)}`));
+    const caption =
+      options.caption === false
+        ? null
+        : h(
+            "span",
+            { class: "caption" },
+            explorer.classOf(id) ?? `image ${id}`,
+            options.value === undefined ? null : h("span", { class: "quiet" }, ` ${number(options.value)}`),
+          );
     return page
-      ? h("a", { class: "frame", href: explorer.link("example", 0, id), style: { "--aspect": width / height } }, inner, caption)
+      ? h(
+          "a",
+          { class: "frame", href: explorer.link("example", 0, id), style: { "--aspect": width / height } },
+          inner,
+          caption,
+        )
       : h("span", { class: "frame", style: { "--aspect": width / height } }, inner, caption);
   }
 
   // Thin lines around active patches: darkening alone does not show on a dark image.
-  const outline = (x, y, w, hgt, level) => svg("rect", { class: "active", x, y, width: w, height: hgt, "stroke-opacity": (0.15 + 0.85 * level).toFixed(2) });
+  const outline = (x, y, w, hgt, level) =>
+    svg("rect", { class: "active", x, y, width: w, height: hgt, "stroke-opacity": (0.15 + 0.85 * level).toFixed(2) });
 
   const patches = (id, draw) => {
     const { width, height, left, top, right, bottom } = geometry(id);
     const [rows, columns] = explorer.site.grid;
-    const w = (right - left) / columns, hgt = (bottom - top) / rows;
+    const w = (right - left) / columns,
+      hgt = (bottom - top) / rows;
     const cells = [];
-    for (let k = 0; k < rows * columns; k++) cells.push(draw(k, left + (k % columns) * w, top + Math.floor(k / columns) * hgt, w, hgt));
+    for (let k = 0; k < rows * columns; k++)
+      cells.push(draw(k, left + (k % columns) * w, top + Math.floor(k / columns) * hgt, w, hgt));
     return { width, height, cells, left, top, right, bottom };
   };
 
@@ -49,15 +70,29 @@
     const values = levels.slice(explorer.site.prefix);
     const active = values.reduce((n, value) => n + (value !== 0), 0);
     const { width, height, cells, left, top, right, bottom } = patches(id, (k, x, y, w, hgt) => [
-      svg("rect", { x, y, width: w, height: hgt, "fill-opacity": (0.72 * (1 - Math.max(0, values[k]) ** 0.7)).toFixed(3) }),
+      svg("rect", {
+        x,
+        y,
+        width: w,
+        height: hgt,
+        "fill-opacity": (0.72 * (1 - Math.max(0, values[k]) ** 0.7)).toFixed(3),
+      }),
       values[k] > 0 ? outline(x, y, w, hgt, values[k]) : null,
     ]);
     const [shades, outlines] = [0, 1].map((which) => cells.map((cell) => cell[which]));
     // What the model does not see at all, because the crop cut it off.
     const beyond = `M0 0H${width}V${height}H0ZM${left} ${top}V${bottom}H${right}V${top}Z`;
-    const overlay = svg("svg", { class: "mask", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("path", { class: "beyond", d: beyond, "fill-rule": "evenodd" }), shades, outlines);
-    return frame(id, overlay, { ...options, alt: `${alt}; the concept is active on ${active} of ${values.length} patches` });
+    const overlay = svg(
+      "svg",
+      { class: "mask", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+      svg("path", { class: "beyond", d: beyond, "fill-rule": "evenodd" }),
+      shades,
+      outlines,
+    );
+    return frame(id, overlay, {
+      ...options,
+      alt: `${alt}; the concept is active on ${active} of ${values.length} patches`,
+    });
   };
 
   /**
@@ -68,9 +103,22 @@
   explorer.choosable = (id, chosen, choose) => {
     const [rows, columns] = explorer.site.grid;
     let at = chosen ?? 0;
-    const { width, height, cells, left, top, right, bottom } = patches(id, (k, x, y, w, hgt) => svg("rect", {
-      class: "patch", x, y, width: w, height: hgt, "data-patch": k, "aria-selected": k === chosen ? "true" : null, onclick: () => choose(k),
-    }, svg("title", {}, `patch ${k}`)));
+    const { width, height, cells, left, top, right, bottom } = patches(id, (k, x, y, w, hgt) =>
+      svg(
+        "rect",
+        {
+          class: "patch",
+          x,
+          y,
+          width: w,
+          height: hgt,
+          "data-patch": k,
+          "aria-selected": k === chosen ? "true" : null,
+          onclick: () => choose(k),
+        },
+        svg("title", {}, `patch ${k}`),
+      ),
+    );
     const move = (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
       if (step !== undefined && at + step >= 0 && at + step < rows * columns) {
@@ -83,10 +131,20 @@
       }
     };
     const beyond = `M0 0H${width}V${height}H0ZM${left} ${top}V${bottom}H${right}V${top}Z`;
-    const overlay = svg("svg", {
-      class: "mask choosable", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", tabindex: 0, role: "application",
-      "aria-label": "Patches: arrow keys move, Enter chooses one", onkeydown: move,
-    }, svg("path", { class: "beyond", d: beyond, "fill-rule": "evenodd" }), cells);
+    const overlay = svg(
+      "svg",
+      {
+        class: "mask choosable",
+        viewBox: `0 0 ${width} ${height}`,
+        preserveAspectRatio: "none",
+        tabindex: 0,
+        role: "application",
+        "aria-label": "Patches: arrow keys move, Enter chooses one",
+        onkeydown: move,
+      },
+      svg("path", { class: "beyond", d: beyond, "fill-rule": "evenodd" }),
+      cells,
+    );
     return frame(id, overlay, { plain: true, alt: describe(id) });
   };
 }

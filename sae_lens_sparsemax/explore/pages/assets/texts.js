@@ -2,38 +2,77 @@
 // Contexts of text with the tokens on which a concept fires shaded.
 {
   const { h, number } = explorer;
-  const BEFORE = 14, AFTER = 8;
+  const BEFORE = 14,
+    AFTER = 8;
 
   const shown = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥") || "·";
 
   /** The tokens of a context: a list of texts. */
   explorer.context = async (id) => (await explorer.need(`contexts-${Math.floor(id / explorer.site.contextShard)}`))[id];
 
-  const span = (token, level, peak) => level === 0 ? document.createTextNode(shown(token))
-    : h("mark", { style: { "--level": Math.min(1, Math.abs(level)) }, class: level < 0 ? "negative" : null, title: number(level * peak) }, shown(token));
+  const span = (token, level, peak) =>
+    level === 0
+      ? document.createTextNode(shown(token))
+      : h(
+          "mark",
+          {
+            style: { "--level": Math.min(1, Math.abs(level)) },
+            class: level < 0 ? "negative" : null,
+            title: number(level * peak),
+          },
+          shown(token),
+        );
 
   /** A context around its strongest token, and the whole of it on demand. */
   explorer.shaded = async (id, levels, peak) => {
     const tokens = await explorer.context(id);
     const strongest = levels.indexOf(Math.max(...levels));
-    const first = Math.max(0, strongest - BEFORE), last = Math.min(tokens.length, strongest + AFTER + 1);
+    const first = Math.max(0, strongest - BEFORE),
+      last = Math.min(tokens.length, strongest + AFTER + 1);
     const part = (from, to) => tokens.slice(from, to).map((token, k) => span(token, levels[from + k], peak));
     const text = h("p", { class: "context", dir: "auto" });
-    const button = h("button", { class: "more", "aria-expanded": "false", onclick: () => show(button.getAttribute("aria-expanded") !== "true") });
+    const button = h("button", {
+      class: "more",
+      "aria-expanded": "false",
+      onclick: () => show(button.getAttribute("aria-expanded") !== "true"),
+    });
     const show = (whole) => {
-      text.replaceChildren(...(whole ? part(0, tokens.length) : [first > 0 ? "… " : "", ...part(first, last), last < tokens.length ? " …" : ""]));
+      text.replaceChildren(
+        ...(whole
+          ? part(0, tokens.length)
+          : [first > 0 ? "… " : "", ...part(first, last), last < tokens.length ? " …" : ""]),
+      );
       button.textContent = whole ? "less" : "more";
       button.setAttribute("aria-expanded", String(whole));
     };
     show(false);
     const page = explorer.site.showcase.includes(id);
-    return h("li", { class: "example" }, h("span", { class: "value", title: "largest activation" }, number(peak)), text,
-      h("span", { class: "tools" }, button, page ? h("a", { href: explorer.link("example", 0, id) }, "open") : null));
+    return h(
+      "li",
+      { class: "example" },
+      h("span", { class: "value", title: "largest activation" }, number(peak)),
+      text,
+      h("span", { class: "tools" }, button, page ? h("a", { href: explorer.link("example", 0, id) }, "open") : null),
+    );
   };
 
   /** A context whose tokens can be chosen; `levels` shade them. */
   explorer.choosableText = (tokens, levels, chosen, choose) =>
-    h("p", { class: "context whole", dir: "auto" }, tokens.map((token, k) => h("button", {
-      class: "token", "aria-pressed": k === chosen ? "true" : "false", "data-token": k, style: { "--level": Math.max(0, levels[k]) }, onclick: () => choose(k),
-    }, shown(token))));
+    h(
+      "p",
+      { class: "context whole", dir: "auto" },
+      tokens.map((token, k) =>
+        h(
+          "button",
+          {
+            class: "token",
+            "aria-pressed": k === chosen ? "true" : "false",
+            "data-token": k,
+            style: { "--level": Math.max(0, levels[k]) },
+            onclick: () => choose(k),
+          },
+          shown(token),
+        ),
+      ),
+    );
 }
