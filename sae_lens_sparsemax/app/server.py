@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
 
+from sae_lens_sparsemax import app
 from sae_lens_sparsemax.app.session import Session
 from sae_lens_sparsemax.concepts.switching import Change
 
@@ -53,7 +54,7 @@ class AppServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: AppServer
+    server: Any  # the AppServer
 
     def do_GET(self) -> None:
         if not self._is_local():
@@ -62,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(HTTPStatus.OK, {"kind": self.server.session.kind, "title": self.server.title})
         elif self.path in _FILES:
             name, content_type = _FILES[self.path]
-            self._send(HTTPStatus.OK, files(__package__).joinpath("static", name).read_bytes(), content_type)
+            self._send(HTTPStatus.OK, (files(app) / "static" / name).read_bytes(), content_type)
         else:
             self._send_json(HTTPStatus.NOT_FOUND, {"error": "There is no such page."})
 

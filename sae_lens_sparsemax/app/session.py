@@ -31,7 +31,10 @@ _MOST_PIXELS = 50_000_000
 class Session(Protocol):
     """One model and one SAE on it."""
 
-    kind: Literal["image", "text"]
+    @property
+    def kind(self) -> Literal["image", "text"]:
+        """What is given to it."""
+        ...
 
     def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
         """Concepts of an input at a position, and the model's outcomes with and without the changes, as JSON values.

@@ -118,7 +118,8 @@ def text_concept_card(
     context_height = (_LINES_PER_CONTEXT + 0.6) * line_height(_FONT_SIZE)
     text_height = _HEADLINE + len(contexts) * context_height
     figure = new_figure(_WIDTH, text_height + _CHARTS)
-    above, below = figure.subfigures(2, 1, height_ratios=[text_height, _CHARTS])
+    grid = figure.add_gridspec(2, 1, height_ratios=[text_height, _CHARTS])
+    above, below = (figure.add_subfigure(grid[row, 0]) for row in (0, 1))
     _headline(above, concept, acts, n_seen, name)
     largest = max((float(np.abs(as_vector(values, "activations")).max(initial=0)) for _, values in contexts), default=0)
     for row, (tokens, values) in enumerate(contexts):
