@@ -107,9 +107,9 @@ def test_an_image_in_a_browser(serve, chromium, tmp_path):  # noqa: F811
     page = chromium.new_page()
     page.goto(server.url)
     page.set_input_files("#file", tmp_path / "photo.png")
-    page.click("#patches button:nth-child(4)")
+    page.click("#patches button >> nth=3")
     page.wait_for_selector("#where:has-text('Patch 3')")
-    picture, patch = (page.locator(name).bounding_box() for name in ("#picture", "#patches button:nth-child(4)"))
+    picture, patch = (page.locator(name).bounding_box() for name in ("#picture", "#patches button >> nth=3"))
     assert patch["x"] - picture["x"] == pytest.approx(picture["width"] * 80 / 128, abs=1)
     assert page.locator("#effect").is_hidden()  # no tokenizer, so no classes
     page.set_input_files("#file", tmp_path / "no.png")

@@ -61,7 +61,7 @@ def test_next_tokens_change_with_a_concept(language_model_and_sae):  # noqa: F81
     assert plain["position"] == len(plain["tokens"]) - 1 and len(plain["outcomes"]) == 8
     model, _ = language_model_and_sae
     logits = model(model.to_tokens("The river of stone"), return_type="logits")[0, -1]
-    assert plain["outcomes"][0]["before"] == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
+    assert plain["outcomes"][0]["before"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-5)
     top = plain["concepts"][0]["concept"]
     changed = session.inspect("The river of stone", None, {top: Change(0.0)})["outcomes"]
     assert any(abs(o["after"] - o["before"]) > 1e-5 for o in changed)
@@ -70,7 +70,7 @@ def test_next_tokens_change_with_a_concept(language_model_and_sae):  # noqa: F81
 
 
 def test_what_is_no_input_is_refused(image_session, language_model_and_sae):  # noqa: F811
-    for given in ("%%%", base64.b64encode(b"not an image").decode(), encoded(photo())[:200]):
+    for given in ("%%%", base64.b64encode(b"not an image").decode(), encoded(photo())[:100]):
         with pytest.raises(ValueError, match="no image that can be read"):
             image_session.inspect(given, None, {})
     with pytest.raises(ValueError, match="too narrow"):

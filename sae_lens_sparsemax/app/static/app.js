@@ -65,6 +65,13 @@ function show(answer) {
   if (wasOn) document.querySelector(`[data-key="${wasOn}"]`)?.focus();
 }
 
+function place(element, left, top, w, h, width, height) {
+  element.style.left = `${100 * left / width}%`;
+  element.style.top = `${100 * top / height}%`;
+  element.style.width = `${100 * w / width}%`;
+  element.style.height = `${100 * h / height}%`;
+}
+
 function drawPatches(answer, shown) {
   at("photo").hidden = false;
   at("whole").hidden = answer.grid === null;
@@ -72,17 +79,17 @@ function drawPatches(answer, shown) {
   if (!answer.grid) return;
   const [width, height] = answer.size, [rows, columns] = answer.grid, [left, top, right, bottom] = answer.box;
   const most = shown ? Math.max(...shown.places.map(Math.abs)) : 0;
-  at("patches").replaceChildren(...Array.from({ length: rows * columns }, (_, i) => {
+  // What the model does not see is dark too.
+  const seen = make("div", null, { class: "seen" });
+  place(seen, left, top, right - left, bottom - top, width, height);
+  at("patches").replaceChildren(seen, ...Array.from({ length: rows * columns }, (_, i) => {
     const act = shown ? shown.places[i] : 0;
     const patch = make("button", null, {
       type: "button", "aria-pressed": String(i === answer.position), "data-key": `patch${i}`,
       "aria-label": `Patch ${i}` + (shown ? `, activation ${act.toFixed(2)} of concept ${shown.concept}` : ""),
     });
     const w = (right - left) / columns, h = (bottom - top) / rows;
-    patch.style.left = `${100 * (left + (i % columns) * w) / width}%`;
-    patch.style.top = `${100 * (top + Math.floor(i / columns) * h) / height}%`;
-    patch.style.width = `${100 * w / width}%`;
-    patch.style.height = `${100 * h / height}%`;
+    place(patch, left + (i % columns) * w, top + Math.floor(i / columns) * h, w, h, width, height);
     // Dark where the concept is not, as in the other pictures.
     patch.style.backgroundColor = `rgb(0 0 0 / ${most > 0 ? 0.65 * (1 - Math.abs(act) / most) : 0})`;
     patch.onclick = () => { state.position = i; state.shown = null; ask(); };
@@ -149,12 +156,13 @@ function drawOutcomes(answer) {
   at("effect").hidden = answer.outcomes === null;
   if (!answer.outcomes) return;
   at("effect-title").textContent = state.kind === "image" ? "Classes" : "Next token";
+  const likeliest = Math.max(...answer.outcomes.map(({ before, after }) => Math.max(before, after)));
   const percent = (p) => `${(100 * p).toFixed(1)} %`;
   at("outcomes").replaceChildren(...answer.outcomes.map(({ label, before, after }) => {
     const line = make("div", null, { class: "outcome" }), bars = make("div", null, { "aria-hidden": "true" });
     for (const [name, p] of [["before", before], ["after", after]]) {
       const bar = make("div", null, { class: `bar ${name}` });
-      bar.style.width = `${100 * p}%`;
+      bar.style.width = `${100 * p / likeliest}%`;
       bars.append(bar);
     }
     const text = state.kind === "image" ? label : `‹${spelt(label)}›`;
