@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_lens_sparsemax.commands import (
+    app,
     cache_activations,
     compare,
     evaluate,
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Any] = {
     "cache-activations": cache_activations,
     "evaluate": evaluate,
     "explore": explore,
+    "app": app,
     "compare": compare,
     "suggest-k": suggest_k,
     "reproduce": reproduce,
@@ -38,6 +40,7 @@ first steps:
   sparsemax-sae train configs/gpt2_small_openwebtext.yaml --dry-run
   sparsemax-sae evaluate output/quickstart
   sparsemax-sae explore output/quickstart        pages to look at its concepts
+  sparsemax-sae app output/quickstart            try it on texts of your own
   sparsemax-sae compare configs/compare/synthetic.yaml
   sparsemax-sae reproduce configs/paper/table5.yaml --small
 

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookedRootModule
 from sae_lens_sparsemax.compare.activation_cache import ActivationShards, capture_activations, capture_tokens
 from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.sources import VALIDATION, Metrics
-from sae_lens_sparsemax.compare.text import evaluation_text, file_facts, training_part
+from sae_lens_sparsemax.compare.text import evaluation_text, training_part
 from sae_lens_sparsemax.evaluation.cross_entropy import (
     CrossEntropyBaseline,
     evaluate_cross_entropy,
@@ -28,6 +28,7 @@ from sae_lens_sparsemax.evaluation.cross_entropy import (
 )
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.results import load_json, save_json
+from sae_lens_sparsemax.file_facts import file_facts
 
 # Settings that change which activations are stored. Those not named here only concern the runs.
 _CACHE_SETTINGS = (

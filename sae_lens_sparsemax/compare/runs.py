@@ -94,7 +94,10 @@ def finished_run(cfg: CompareConfig, run: RunSettings, source: ActivationSource)
     path = run_folder(cfg, run) / _RESULT
     if not path.exists():
         return None
-    result = load_json(RunResult, path)
+    try:
+        result = load_json(RunResult, path)
+    except ValueError:  # written by a version that kept other things
+        return None
     return result if result.fingerprint == run.fingerprint(cfg, source) else None
 
 

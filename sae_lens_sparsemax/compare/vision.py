@@ -16,9 +16,9 @@ from sae_lens_sparsemax.compare.activation_cache import ActivationShards, captur
 from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.image_settings import ImageData
 from sae_lens_sparsemax.compare.sources import VALIDATION, Metrics
-from sae_lens_sparsemax.compare.text import file_facts
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.results import save_json
+from sae_lens_sparsemax.file_facts import file_facts
 from sae_lens_sparsemax.vision.activations import ModelActivations
 from sae_lens_sparsemax.vision.eval_images import load_evaluator
 from sae_lens_sparsemax.vision.evaluator import VisionEvaluator

@@ -1,7 +1,7 @@
 """The concepts of one image: of its class token, of any patch, or of the image as a whole."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from sae_lens_sparsemax.concepts.encoding import encode_tokens, hook_name_of
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.patch_geometry import Interpolation, PatchGeometry, patch_geometry
 from sae_lens_sparsemax.vision.tokens import Tokens, layers_to_run, token_slice
+
+Pooling = Literal["first", "mean"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,19 @@ class ImageConcepts:
         """Activations of the patches, `(n_patches, d_sae)`."""
         return self.feature_acts[self.n_prefix_tokens :]
 
-    def of_image(self) -> torch.Tensor:
-        """Activations of the image as a whole, `(d_sae,)`: those of its first token, CLS, where the SAE reads one,
-        else the mean over the patches."""
-        return self.feature_acts[0] if self.n_prefix_tokens else self.feature_acts.mean(0)
+    def of_image(self, how: Pooling = "first") -> torch.Tensor:
+        """Activations of the image as a whole, `(d_sae,)`.
+
+        Args:
+            how: `"first"`, those of its first token, CLS, where the SAE reads one; `"mean"`, the mean over all tokens,
+                which is also taken where there is no such token. Concepts of CLS need not be on any patch.
+
+        Raises:
+            ValueError: another word.
+        """
+        if how not in get_args(Pooling):
+            raise ValueError(f"how is {how!r}; it must be one of {', '.join(get_args(Pooling))}.")
+        return self.feature_acts[0] if how == "first" and self.n_prefix_tokens else self.feature_acts.mean(0)
 
     def mask(self, concept: int, interpolation: Interpolation = "nearest") -> np.ndarray:
         """A concept's activations over the original image, `(height, width)`; see `PatchGeometry.mask`.

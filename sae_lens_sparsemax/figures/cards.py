@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 
 from sae_lens_sparsemax.figures.patches import draw_patch_mask
@@ -28,6 +28,9 @@ from sae_lens_sparsemax.figures.style import (
 _WIDTH = 9.0
 _PER_ROW = 5
 _LINES_PER_CONTEXT = 2
+_FONT_SIZE = 8.0
+# Inches.
+_MARGIN, _HEADLINE, _CHARTS = 0.1, 0.62, 2.3
 _LONGEST_LIST = 8
 
 
@@ -57,9 +60,11 @@ def image_concept_card(
     """
     if len(images) != len(masks):
         raise ValueError(f"There are {len(images)} images, but {len(masks)} masks.")
+    acts = _active(activations)
+    if len(acts) == 0:
+        return _dead_card(concept, n_seen)
     rows = -(-len(images) // _PER_ROW)
     figure = new_figure(_WIDTH, 2.6 + 1.9 * rows)
-    acts = _active(activations)
     _headline(figure, concept, acts, n_seen, name)
     grid = figure.add_gridspec(rows + 1, 1, height_ratios=[1.9] * rows + [2.0])
     largest = max((float(np.abs(mask).max()) for mask in masks), default=0.0)
@@ -79,7 +84,7 @@ def image_concept_card(
     if class_counts:
         _bars(axes, "Classes it fires on", _most_first(class_counts), "images")
     else:
-        say(axes, "No class is known." if len(acts) else "")
+        say(axes, "No class is known.")
     return figure
 
 
@@ -107,33 +112,39 @@ def text_concept_card(
     Raises:
         ValueError: not one activation for each token.
     """
-    text_height = len(contexts) * (_LINES_PER_CONTEXT + 0.6) * line_height(8)
-    figure = new_figure(_WIDTH, 3.0 + text_height)
     acts = _active(activations)
-    _headline(figure, concept, acts, n_seen, name)
-    rows = max(len(contexts), 1)
-    ratios = [text_height / rows] * rows + [2.3] if contexts else [0.01, 2.3]
-    grid = figure.add_gridspec(rows + 1, 1, height_ratios=ratios)
+    if len(acts) == 0:
+        return _dead_card(concept, n_seen)
+    context_height = (_LINES_PER_CONTEXT + 0.6) * line_height(_FONT_SIZE)
+    text_height = _HEADLINE + len(contexts) * context_height
+    figure = new_figure(_WIDTH, text_height + _CHARTS)
+    grid = figure.add_gridspec(2, 1, height_ratios=[text_height, _CHARTS])
+    above, below = (figure.add_subfigure(grid[row, 0]) for row in (0, 1))
+    _headline(above, concept, acts, n_seen, name)
     largest = max((float(np.abs(as_vector(values, "activations")).max(initial=0)) for _, values in contexts), default=0)
     for row, (tokens, values) in enumerate(contexts):
+        # Placed by hand: the characters need axes of a known width.
+        bottom = 1 - (_HEADLINE + (row + 1) * context_height) / text_height
+        axes = above.add_axes((_MARGIN / _WIDTH, bottom, 1 - 2 * _MARGIN / _WIDTH, context_height / text_height))
         draw_shaded_text(
-            figure.add_subplot(grid[row, 0]),
+            axes,
             tokens,
             values,
             max_value=largest,
-            width=_WIDTH - 0.3,
+            width=_WIDTH - 2 * _MARGIN,
             max_lines=_LINES_PER_CONTEXT,
+            font_size=_FONT_SIZE,
         )
-    below = grid[rows, 0].subgridspec(1, 3)
-    _histogram(figure.add_subplot(below[0, 0]), acts)
-    for column, (title, tokens, color) in enumerate(
-        (("Promotes", promoted, ORANGE), ("Suppresses", suppressed, BLUE)), start=1
+    charts = below.subplots(1, 3)
+    _histogram(charts[0], acts)
+    for axes, title, tokens, color in (
+        (charts[1], "Promotes", promoted, ORANGE),
+        (charts[2], "Suppresses", suppressed, BLUE),
     ):
-        axes = figure.add_subplot(below[0, column])
         if tokens:
             _bars(axes, title, [(f"‹{shown(token)}›", value) for token, value in tokens], "change of logit", color)
         else:
-            say(axes, "")
+            axes.set_axis_off()
     return figure
 
 
@@ -146,23 +157,32 @@ def _active(activations: Any) -> np.ndarray:
     return acts[acts != 0]
 
 
-def _headline(figure: Figure, concept: int, acts: np.ndarray, n_seen: int | None, name: str | None) -> None:
+def _headline(figure: FigureBase, concept: int, acts: np.ndarray, n_seen: int | None, name: str | None) -> None:
     label = concept_label(concept, {concept: name} if name else None)
     title = f"Concept {label}" + (" (the name is a guess)" if name else "")
-    if len(acts) == 0:
-        often = "dead: it was active nowhere" + (f" among {n_seen:,}" if n_seen else "")
-    elif n_seen:
-        often = f"active on {len(acts):,} of {n_seen:,} ({100 * len(acts) / n_seen:.2g} %), at most {np.abs(acts).max():.3g}"
-    else:
-        often = f"active {len(acts):,} times, at most {np.abs(acts).max():.3g}"
-    figure.suptitle(f"{title}\n{often}", x=0.01, ha="left", fontsize=LARGE, color=INK, parse_math=False)
+    often = (
+        f"active on {len(acts):,} of {n_seen:,} ({len(acts) / n_seen:.2%})" if n_seen else f"active {len(acts):,} times"
+    )
+    figure.suptitle(
+        f"{title}\n{often}, at most {np.abs(acts).max():.3g}",
+        x=0.01,
+        ha="left",
+        fontsize=LARGE,
+        color=INK,
+        parse_math=False,
+    )
+
+
+def _dead_card(concept: int, n_seen: int | None) -> Figure:
+    figure = new_figure(_WIDTH, 1.2)
+    figure.suptitle(f"Concept {concept}", x=0.01, ha="left", fontsize=LARGE, color=INK)
+    seen = f" among the {n_seen:,} it was looked for in" if n_seen else ""
+    say(figure.subplots(), f"This concept is dead: it was active nowhere{seen}.")
+    return figure
 
 
 def _histogram(axes: Axes, acts: np.ndarray) -> None:
     style(axes, "Activations where it is active", "activation", "how often")
-    if len(acts) == 0:
-        say(axes, "This concept is dead: there is nothing to show.")
-        return
     axes.hist(acts, bins=min(40, max(5, len(acts) // 5)), color=BLUE, ec="white", lw=0.4)
     axes.locator_params(axis="y", integer=True, nbins=5)
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sae_lens_sparsemax.concepts.encoding import top_concepts
-from sae_lens_sparsemax.concepts.image import ImageConcepts
+from sae_lens_sparsemax.concepts.image import ImageConcepts, Pooling
 from sae_lens_sparsemax.figures.patches import draw_patch_mask
 from sae_lens_sparsemax.figures.spikes import draw_spikes
 from sae_lens_sparsemax.figures.style import INK, NORMAL, concept_label, new_figure
@@ -31,10 +31,16 @@ class ComparedSAE(NamedTuple):
 
     @classmethod
     def of(
-        cls, label: str, concepts: ImageConcepts, n_top: int = 3, names: Mapping[int, str] | None = None
+        cls,
+        label: str,
+        concepts: ImageConcepts,
+        n_top: int = 3,
+        *,
+        how: Pooling = "mean",
+        names: Mapping[int, str] | None = None,
     ) -> "ComparedSAE":
-        """A row from `concepts_of_image`, with the image's top concepts."""
-        acts = concepts.of_image()
+        """A row from `concepts_of_image`, with the image's top concepts by `ImageConcepts.of_image(how)`."""
+        acts = concepts.of_image(how)
         return cls(label, acts, {concept: concepts.mask(concept) for concept in top_concepts(acts, n_top)}, names)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sae_lens_sparsemax.figures.style import INK, NORMAL, ORANGE, SMALL, new_figure
 
-_DARKEST = 0.78
+_DARKEST = 0.7
 _LONG_SIDE = 4.0
 
 
@@ -48,6 +48,8 @@ def draw_patch_mask(
     shown = np.clip(values / largest, 0, 1) if largest > 0 else np.zeros_like(values)
     extent = (0, width, height, 0)
     axes.imshow(np.asarray(image.convert("RGB")), extent=extent, interpolation="nearest" if width < 100 else None)
+    if not shown.any():
+        title = f"{title}: on no patch" if title else "on no patch"
     dark = np.zeros((height, width, 4))
     dark[..., 3] = _DARKEST * (1 - shown)
     axes.imshow(dark, extent=extent, interpolation="nearest")

@@ -38,7 +38,7 @@ def draw_shaded_text(
     """Tokens with one concept's activations; the text is cut to lines around the largest activation.
 
     Args:
-        axes: where to draw; best `max_lines` lines high.
+        axes: where to draw, placed by hand, `max_lines` and 0.6 lines of `line_height` high.
         tokens: `n` texts.
         feature_acts: `(n,)`; positive ones in orange, negative ones in blue with a line below.
         max_value: activation of the deepest ground.
@@ -56,13 +56,14 @@ def draw_shaded_text(
     if not len(tokens):
         say(axes, "There are no tokens.")
         return
-    columns = max(8, int(width * 72 / (_EM * font_size)))
+    fitting = width * 72 / (_EM * font_size)
+    columns = max(8, int(fitting))
     placed = _wrap([shown(token) for token in tokens], columns)
     peak_line = placed[int(np.abs(acts).argmax())][0]
     last = placed[-1][0]
     first = int(np.clip(peak_line - max_lines // 2, 0, max(0, last - max_lines + 1)))
-    axes.set_xlim(0, columns)
-    axes.set_ylim(max_lines, 0)
+    axes.set_xlim(0, max(8.0, fitting))
+    axes.set_ylim(max_lines + 0.6, 0)
     for (line, column, text), act in zip(placed, acts, strict=True):
         if not first <= line < first + max_lines:
             continue

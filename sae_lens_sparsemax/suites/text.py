@@ -15,13 +15,13 @@ from typing import Any
 
 from sae_lens import SAE
 
-from sae_lens_sparsemax.compare.text import file_facts
 from sae_lens_sparsemax.config_values import build
 from sae_lens_sparsemax.evaluation.activations import encode_chunks
 from sae_lens_sparsemax.evaluation.cross_entropy import evaluate_cross_entropy, evaluate_cross_entropy_baseline
 from sae_lens_sparsemax.evaluation.divergence import evaluate_divergence
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, evaluate_nmse_batchtopk
 from sae_lens_sparsemax.evaluation.sparsity import l0_distribution
+from sae_lens_sparsemax.file_facts import file_facts
 from sae_lens_sparsemax.suites.groups import MetricGroup
 from sae_lens_sparsemax.suites.text_data import TextData, TextModel, TokenSet
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from sae_lens import SAE
 
-from sae_lens_sparsemax.compare.text import file_facts
 from sae_lens_sparsemax.config_values import build
 from sae_lens_sparsemax.evaluation.concept_counts import PATCHSAE_THRESHOLD
 from sae_lens_sparsemax.evaluation.zero_shot import N_CONCEPTS
+from sae_lens_sparsemax.file_facts import file_facts
 from sae_lens_sparsemax.suites.groups import MetricGroup
 from sae_lens_sparsemax.suites.vision_data import ImageData
 from sae_lens_sparsemax.suites.vision_metrics import VisionMetrics

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from sae_lens_sparsemax.compare.text import PARTS, part_of_document
+PARTS = ("train", "validation", "held_out")
+
+
+def part_of_document(text: str, held_out_fraction: float) -> str:
+    """
+    Which of `PARTS` a document belongs to, decided by the SHA-256 of its text alone.
+
+    Copies of a document always fall into the same part, and a document keeps its part when the collection
+    grows, shrinks or is reordered.
+    """
+    position = int.from_bytes(hashlib.sha256(text.strip().encode("utf-8")).digest()[:8], "big") / 2**64
+    if position < held_out_fraction:
+        return "validation"
+    return "held_out" if position < 2 * held_out_fraction else "train"
 
 
 def part_of_dataset(
@@ -26,14 +40,14 @@ def part_of_dataset(
     assert part in PARTS
     if dataset.column_names is not None and "text" not in dataset.column_names:
         raise ValueError(f"The data set {path!r} has no text, so no documents of it can be held out by their hash.")
-    chosen = dataset.filter(_BelongsTo(part, held_out_fraction))
+    chosen = dataset.filter(BelongsTo(part, held_out_fraction))
     if next(iter(chosen), None) is None:
         raise ValueError(f"No document of {path!r} belongs to the part {part!r} at a fraction of {held_out_fraction}.")
     return chosen
 
 
-class _BelongsTo:
-    """A class, since `datasets` hashes its filters by pickling them."""
+class BelongsTo:
+    """Filter for `datasets`: documents of one part. A class, since the library hashes its filters by pickling them."""
 
     def __init__(self, part: str, held_out_fraction: float) -> None:
         self.part, self.held_out_fraction = part, held_out_fraction

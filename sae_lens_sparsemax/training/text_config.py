@@ -38,7 +38,7 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
     """Column that holds the text, where it is not called ``text``."""
     held_out_fraction: float = 0.0
     """Leave out of training the documents whose hash falls into twice this fraction: one share for validation, one
-    for ``sparsemax-sae evaluate --suite text``; see ``compare.text.part_of_document``."""
+    for ``sparsemax-sae evaluate --suite text``; see ``training.held_out.part_of_document``."""
 
     def __post_init__(self) -> None:
         self._check_names()

@@ -106,7 +106,7 @@ def test_a_repeated_comparison_trains_only_what_is_missing_or_changed(tmp_path, 
     results = sorted((tmp_path / "out").glob("runs/*/result.json"))
     assert len(results) == 10
     before = [json.loads(result.read_text()) for result in results]
-    results[0].unlink()
+    results[0].write_text('{"arm": "of another version"}')
     compare_from_yaml(path)
     after = [json.loads(result.read_text()) for result in results]
     assert after[1:] == before[1:]  # down to the wall time of the training

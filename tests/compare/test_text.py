@@ -1,9 +1,8 @@
-import os
-
 import pytest
 
 from sae_lens_sparsemax.compare.config import TextData
-from sae_lens_sparsemax.compare.text import PARTS, file_facts, load_text, part_of_document
+from sae_lens_sparsemax.compare.text import load_text
+from sae_lens_sparsemax.training.held_out import PARTS, part_of_document
 from tests.tiny_language_model import documents
 
 
@@ -30,22 +29,3 @@ def test_missing_paths_files_and_columns_are_named(tmp_path):
         load_text(TextData(path="nowhere.txt"), "training_data")
     with pytest.raises(ValueError, match=r"text_column is 'text', but the columns are \['body'\]"):
         load_text(TextData(path=str(tmp_path / "a.jsonl")), "training_data")
-
-
-def test_files_are_known_by_their_content_wherever_it_changes_and_not_by_their_time(tmp_path, monkeypatch):
-    from sae_lens_sparsemax.compare import text
-
-    monkeypatch.setattr(text, "_HASHED_BYTES", 4)
-    path = tmp_path / "a.txt"
-
-    def facts(content):
-        path.write_text(content)
-        os.utime(path, (len(content), 7))
-        return file_facts([str(path), None, "user/repository"])
-
-    first = facts("head, middle, tail")
-    assert facts("head, middle, tail") == first
-    assert set(first) == {str(path)}
-    assert all(facts(other) != first for other in ("Head, middle, tail", "head, middle, taiL", "head, middle tail"))
-    assert file_facts([str(tmp_path)])[str(tmp_path)] == [("a.txt", 17, *facts("head, middle tail")[str(path)][0][2:])]
-    assert len({str(facts(short)) for short in ("", "a", "ab", "abcd", "abcde", "abcdefgh", "abcdefghi")}) == 7

@@ -4,9 +4,8 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from sae_lens_sparsemax.compare.text import part_of_document
 from sae_lens_sparsemax.config_file import config_from_values
-from sae_lens_sparsemax.training.held_out import part_of_dataset
+from sae_lens_sparsemax.training.held_out import part_of_dataset, part_of_document
 from sae_lens_sparsemax.training.text_data import load_text_dataset
 from tests.tiny_language_model import documents
 
