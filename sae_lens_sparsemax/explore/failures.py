@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from sae_lens_sparsemax.evaluation.monosemanticity import MIN_IMAGES
 from sae_lens_sparsemax.explore.cofiring import Neighbours
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 
 FREQUENT = 0.1
 """A concept on more than this share of the tokens seldom means one thing."""
-_MIN_SAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def unclear_by_entropy(statistics: ConceptStatistics, n: int) -> list[int]:
     """The n concepts that are spread most evenly over the classes, of those on at least ten images."""
     assert statistics.classes is not None
     entropy = statistics.classes.entropy().nan_to_num(-1)
-    entropy[statistics.n_active_samples < _MIN_SAMPLES] = -1
+    entropy[statistics.n_active_samples < MIN_IMAGES] = -1
     best = entropy.argsort(descending=True, stable=True)[:n]
     return best[entropy[best] >= 0].tolist()
 
@@ -82,7 +82,7 @@ def unclear_by_tokens(
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     distinct = (new & (ordered >= 0)).sum(-1)
     score = distinct + statistics.frequency()
-    score[statistics.n_active_samples < _MIN_SAMPLES] = -1
+    score[statistics.n_active_samples < MIN_IMAGES] = -1
     best = score.argsort(descending=True, stable=True)[:n]
     return best[score[best] >= 0].tolist(), distinct
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sae_lens_sparsemax.evaluation.monosemanticity import MIN_IMAGES
 from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 
@@ -71,7 +72,8 @@ def summary(name: str, architecture: str, described: dict[str, Any], statistics:
     frequency = statistics.frequency()
     classes, mono = statistics.classes, statistics.monosemanticity
     entropy = classes.entropy() if classes is not None else torch.zeros(0)
-    entropy = entropy[~entropy.isnan()]
+    # A concept on few images is on few classes, whatever it means.
+    entropy = entropy[~entropy.isnan() & (statistics.n_active_samples >= MIN_IMAGES)] if len(entropy) else entropy
     return {
         "name": name,
         "architecture": architecture,

@@ -86,10 +86,10 @@
    */
   explorer.spikes = (sae, concepts, values, options) => {
     const W = 640,
-      H = 200,
+      H = 212,
       left = 8,
       bottom = 34,
-      top = 22;
+      top = 34;
     const n = explorer.site.saes[sae].d_sae;
     const highest = Math.max(options.highest ?? 0, ...values, 1e-12),
       lowest = Math.min(0, ...values);
@@ -123,7 +123,7 @@
         svg("path", { class: "spike", d: path }),
         svg("line", { class: "axis", x1: left, x2: W - left, y1: y(0), y2: y(0) }),
         labels,
-        svg("text", { class: "tick", x: left, y: 12 }, `up to ${number(highest)}`),
+        svg("text", { class: "tick", x: left, y: 10 }, `up to ${number(highest)}`),
         svg("text", { class: "tick", x: left, y: H - 18 }, "0"),
         svg("text", { class: "tick", x: W - left, y: H - 18, "text-anchor": "end" }, explorer.count(n - 1)),
         svg("text", { class: "tick", x: W / 2, y: H - 5, "text-anchor": "middle" }, "concept"),

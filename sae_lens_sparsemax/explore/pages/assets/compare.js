@@ -12,7 +12,7 @@
       ["explained variance", (s) => number(s.explained_variance)],
       ["explained variance of the average token", (s) => number(1 - s.fvu_per_sample)],
       ["dead concepts", (s) => percent(s.n_dead / s.d_sae)],
-      ["label entropy, median, bits", (s) => number(s.entropy)],
+      ["label entropy in bits, median over concepts on at least ten images", (s) => number(s.entropy)],
       ["monosemanticity, mean", (s) => number(s.mono)],
     ].filter(([, value]) => saes.some((one) => value(one) !== "–"));
     return h(
