@@ -15,6 +15,7 @@ from sae_lens_sparsemax.vision.activations import ModelActivations
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import class_names_of, load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader, decode_image
+from sae_lens_sparsemax.vision.patch_geometry import patch_geometry
 from sae_lens_sparsemax.vision.tokens import Tokens, hook_width, n_tokens_per_image
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,11 @@ class ImageStream:
     @property
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of patches that an SAE's tokens end with; (0, 0) if it sees the class token alone."""
-        side = self.model.cfg.image_size // self.model.cfg.patch_size
-        return (0, 0) if self.tokens == "cls" else (side, side)
+        if self.tokens == "cls":
+            return (0, 0)
+        # What the processor makes of a picture counts, not the size the model was configured for: DINOv2's differ.
+        cfg = self.model.cfg
+        return patch_geometry(self.model.image_processor, (cfg.image_size, cfg.image_size), cfg.patch_size).grid
 
     def batches(self, start: int) -> Iterator[tuple[SampleBatch, int]]:
         """Batches from sample `start` on; images that cannot be decoded are left out with a warning."""
