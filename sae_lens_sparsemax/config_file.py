@@ -160,6 +160,9 @@ def _build_sae(values: Mapping[str, Any]) -> TrainingSAEConfig:
     given = values["sae"]
     config_class = _sae_class(given)
     settings = {key: value for key, value in given.items() if key not in {"architecture", "preset"}}
+    # Null takes out a key of the file that belongs to another architecture than the one now asked for.
+    own = {field.name for field in dataclasses.fields(config_class)}
+    settings = {key: value for key, value in settings.items() if value is not None or key in own}
     if "preset" in given:
         settings = {**_preset(given["preset"], config_class), **settings}
     for key in ("device", "dtype"):

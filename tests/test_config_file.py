@@ -176,3 +176,15 @@ def test_every_configuration_of_the_repository_is_valid(path):
 def test_the_quickstart_is_the_configuration_in_the_repository():
     quickstart = quickstart_config("output/quickstart").config
     assert load_config(CONFIGS / "quickstart.yaml").config.to_dict() == quickstart.to_dict()
+
+
+def test_null_takes_out_a_key_that_another_architecture_does_not_have(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "{runner: synthetic, synthetic_model: {num_features: 9, hidden_dim: 8}, sae: {d_sae: 16, target_l0: 4}}",
+        encoding="utf-8",
+    )
+    loaded = load_config(path, {"sae.architecture": "topk", "sae.target_l0": None, "sae.k": 3})
+    assert loaded.config.sae.architecture() == "topk" and loaded.config.sae.k == 3
+    with pytest.raises(ValueError, match="'sae.target_l0' is not a valid key"):
+        load_config(path, {"sae.architecture": "topk"})
