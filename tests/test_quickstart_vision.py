@@ -1,6 +1,7 @@
 """The drawings, the embedded vision model, and the first run on both."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -70,3 +71,4 @@ def test_the_command_leaves_a_good_sae_and_says_what_is_next(tmp_path, capsys):
     assert result["reconstruction"]["explained_variance"] > 0.8
     assert 8 < result["reconstruction"]["l0"] < 20
     assert result["model"]["zero_shot_accuracy"] > 0.6
+    assert not multiprocessing.active_children()

@@ -5,7 +5,7 @@ state can be saved between any two batches.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -129,6 +129,7 @@ class VisionActivationsStore:
         """Images whose tokens have entered the shuffle buffer, and images left out."""
         self._position: Position | None = None
         self._ahead: PrefetchingIterator[ActivationBatch] | None = None
+        self._made: Iterator[ActivationBatch] | None = None
         self._mixer = ResumableMixer(self._activations(), buffer_size, batch_size, mix_fraction)
 
     def __iter__(self) -> "VisionActivationsStore":
@@ -139,7 +140,7 @@ class VisionActivationsStore:
         return next(self._mixer)
 
     def _activations(self) -> Iterator[torch.Tensor]:
-        batches = self.source.batches(self._position)
+        batches = self._made = self.source.batches(self._position)
         if self.prefetch:
             batches = self._ahead = PrefetchingIterator(batches, self.prefetch)
         for batch in batches:
@@ -155,9 +156,11 @@ class VisionActivationsStore:
         return self._ahead.paused() if self._ahead is not None else nullcontext()
 
     def close(self) -> None:
-        """Stop the second thread, if there is one. No batch can be taken afterwards."""
+        """Stop the second thread, or else the processes that decode. No batch can be taken afterwards."""
         if self._ahead is not None:
             self._ahead.close()
+        elif isinstance(self._made, Generator):
+            self._made.close()
 
     def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Write the position in the data, the counts, the shuffle buffer and torch's CPU random state."""
