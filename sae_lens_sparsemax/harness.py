@@ -18,10 +18,15 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
-from sae_lens.util import get_special_token_ids
 
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from sae_lens_sparsemax.training.models import check_width, hook_width, load_language_model, resolve_hook_name
+from sae_lens_sparsemax.training.models import (
+    check_width,
+    excluded_token_ids,
+    hook_width,
+    load_language_model,
+    resolve_hook_name,
+)
 from sae_lens_sparsemax.training.text_data import load_text_dataset, require_one_context
 
 
@@ -149,7 +154,7 @@ def open_text(sae: SAE[Any], settings: EvaluationSettings) -> OpenText:
         sequence_separator_token=meta.get("sequence_separator_token", "bos"),
     )
     require_one_context(store, on["dataset"])
-    excluded = _special_tokens(meta.exclude_special_tokens, model)
+    excluded = excluded_token_ids(meta.exclude_special_tokens, model)
     if excluded:
         store.exclude_special_tokens = torch.tensor(excluded, device=settings.device)
     return OpenText(model, store, excluded, on)
@@ -195,13 +200,6 @@ def _resolve(sae: SAE[Any], settings: EvaluationSettings) -> dict[str, Any]:
             remedy = "" if key == "hook_name" else f"; give --{key.replace('_', '-')}"
             raise ValueError(f"The SAE's metadata have no {key!r}{remedy}.")
     return on
-
-
-def _special_tokens(setting: Any, model: Any) -> list[int]:
-    """Token ids left out, from the training setting: none, every special token, or those listed."""
-    if setting is True:
-        return get_special_token_ids(model.tokenizer)
-    return list(setting or [])
 
 
 def _activations(store: ActivationsStore, n_batches: int) -> Iterator[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +50,20 @@ def quickstart(output: Path | str) -> QuickstartResult:
 
     An earlier quickstart in the same folder is replaced.
     """
+    return train_and_evaluate(quickstart_config(output), _on_held_out_text)
+
+
+def _on_held_out_text(folder: Path) -> dict[str, Any]:
+    return evaluate_sae(load_sae(str(folder)), EvaluationSettings(dataset_split="validation", batches=15))
+
+
+def train_and_evaluate(loaded: LoadedConfig, evaluate: Callable[[Path], dict[str, Any]]) -> QuickstartResult:
+    """Train as a configuration says, evaluate what was saved in its folder, and keep the result there."""
     started = time.perf_counter()
-    folder = Path(output)
-    loaded = quickstart_config(folder)
+    folder = Path(loaded.config.output_path)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     loaded.make_runner().run()
-    sae = load_sae(str(folder))
-    result = evaluate_sae(sae, EvaluationSettings(dataset_split="validation", batches=15))
+    result = evaluate(folder)
     save_json(result, folder / "evaluation.json")
     return QuickstartResult(folder, result, time.perf_counter() - started)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,13 @@ from sae_lens_sparsemax.config_file import LoadedConfig, config_from_values
 from sae_lens_sparsemax.embedded import QUICKSTART
 from sae_lens_sparsemax.embedded.drawings import CAPTION
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from sae_lens_sparsemax.evaluation.results import save_json
 from sae_lens_sparsemax.harness import load_sae
-from sae_lens_sparsemax.quickstart import QuickstartResult
+from sae_lens_sparsemax.quickstart import QuickstartResult, train_and_evaluate
 from sae_lens_sparsemax.vision.eval_images import load_eval_images
 from sae_lens_sparsemax.vision.evaluator import VisionEvaluator
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import class_names_of, load_image_dataset
-from sae_lens_sparsemax.vision.tokens import layers_to_run
+from sae_lens_sparsemax.vision.tokens import read_hook
 from sae_lens_sparsemax.vision.zero_shot import text_prototypes
 
 # The same as configs/vision/quickstart_vision.yaml, which explains each number; the package works without that folder.
@@ -46,14 +43,7 @@ def quickstart(output: Path | str) -> QuickstartResult:
 
     An earlier quickstart in the same folder is replaced.
     """
-    started = time.perf_counter()
-    folder = Path(output)
-    loaded = quickstart_config(folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    loaded.make_runner().run()
-    result = evaluate_on_drawings(folder)
-    save_json(result, folder / "evaluation.json")
-    return QuickstartResult(folder, result, time.perf_counter() - started)
+    return train_and_evaluate(quickstart_config(output), evaluate_on_drawings)
 
 
 def quickstart_config(output: Path | str) -> LoadedConfig:
@@ -75,11 +65,7 @@ def evaluate_on_drawings(folder: Path) -> dict[str, Any]:
     names = class_names_of(data, "label")
     images = load_eval_images(data, model.image_processor, len(data), label_column="label")  # type: ignore[arg-type]
     prototypes = text_prototypes(model, names, [CAPTION])
-    layers = layers_to_run(meta.hook_name)
-    acts = (
-        model.run_with_cache(pixels, names_filter=meta.hook_name, stop_at_layer=layers)[1][meta.hook_name]
-        for pixels in images.pixel_values.split(64)
-    )
+    acts = (read_hook(model, meta.hook_name, pixels) for pixels in images.pixel_values.split(64))
     reconstruction = evaluate_reconstruction(sae, acts, progress=False)
     spliced = VisionEvaluator(model, images, meta.hook_name, meta.tokens, prototypes, batch_size=64)(sae)
     return {

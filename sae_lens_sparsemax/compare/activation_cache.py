@@ -9,6 +9,7 @@ interrupted capture goes on after its last shard.
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -53,7 +54,11 @@ class ActivationShards:
                 yield batch.float()
 
     def mean(self) -> torch.Tensor:
-        """Mean of all rows, shape (d_in,), summed in float64 and given as float32."""
+        """Mean of all rows, shape (d_in,), summed in float64 and given as float32; computed once."""
+        return self._mean
+
+    @cached_property
+    def _mean(self) -> torch.Tensor:
         total = torch.zeros(self.d_in, dtype=torch.float64)
         for batch in self.in_order(_ROWS_AT_A_TIME):
             total += batch.double().sum(0)

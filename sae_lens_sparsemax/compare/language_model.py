@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from sae_lens import SAE
 from sae_lens.load_model import load_model
 from sae_lens.training.activations_store import ActivationsStore
-from sae_lens.util import get_special_token_ids, str_to_dtype
+from sae_lens.util import str_to_dtype
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_lens_sparsemax.compare.activation_cache import ActivationShards, capture_activations, capture_tokens
@@ -29,6 +29,7 @@ from sae_lens_sparsemax.evaluation.cross_entropy import (
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.results import load_json, save_json
 from sae_lens_sparsemax.file_facts import file_facts
+from sae_lens_sparsemax.training.models import excluded_token_ids
 
 # Settings that change which activations are stored. Those not named here only concern the runs.
 _CACHE_SETTINGS = (
@@ -82,10 +83,6 @@ class LanguageModelSource:
 
     def mean(self) -> torch.Tensor:
         """Mean of all stored training activations, shape (d_in,)."""
-        return self._mean
-
-    @cached_property
-    def _mean(self) -> torch.Tensor:
         return self.train.mean()
 
     def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:
@@ -121,9 +118,8 @@ class LanguageModelSource:
 
     @property
     def _special_tokens(self) -> list[int]:
-        if not self.cfg.exclude_special_tokens:
-            return []
-        return get_special_token_ids(self.model.tokenizer)  # pyright: ignore[reportArgumentType]
+        # Asked first, so that the model is not loaded for nothing.
+        return excluded_token_ids(True, self.model) if self.cfg.exclude_special_tokens else []
 
     def _capture(self, name: str, n_tokens: int) -> ActivationShards:
         folder = self.folder / name

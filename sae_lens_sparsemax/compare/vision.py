@@ -11,7 +11,6 @@ from datasets import Dataset
 from sae_lens import SAE
 from sae_lens.util import str_to_dtype
 
-from sae_lens_sparsemax import __version__
 from sae_lens_sparsemax.compare.activation_cache import ActivationShards, capture_activations
 from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.image_settings import ImageData
@@ -25,6 +24,7 @@ from sae_lens_sparsemax.vision.evaluator import VisionEvaluator
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader
+from sae_lens_sparsemax.vision.metadata import model_metadata
 from sae_lens_sparsemax.vision.tokens import hook_width
 
 
@@ -55,10 +55,7 @@ class VisionSource:
             "model_from_pretrained_kwargs": self.settings.model_from_pretrained_kwargs,
             "hook_name": self.hook_name,
             "tokens": self.settings.tokens,
-            "context_size": self.model.cfg.n_ctx,
-            "n_prefix_tokens": self.model.cfg.n_prefix_tokens,
-            "image_processor": self.model.image_processor.to_dict(),
-            "sae_lens_sparsemax_version": __version__,
+            **model_metadata(self.model),
         }
         self.d_in = hook_width(self.hook_name, self.model)
         self.folder = Path(cfg.output_path) / "activations" / self.fingerprint
@@ -73,10 +70,6 @@ class VisionSource:
 
     def mean(self) -> torch.Tensor:
         """Mean of all stored training activations, shape (d_in,)."""
-        return self._mean
-
-    @cached_property
-    def _mean(self) -> torch.Tensor:
         return self.train.mean()
 
     def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:

@@ -11,7 +11,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.concepts.encoding import encode_tokens, hook_name_of
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.patch_geometry import Interpolation, PatchGeometry, patch_geometry
-from sae_lens_sparsemax.vision.tokens import Tokens, layers_to_run, token_slice
+from sae_lens_sparsemax.vision.tokens import Tokens, read_hook, token_slice
 
 Pooling = Literal["first", "mean"]
 
@@ -77,14 +77,7 @@ def concepts_of_image(model: HookedViT, sae: SAE[Any], image: Image.Image) -> Im
     hook_name = model.resolve_hook_name(hook_name_of(sae))
     tokens: Tokens = sae.cfg.metadata.tokens or "all"
     image = image.convert("RGB")
-    _, cache = model.run_with_cache(
-        model.preprocess(image),
-        names_filter=hook_name,
-        stop_at_layer=layers_to_run(hook_name),
-        return_type=None,
-        return_cache_object=False,
-    )
-    acts = encode_tokens(sae, cache[hook_name][0, token_slice(tokens, model)])
+    acts = encode_tokens(sae, read_hook(model, hook_name, model.preprocess(image))[0, token_slice(tokens, model)])
     if tokens == "cls":
         return ImageConcepts(image, acts, len(acts), None)
     geometry = patch_geometry(model.image_processor, image.size, model.cfg.patch_size)

@@ -4,10 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
-from sae_lens.util import get_special_token_ids
 
 from sae_lens_sparsemax.concepts.encoding import encode_tokens, hook_name_of
-from sae_lens_sparsemax.training.models import resolve_hook_name
+from sae_lens_sparsemax.training.models import excluded_token_ids, resolve_hook_name
 
 
 class TextConcepts(NamedTuple):
@@ -48,17 +47,10 @@ def concepts_of_text(model: Any, sae: SAE[Any], text: str, *, max_tokens: int | 
             f"The text has {token_ids.shape[1]} tokens, more than the {limit} that the SAE was trained on."
         )
     _, cache = model.run_with_cache(token_ids, names_filter=[hook_name])
-    is_read = ~torch.isin(token_ids[0].cpu(), torch.tensor(excluded_tokens(model, sae), dtype=torch.long))
+    excluded = torch.tensor(excluded_token_ids(meta.exclude_special_tokens, model), dtype=torch.long)
+    is_read = ~torch.isin(token_ids[0].cpu(), excluded)
     acts = encode_tokens(sae, cache[hook_name][0]) * is_read[:, None]
     return TextConcepts(token_ids[0].cpu(), token_texts(model, token_ids[0]), acts, is_read)
-
-
-def excluded_tokens(model: Any, sae: SAE[Any]) -> list[int]:
-    """Ids of the tokens that an SAE was trained without."""
-    setting = sae.cfg.metadata.exclude_special_tokens
-    if setting is True:
-        return get_special_token_ids(model.tokenizer)
-    return list(setting or [])
 
 
 def token_texts(model: Any, token_ids: torch.Tensor) -> list[str]:

@@ -6,7 +6,6 @@ But: no dropout, no early stopping, no resumption, and a text tower that knows t
 """
 
 import argparse
-import json
 import logging
 import math
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
 from sae_lens_sparsemax.embedded.drawings import CAPTION, CLASSES, COLOURS, SHAPES, SIZE, drawing, quickstart_images
-from sae_lens_sparsemax.training.atomic import atomic_write_text
+from sae_lens_sparsemax.embedded.half_precision import save_in_half
 from sae_lens_sparsemax.vision.eval_images import load_eval_images
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.zero_shot import contrastive_loss, text_prototypes
@@ -70,17 +69,6 @@ def new_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> C
     return CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=args.d_text))
 
 
-def save(model: CLIPModel, folder: Path) -> None:
-    """Write the weights in float16, to be loaded in float32."""
-    half = CLIPModel(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
-    # Without `dtype` the stored type would be the loaded one, and float16 arithmetic is slow on a CPU.
-    file = folder / "config.json"
-    config = json.loads(file.read_text("utf-8")) | {"dtype": "float32"}
-    atomic_write_text(file, json.dumps(config, indent=2) + "\n")
-
-
 def held_out_accuracy(folder: Path, n_images: int = 640) -> float:
     """Zero-shot accuracy of a saved model on the drawings held out for evaluation."""
     model = HookedViT.from_pretrained(str(folder))
@@ -128,7 +116,7 @@ def train(args: argparse.Namespace) -> float:
             model.logit_scale.clamp_(max=math.log(100))  # as CLIP does, or the loss becomes unstable
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % args.save_every == 0 or step + 1 == last:
-            save(model, args.out)
+            save_in_half(model, args.out)
             logger.info(
                 "step %d: loss %.3f, held-out accuracy %.3f", step + 1, loss.item(), held_out_accuracy(args.out)
             )

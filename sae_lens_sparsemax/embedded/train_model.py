@@ -19,6 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
+from sae_lens_sparsemax.embedded.half_precision import save_in_half
+
 logger = logging.getLogger(__name__)
 
 BOS = "<|endoftext|>"
@@ -71,15 +73,9 @@ def mean_loss(model: torch.nn.Module, contexts: torch.Tensor, batch_size: int = 
 
 def save(model: GPT2LMHeadModel, folder: Path) -> GPT2LMHeadModel:
     """Write the weights in float16 and return the model as a user will load it, in float32."""
-    half = GPT2LMHeadModel(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    # Without `dtype` the stored type would be the loaded one, and float16 arithmetic is slow on a CPU.
     # TransformerLens reads `n_ctx`, which GPT-2's published configs carry and `GPT2Config` does not.
-    file = folder / "config.json"
-    config = json.loads(file.read_text("utf-8")) | {"dtype": "float32", "n_ctx": model.config.n_positions}
-    file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    save_in_half(model, folder, n_ctx=model.config.n_positions)
+    (folder / "generation_config.json").unlink(missing_ok=True)
     return GPT2LMHeadModel.from_pretrained(folder).eval()
 
 

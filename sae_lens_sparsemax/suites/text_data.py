@@ -10,12 +10,17 @@ from typing import Any
 import torch
 from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
-from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.evaluation.splice import keep_mask
 from sae_lens_sparsemax.training.held_out import part_of_dataset
-from sae_lens_sparsemax.training.models import check_width, hook_width, load_language_model, resolve_hook_name
+from sae_lens_sparsemax.training.models import (
+    check_width,
+    excluded_token_ids,
+    hook_width,
+    load_language_model,
+    resolve_hook_name,
+)
 from sae_lens_sparsemax.training.text_data import load_text_dataset, require_one_context
 
 
@@ -68,10 +73,7 @@ class TextModel:
         if meta.prepend_bos is None:
             meta.prepend_bos = True  # what SAELens trains with unless told otherwise
         self.sae, self.context_size, self.batch_size, self.device = sae, context_size, batch_size, device
-        excluded = meta.exclude_special_tokens
-        self.ignore_tokens: list[int] = (
-            get_special_token_ids(self.model.tokenizer) if excluded is True else list(excluded or [])
-        )
+        self.ignore_tokens = excluded_token_ids(meta.exclude_special_tokens, self.model)
 
     def text(self, data: TextData, held_out_fraction: float, n_tokens: int) -> TokenSet:
         """The first `n_tokens` tokens of a data set, or all that there are."""

@@ -13,7 +13,7 @@ from sae_lens_sparsemax.evaluation.image_edits import Edit, EmbedImages
 from sae_lens_sparsemax.suites.vision_data import LabelledImages
 from sae_lens_sparsemax.training.models import check_width
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
-from sae_lens_sparsemax.vision.tokens import Tokens, hook_width, layers_to_run, token_slice
+from sae_lens_sparsemax.vision.tokens import Tokens, hook_width, read_hook, token_slice
 
 PIXELS = "pixels"
 """Names the encoder that needs no model: the image's own pixels, at most 32 × 32, with their mean removed."""
@@ -47,14 +47,7 @@ class VisionModel:
     @torch.no_grad()
     def activations(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the SAE reads, shape (images, tokens, d_in), heads side by side."""
-        _, cache = self.model.run_with_cache(
-            pixels,
-            names_filter=self.hook_name,
-            stop_at_layer=layers_to_run(self.hook_name),
-            return_type=None,
-            return_cache_object=False,
-        )
-        return cache[self.hook_name][:, self.positions].flatten(2)
+        return read_hook(self.model, self.hook_name, pixels)[:, self.positions].flatten(2)
 
     def activation_batches(self, images: LabelledImages, description: str | None = None) -> Iterator[torch.Tensor]:
         """Activations of all images, batch by batch."""

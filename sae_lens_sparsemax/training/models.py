@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
+from sae_lens.util import get_special_token_ids
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_lens_sparsemax.embedded import QUICKSTART, quickstart_model_path
 from sae_lens_sparsemax.nearest import nearest
+
+
+def excluded_token_ids(setting: bool | Sequence[int] | None, model: Any) -> list[int]:
+    """Token ids left out, from the training setting: none, every special token, or those listed."""
+    return get_special_token_ids(model.tokenizer) if setting is True else list(setting or [])
 
 
 def load_language_model(

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from sae_lens_sparsemax.training.resume import ResumableMixer
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.images import ImageLoader, Position
-from sae_lens_sparsemax.vision.tokens import Tokens, layers_to_run, token_slice
+from sae_lens_sparsemax.vision.tokens import Tokens, read_hook, token_slice
 
 STORE_STATE_FILENAME = "vision_activations_store.safetensors"
 
@@ -93,14 +93,7 @@ class ModelActivations:
     def activations_of(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Activations `(batch, token, d_in)` of preprocessed images, heads side by side."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
-            _, cache = self.model.run_with_cache(
-                pixel_values,
-                names_filter=self.hook_name,
-                stop_at_layer=layers_to_run(self.hook_name),
-                return_type=None,
-                return_cache_object=False,
-            )
-        acts = cache[self.hook_name][:, self.positions].flatten(2)
+            acts = read_hook(self.model, self.hook_name, pixel_values)[:, self.positions].flatten(2)
         return acts.to(self.device if self.device is not None else acts.device, self.dtype)
 
 

@@ -13,7 +13,6 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
-from sae_lens_sparsemax import __version__
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint
 from sae_lens_sparsemax.training.models import check_width
 from sae_lens_sparsemax.training.runner import TrainingRunner
@@ -24,6 +23,7 @@ from sae_lens_sparsemax.vision.eval_log import EvaluationLog
 from sae_lens_sparsemax.vision.evaluator import VisionEvaluator
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import ImageDataset, load_image_dataset
+from sae_lens_sparsemax.vision.metadata import model_metadata
 from sae_lens_sparsemax.vision.sources import activation_source, load_vision_model
 from sae_lens_sparsemax.vision.tokens import hook_width
 
@@ -95,16 +95,14 @@ class VisionSAETrainingRunner(TrainingRunner):
     @override
     def _set_sae_metadata(self) -> None:
         """Record all that is needed to use the SAE: model, hook, tokens and preprocessing."""
-        cfg, metadata, model = self.cfg, self.sae.cfg.metadata, self.model
+        cfg, metadata = self.cfg, self.sae.cfg.metadata
         for name in (
             "model_name", "model_class_name", "model_from_pretrained_kwargs", "hook_name", "tokens",
             "dataset_path", "dataset_config", "dataset_split", "image_column",
         ):  # fmt: skip
             metadata[name] = getattr(cfg, name)
-        metadata.context_size = model.cfg.n_ctx
-        metadata.n_prefix_tokens = model.cfg.n_prefix_tokens
-        metadata.image_processor = model.image_processor.to_dict()
-        metadata.sae_lens_sparsemax_version = __version__
+        for name, value in model_metadata(self.model).items():
+            metadata[name] = value
 
     def _new_sae(self) -> TrainingSAE[Any]:
         if self.cfg.from_pretrained_path is not None:

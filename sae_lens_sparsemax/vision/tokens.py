@@ -43,6 +43,28 @@ def layers_to_run(hook_name: str) -> int | None:
 
 
 @torch.no_grad()
+def read_hook(model: HookedViT, hook_name: str, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What a hook sees of preprocessed images, all tokens; nothing after its block is computed.
+
+    Args:
+        model: the vision model.
+        hook_name: full name of the hook.
+        pixel_values: `(batch, 3, height, width)`.
+
+    Returns:
+        `(batch, token, ...)`.
+    """
+    _, cache = model.run_with_cache(
+        pixel_values,
+        names_filter=hook_name,
+        stop_at_layer=layers_to_run(hook_name),
+        return_type=None,
+        return_cache_object=False,
+    )
+    return cache[hook_name]
+
+
+@torch.no_grad()
 def hook_width(hook_name: str, model: HookedViT) -> int:
     """`d_in` of an SAE on this hook: the width of one token, heads side by side.
 
@@ -50,13 +72,7 @@ def hook_width(hook_name: str, model: HookedViT) -> int:
         ValueError: what the hook sees is not one vector per token.
     """
     blank = torch.zeros(1, 3, model.cfg.image_size, model.cfg.image_size)
-    _, cache = model.run_with_cache(
-        blank,
-        names_filter=hook_name,
-        stop_at_layer=layers_to_run(hook_name),
-        return_cache_object=False,
-    )
-    shape = tuple(cache[hook_name].shape[1:])
+    shape = tuple(read_hook(model, hook_name, blank).shape[1:])
     if hook_name.endswith(("hook_attn_scores", "hook_pattern")) or shape[0] != model.cfg.n_ctx or len(shape) < 2:
         raise ValueError(
             f"An SAE needs one vector per token; {hook_name!r} sees {shape} for each image. "
