@@ -85,7 +85,7 @@ class Recipe:
             own["k"] = round(k) if own.get("architecture") == "topk" else round(float(k), 2)
         values = merged(self.train, self.saes[name].get("train", {}))
         sae = {**values.get("sae", {}), **own}
-        if own.get("architecture", "sparsemax") != "sparsemax":
+        if own.get("architecture", "sparsemax") != "sparsemax" and "target_l0" not in own:
             # What all SAEs share may hold fields of the default architecture alone.
             sae.pop("target_l0", None)
         return {**values, "sae": sae, "output_path": output_path}

@@ -1,5 +1,5 @@
 """
-The vision suite: reconstruction and geometry, sparsity, monosemanticity, zero-shot classification.
+The vision suite: reconstruction and geometry, sparsity, monosemanticity, zero-shot classification, names.
 
 Tables 5 and 6 of the sparsemax paper, and the protocol of Figure 3 and of Tables 3, 4 and 7 to 17. Here is what
 is measured on what; `vision_metrics` measures it.
@@ -79,6 +79,7 @@ _OWN_SETTINGS: dict[str, tuple[str, ...]] = {
         "counting_data", "n_counting_images", "classes", "class_names", "templates", "n_concepts", "controls",
         "threshold", "threshold_quantile", "min_plain_accuracy", "seed",
     ),
+    "names": ("classes", "class_names", "templates"),
 }  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def trained_on(settings: VisionSuiteSettings, sae: SAE[Any]) -> bool:
 
 def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool = True) -> list[MetricGroup]:
     """
-    The groups `tokens`, `images`, `sparsity`, `monosemanticity` and `zero_shot`.
+    The groups `tokens`, `images`, `sparsity`, `monosemanticity`, `zero_shot` and `names`.
 
     Model and images are loaded when the first group that is not finished asks for them.
     """
@@ -130,6 +131,7 @@ def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool =
         "sparsity": metrics.sparsity,
         "monosemanticity": metrics.monosemanticity,
         "zero_shot": metrics.zero_shot,
+        "names": metrics.names,
     }
     return [
         MetricGroup(name, on | {key: plain[key] for key in keys}, compute[name]) for name, keys in _OWN_SETTINGS.items()

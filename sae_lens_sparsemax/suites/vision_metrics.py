@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from sae_lens import SAE
+from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.concepts.name_agreement import evaluate_names
+from sae_lens_sparsemax.concepts.naming import decoder_directions, embed_words
 from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, encode_chunks
 from sae_lens_sparsemax.evaluation.class_names import class_prompts
 from sae_lens_sparsemax.evaluation.classification import disjoint_splits, text_prototypes
@@ -98,9 +102,7 @@ class VisionMetrics:
         settings, model = self.settings, self.model
         if model.model.tokenizer is None or not hasattr(model.model.model, "logit_scale"):
             raise NotMeasured("the model has no text tower to classify with")
-        if not self.images.has_labels:
-            assert settings.data is not None
-            raise NotMeasured(f"{settings.data.name} has no column {settings.data.label_column!r}; give its name")
+        self._require_labels()
         counting, test = self._splits()
         names, templates = self._prompts(test)
         prototypes = text_prototypes(model.model.encode_text, names, templates, progress=self.progress)
@@ -121,6 +123,30 @@ class VisionMetrics:
             progress=self.progress,
         )
         return {"n_counting_images": counting.n_images, "zero_shot": measured}
+
+    def names(self) -> dict[str, Any]:
+        """How often the names that are guessed for concepts fit other images."""
+        model = self.model.model
+        if model.tokenizer is None:
+            raise NotMeasured("the model has no text tower to name concepts with")
+        self._require_labels()
+        names, templates = self._prompts(self.images)
+        try:
+            decoder = decoder_directions(model, self.sae)
+        except ValueError:  # SAEs of other hooks have no decoder that reads as image embeddings
+            decoder = None
+        measured = evaluate_names(self.sae, self._named_images(), names, embed_words(model, names, templates), decoder)
+        return {"names": measured}
+
+    def _named_images(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for pixels, labels in tqdm(self.images, desc="Names", disable=not self.progress, leave=False):
+            yield self.model.activations(pixels), self.model.embed()(pixels), labels
+
+    def _require_labels(self) -> None:
+        if not self.images.has_labels:
+            assert self.settings.data is not None
+            data = self.settings.data
+            raise NotMeasured(f"{data.name} has no column {data.label_column!r}; give its name")
 
     def _splits(self) -> tuple[LabelledImages, LabelledImages]:
         """Images to count on and images to test on, none in both."""

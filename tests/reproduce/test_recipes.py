@@ -61,6 +61,13 @@ def test_an_sae_that_matches_another_gets_its_mean_l0_as_k():
     assert recipe.training("TopK", "x")["sae"]["k"] == 16
 
 
+def test_a_target_l0_that_all_share_is_for_sparsemax_alone_but_an_sae_may_have_its_own():
+    values = {"train.sae.target_l0": 9, "saes.JumpReLU.target_l0": 8}
+    recipe = load_recipe(FOLDER / "table5.yaml", overrides=values)
+    targets = {name: recipe.training(name, "x")["sae"].get("target_l0") for name in ("TopK", "JumpReLU", "sparsemax")}
+    assert targets == {"TopK": None, "JumpReLU": 8, "sparsemax": 32}
+
+
 def test_settings_merge_group_by_group():
     assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": {"e": 5}}) == {
         "a": {"b": 1, "c": 4},

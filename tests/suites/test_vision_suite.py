@@ -53,7 +53,7 @@ SETTINGS = {
 def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder):
     result = evaluate_suite(str(folder), settings=SETTINGS, progress=False)
     groups = result.results["groups"]
-    assert set(groups) == {"tokens", "images", "sparsity", "monosemanticity", "zero_shot"}
+    assert set(groups) == {"tokens", "images", "sparsity", "monosemanticity", "zero_shot", "names"}
     sae = random_sae()
     model = VisionModel(sae, MODEL, HOOK, "all", "cpu")
     images = load_images(TEST, 40, model.model.image_processor, 16)
