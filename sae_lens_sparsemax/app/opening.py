@@ -8,7 +8,7 @@ from sae_lens_sparsemax.concepts.words import known_words, read_words, shipped_w
 from sae_lens_sparsemax.harness import load_sae
 from sae_lens_sparsemax.training.models import check_width, hook_width, load_language_model
 from sae_lens_sparsemax.training.models import resolve_hook_name as resolve_text_hook
-from sae_lens_sparsemax.vision.hooked_vit import HookedViT
+from sae_lens_sparsemax.vision.loading import load_vision_model
 from sae_lens_sparsemax.vision.tokens import hook_width as vision_hook_width
 
 
@@ -46,7 +46,7 @@ def open_session(
         hook = resolve_text_hook(language_model, hook_name)
         check_width(sae.cfg.d_in, hook_width(language_model, hook, meta.hook_head_index), hook)
         return TextSession(language_model, sae)
-    vit = HookedViT.from_pretrained(name, device, **(meta.model_from_pretrained_kwargs or {}))
+    vit = load_vision_model(name, device, **(meta.model_from_pretrained_kwargs or {}))
     hook = vit.resolve_hook_name(hook_name)
     check_width(sae.cfg.d_in, vision_hook_width(hook, vit), hook)
     if vit.tokenizer is None:

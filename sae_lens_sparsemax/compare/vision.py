@@ -21,9 +21,9 @@ from sae_lens_sparsemax.file_facts import file_facts
 from sae_lens_sparsemax.vision.activations import ModelActivations
 from sae_lens_sparsemax.vision.eval_images import load_evaluator
 from sae_lens_sparsemax.vision.evaluator import VisionEvaluator
-from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader
+from sae_lens_sparsemax.vision.loading import load_vision_model
 from sae_lens_sparsemax.vision.metadata import model_metadata
 from sae_lens_sparsemax.vision.tokens import hook_width
 
@@ -34,7 +34,7 @@ class VisionSource:
     def __init__(self, cfg: CompareConfig) -> None:
         assert cfg.images is not None and cfg.model_name is not None and cfg.hook_name is not None
         self.cfg, self.settings = cfg, cfg.images
-        self.model = HookedViT.from_pretrained(cfg.model_name, cfg.device, **self.settings.model_from_pretrained_kwargs)
+        self.model = load_vision_model(cfg.model_name, cfg.device, **self.settings.model_from_pretrained_kwargs)
         self.hook_name = self.model.resolve_hook_name(cfg.hook_name)
         stored = ("training", "evaluation", "tokens", "image_column", "batch_size", "model_from_pretrained_kwargs")
         settings = {

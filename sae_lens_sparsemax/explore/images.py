@@ -12,9 +12,9 @@ from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.training.models import check_width
 from sae_lens_sparsemax.vision.activations import ModelActivations
-from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import class_names_of, load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader, decode_image
+from sae_lens_sparsemax.vision.loading import load_vision_model
 from sae_lens_sparsemax.vision.patch_geometry import patch_geometry
 from sae_lens_sparsemax.vision.tokens import Tokens, hook_width, n_tokens_per_image
 
@@ -46,9 +46,7 @@ class ImageStream:
         same_data = settings.dataset is None
         self.split = settings.dataset_split or (same_data and meta.dataset_split) or "train"
         self.image_column = settings.image_column or (same_data and meta.image_column) or "image"
-        self.model = _load_model(self.model_name, settings.device, meta.model_from_pretrained_kwargs or {})
-        if self.model.image_processor is None:
-            raise ValueError(f"The model {self.model_name!r} has no image processor to prepare images with.")
+        self.model = load_vision_model(self.model_name, settings.device, **(meta.model_from_pretrained_kwargs or {}))
         self.hook_name = self.model.resolve_hook_name(_given("hook_name", meta.hook_name))
         self.tokens: Tokens = meta.tokens or "all"
         check_width(sae.cfg.d_in, hook_width(self.hook_name, self.model), self.hook_name)
@@ -65,7 +63,7 @@ class ImageStream:
         self.n_prefix_tokens = self.model.cfg.n_prefix_tokens if self.tokens == "all" else 0
         self.label_column = settings.label_column if _has_classes(data, settings.label_column) else None
         self.class_names = class_names_of(data, self.label_column) if self.label_column else []
-        self.encoder = _load_model(settings.encoder, settings.device, {}) if settings.encoder else None
+        self.encoder = load_vision_model(settings.encoder, settings.device) if settings.encoder else None
         self.d_embedding = self._embed([decode_image(data[0][self.image_column])]).shape[-1] if self.encoder else 0
         self.rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(_SEED))[: self.n_samples]
         """Row in the data set of each sample."""
@@ -133,14 +131,6 @@ class ImageStream:
         embeds = self.encoder(self.encoder.preprocess(images))
         assert embeds is not None
         return embeds.float().cpu()
-
-
-def _load_model(name: str, device: str, kwargs: dict[str, Any]) -> HookedViT:
-    try:
-        return HookedViT.from_pretrained(name, device, **kwargs)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"The model {name!r} could not be loaded; give --model if it has moved: {reason}") from error
 
 
 def _given(name: str, value: Any) -> Any:

@@ -12,7 +12,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.evaluation.image_edits import Edit, EmbedImages
 from sae_lens_sparsemax.suites.vision_data import LabelledImages
 from sae_lens_sparsemax.training.models import check_width
-from sae_lens_sparsemax.vision.hooked_vit import HookedViT
+from sae_lens_sparsemax.vision.loading import load_vision_model
 from sae_lens_sparsemax.vision.tokens import Tokens, hook_width, read_hook, token_slice
 
 PIXELS = "pixels"
@@ -38,8 +38,6 @@ class VisionModel:
 
     def __init__(self, sae: SAE[Any], model_name: str, hook_name: str, tokens: Tokens, device: str) -> None:
         self.model = load_vision_model(model_name, device)
-        if self.model.image_processor is None:
-            raise ValueError(f"The model {model_name!r} has no image processor to prepare images with.")
         self.hook_name = self.model.resolve_hook_name(hook_name)
         check_width(sae.cfg.d_in, hook_width(self.hook_name, self.model), self.hook_name)
         self.positions = token_slice(tokens, self.model)
@@ -95,14 +93,6 @@ class VisionModel:
             return self.model.run_with_hooks(pixel_values, fwd_hooks=hooks if edit is not None else [])
 
 
-def load_vision_model(model_name: str, device: str) -> HookedViT:
-    """`HookedViT.from_pretrained`, with a missing model as a `ValueError` of one sentence."""
-    try:
-        return HookedViT.from_pretrained(model_name, device)
-    except OSError as error:
-        raise ValueError(f"The model {model_name!r} could not be loaded: {' '.join(str(error).split())}") from error
-
-
 def encoder_embeddings(encoder: str, images: LabelledImages, device: str) -> Iterator[torch.Tensor]:
     """
     Embeddings of images by an encoder other than the SAE's model, batch by batch, shape (images, d_embedding).
@@ -119,8 +109,6 @@ def encoder_embeddings(encoder: str, images: LabelledImages, device: str) -> Ite
             yield flat - flat.mean(1, keepdim=True)
         return
     model = load_vision_model(encoder, device)
-    if model.image_processor is None:
-        raise ValueError(f"The encoder {encoder!r} has no image processor to prepare images with.")
     for pixels in images.seen_by(model.image_processor).pixels():
         with torch.no_grad():
             embeddings = model(pixels)

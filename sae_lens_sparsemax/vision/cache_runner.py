@@ -33,7 +33,7 @@ from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import ImageDataset
 from sae_lens_sparsemax.vision.images import PixelBatch, Position
-from sae_lens_sparsemax.vision.sources import image_loader, load_vision_model
+from sae_lens_sparsemax.vision.sources import image_loader, model_of
 from sae_lens_sparsemax.vision.tokens import hook_width, n_tokens_per_image
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class VisionCacheActivationsRunner:
         if cfg.cached_activations_path is None:
             raise ValueError("'cached_activations_path' must name the folder to store activations in.")
         self.folder, self.dtype = Path(cfg.cached_activations_path), str_to_dtype(cfg.cached_activations_dtype)
-        model = override_model or load_vision_model(cfg)
+        model = override_model or model_of(cfg)
         self.images = image_loader(cfg, model, override_dataset)
         self.source = ModelActivations(
             model,

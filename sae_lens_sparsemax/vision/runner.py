@@ -24,7 +24,7 @@ from sae_lens_sparsemax.vision.evaluator import VisionEvaluator
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import ImageDataset, load_image_dataset
 from sae_lens_sparsemax.vision.metadata import model_metadata
-from sae_lens_sparsemax.vision.sources import activation_source, load_vision_model
+from sae_lens_sparsemax.vision.sources import activation_source, model_of
 from sae_lens_sparsemax.vision.tokens import hook_width
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         cfg = copy.deepcopy(cfg)
         self.cfg: Any = cfg
         torch.manual_seed(cfg.seed)
-        self.model: Any = override_model or load_vision_model(cfg)
+        self.model: Any = override_model or model_of(cfg)
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)
         _check_heads(cfg)
         width = check_width(cfg.sae.d_in, hook_width(cfg.hook_name, self.model), cfg.hook_name)

@@ -11,15 +11,16 @@ from sae_lens_sparsemax.vision.config import VisionSAERunnerConfig
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.image_data import ImageDataset, encoded_images, load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader
+from sae_lens_sparsemax.vision.loading import load_vision_model
 
 
-def load_vision_model(cfg: VisionSAERunnerConfig[Any]) -> HookedViT:
+def model_of(cfg: VisionSAERunnerConfig[Any]) -> HookedViT:
     """The model that a configuration names, where and in the type it says.
 
     Raises:
-        ValueError: see `HookedViT.from_pretrained`.
+        ValueError: see `load_vision_model`.
     """
-    return HookedViT.from_pretrained(
+    return load_vision_model(
         cfg.model_name,
         cfg.model_device or cfg.device,
         str_to_dtype(cfg.model_dtype),
