@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", help=text)
     parser.add_argument("--label-column", default="label", help="column with the images' classes (default label)")
+    parser.add_argument(
+        "--streaming", action="store_true", help="read the first images as they come, rather than download them all"
+    )
     parser.add_argument("--context-size", type=int, help="tokens per context")
     parser.add_argument("--samples", type=int, help="images (default 5000) or contexts (default 2000) to read")
     parser.add_argument("--batch-size", type=int, default=32, help="images or contexts at a time (default 32)")

@@ -12,7 +12,7 @@ from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.training.models import check_width
 from sae_lens_sparsemax.vision.activations import ModelActivations
-from sae_lens_sparsemax.vision.image_data import class_names_of, load_image_dataset
+from sae_lens_sparsemax.vision.image_data import class_names_of, first_rows, load_image_dataset
 from sae_lens_sparsemax.vision.images import ImageLoader, decode_image
 from sae_lens_sparsemax.vision.loading import load_vision_model
 from sae_lens_sparsemax.vision.patch_geometry import patch_geometry
@@ -50,14 +50,17 @@ class ImageStream:
         self.hook_name = self.model.resolve_hook_name(_given("hook_name", meta.hook_name))
         self.tokens: Tokens = meta.tokens or "all"
         check_width(sae.cfg.d_in, hook_width(self.hook_name, self.model), self.hook_name)
-        data = load_image_dataset(
+        source = load_image_dataset(
             self.dataset_name,
             split=self.split,
             config=settings.dataset_config or (meta.dataset_config if same_data else None),
             image_column=self.image_column,
+            streaming=settings.streaming,
         )
-        assert isinstance(data, Dataset)  # as nothing else was asked for
-        self.data = data
+        columns = [self.image_column]
+        if settings.label_column in (source.column_names or []):
+            columns.append(settings.label_column)
+        self.data = data = first_rows(source, settings.samples or n_default, columns)
         self.n_samples = min(settings.samples or n_default, len(data))
         self.n_tokens = n_tokens_per_image(self.tokens, self.model)
         self.n_prefix_tokens = self.model.cfg.n_prefix_tokens if self.tokens == "all" else 0
@@ -122,6 +125,7 @@ class ImageStream:
             "tokens": self.tokens,
             "dataset": self.dataset_name,
             "split": self.split,
+            "streaming": self.settings.streaming,
             "encoder": self.settings.encoder,
         }
 

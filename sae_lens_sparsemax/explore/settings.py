@@ -23,6 +23,8 @@ class ExploreSettings:
     """Column with the images."""
     label_column: str = "label"
     """Column with the classes of the images; left out where there is none."""
+    streaming: bool = False
+    """Read only the first images of a data set, as they come, not download it all; text is always streamed."""
     context_size: int | None = None
     """Tokens of a context of text."""
     samples: int | None = None

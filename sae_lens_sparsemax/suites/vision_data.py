@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, IterableDataset
+from datasets import ClassLabel, Dataset
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.evaluation.sparsity import compressed_size
-from sae_lens_sparsemax.vision.image_data import load_image_dataset
+from sae_lens_sparsemax.vision.image_data import first_rows, load_image_dataset
 from sae_lens_sparsemax.vision.images import decode_image
 
 
@@ -130,12 +129,10 @@ def load_images(data: ImageData, n_images: int, image_processor: Any, batch_size
     columns = [data.image_column]
     if data.label_column in (dataset.column_names or []):
         columns.append(data.label_column)
-    dataset = dataset.select_columns(columns)
-    if isinstance(dataset, IterableDataset):
-        rows = Dataset.from_list(list(itertools.islice(dataset, n_images)), features=dataset.features)
-    else:
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-        rows = dataset.select(order[:n_images].tolist())
+    rows = first_rows(dataset, n_images, columns)
+    if isinstance(dataset, Dataset):
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        rows = rows.select(order[:n_images].tolist())
     if len(columns) == 2 and not isinstance(rows[0][data.label_column], int):
         found = type(rows[0][data.label_column]).__name__
         raise ValueError(f"The column {data.label_column!r} of {data.name} holds {found} values, not whole numbers.")

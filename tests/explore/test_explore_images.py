@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.run import explore, short_names
 from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.harness import load_sae
 from tests.explore.sites import BRIGHT, DEAD, HOSTILE_CLASS, N_IMAGES, bright_square
 from tests.explore.test_page_data import decode_levels
 
@@ -81,6 +83,19 @@ def test_an_earlier_folder_is_replaced_and_anything_else_is_refused(image_world,
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"mine' holds something else"):
         explore(path, tmp_path / "mine", FEW, progress=False)
+
+
+def test_only_the_first_images_of_a_stream_are_read(image_world, tmp_path):
+    sae = load_sae(str(image_world / "sae"))
+    whole = ImageStream(sae, ExploreSettings())
+    stream = ImageStream(sae, ExploreSettings(streaming=True, samples=7))
+    assert stream.n_samples == len(stream.data) == 7
+    assert sorted(stream.rows.tolist()) == list(range(7))
+    assert [stream.data[row]["image"] for row in range(7)] == [whole.data[row]["image"] for row in range(7)]
+    assert (stream.label_column, stream.class_names) == (whole.label_column, whole.class_names)
+    settings = ExploreSettings(streaming=True, samples=7, showcase=2, examples=2)
+    index = explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
+    assert len(read(index.parent, "samples")) <= 7
 
 
 def test_a_data_set_that_is_gone_is_an_error_in_one_sentence(image_world, tmp_path):
