@@ -13,8 +13,8 @@ from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sae_lens_sparsemax.asset_scripts.train_model import mean_loss, pack
 from sae_lens_sparsemax.embedded import quickstart_model_path, quickstart_text, quickstart_text_path
-from sae_lens_sparsemax.embedded.train_model import mean_loss, pack
 
 PATH = str(quickstart_model_path())
 

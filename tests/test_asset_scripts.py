@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.embedded import build_text, train_model
+from sae_lens_sparsemax.asset_scripts import build_text, train_model
 
 
 def archive(path, files):

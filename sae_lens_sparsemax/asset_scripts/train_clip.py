@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
+from sae_lens_sparsemax.asset_scripts.half_precision import save_in_half
 from sae_lens_sparsemax.embedded.drawings import CAPTION, CLASSES, COLOURS, SHAPES, SIZE, drawing, quickstart_images
-from sae_lens_sparsemax.embedded.half_precision import save_in_half
 from sae_lens_sparsemax.vision.eval_images import load_eval_images
 from sae_lens_sparsemax.vision.hooked_vit import HookedViT
 from sae_lens_sparsemax.vision.zero_shot import contrastive_loss, text_prototypes
@@ -125,7 +125,7 @@ def train(args: argparse.Namespace) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m sae_lens_sparsemax.embedded.train_clip",
+        prog="python -m sae_lens_sparsemax.asset_scripts.train_clip",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

