@@ -15,7 +15,6 @@ trusted. Importing this package imports no Triton; the modules in it do.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import warnings
@@ -38,11 +37,6 @@ def usable(tensor: torch.Tensor) -> bool:
         and _supported_by_triton(tensor.device)
         and _passes_self_check(tensor.device)
     )
-
-
-def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
-    """Make the tensor's device current: Triton launches there, whichever device its arguments are on."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache

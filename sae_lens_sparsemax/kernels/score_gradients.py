@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sae_lens_sparsemax.kernels import on_device_of
+from sae_lens_sparsemax.kernels.launch import on_device_of
 
 # Elements of V per tile: 32 registers of 128 threads, with four rows in flight at d = 768.
 TILE = 4096

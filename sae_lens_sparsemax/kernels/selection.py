@@ -29,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sae_lens_sparsemax.kernels import on_device_of
+from sae_lens_sparsemax.kernels.launch import on_device_of
 
 # Scores per chunk where rows are narrow enough; and the maxima that one program holds, 32 registers of 128 threads.
 MIN_CHUNK = 32

@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sae_lens_sparsemax.kernels import on_device_of
+from sae_lens_sparsemax.kernels.launch import on_device_of
 
 # Entries per program: twice a usual support, so that tokens are rarely split and hot concepts are shared by many.
 SEGMENT = 64

@@ -13,7 +13,7 @@ from sae_lens_sparsemax.nearest import unknown_name
 from sae_lens_sparsemax.overrides import apply_overrides
 from sae_lens_sparsemax.suites.text import TextSuiteSettings
 from sae_lens_sparsemax.suites.text_data import TextData
-from sae_lens_sparsemax.suites.vision import VisionSuiteSettings
+from sae_lens_sparsemax.suites.vision_settings import VisionSuiteSettings
 from sae_lens_sparsemax.yaml_reader import read_yaml
 
 MATCH = "match"

@@ -15,7 +15,8 @@ from sae_lens_sparsemax.suites.groups import run_groups, sae_digest
 from sae_lens_sparsemax.suites.plots import write_plots
 from sae_lens_sparsemax.suites.report import write_report
 from sae_lens_sparsemax.suites.text import text_groups, text_settings
-from sae_lens_sparsemax.suites.vision import trained_on, vision_groups, vision_settings
+from sae_lens_sparsemax.suites.vision import vision_groups
+from sae_lens_sparsemax.suites.vision_settings import trained_on, vision_settings
 
 Suite = Literal["text", "vision"]
 

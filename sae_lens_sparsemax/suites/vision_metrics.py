@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from sae_lens import SAE
@@ -25,9 +25,7 @@ from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, evaluate_zero_shot
 from sae_lens_sparsemax.suites.groups import NotMeasured
 from sae_lens_sparsemax.suites.vision_data import ImageData, LabelledImages, load_images
 from sae_lens_sparsemax.suites.vision_model import VisionModel, encoder_embeddings
-
-if TYPE_CHECKING:
-    from sae_lens_sparsemax.suites.vision import VisionSuiteSettings
+from sae_lens_sparsemax.suites.vision_settings import VisionSuiteSettings
 
 # Samples compared with each other in CKNNA; fewer where there are not so many.
 _CKNNA_BATCH = 512
