@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--streaming", action="store_true", help="read the first images as they come, rather than download them all"
     )
     parser.add_argument("--context-size", type=int, help="tokens per context")
+    parser.add_argument("--max-norm", type=float, help="leave out tokens whose activation has a larger norm (text)")
     parser.add_argument("--samples", type=int, help="images (default 5000) or contexts (default 2000) to read")
     parser.add_argument("--batch-size", type=int, default=32, help="images or contexts at a time (default 32)")
     parser.add_argument("--encoder", help="independent vision model to measure monosemanticity with")

@@ -63,7 +63,7 @@ class LanguageModelSource:
         self.chosen_fingerprint = fingerprint({"n_cross_entropy_tokens": cfg.n_cross_entropy_tokens})
         self.folder = Path(cfg.output_path) / "activations" / self.fingerprint
         save_json(settings, self.folder / "settings.json")
-        self.metadata = {
+        self.metadata: dict[str, Any] = {
             "model_name": cfg.model_name,
             "model_class_name": cfg.model_class_name,
             "hook_name": cfg.hook_name,
@@ -75,6 +75,9 @@ class LanguageModelSource:
         self.validation = self._capture(VALIDATION, cfg.n_validation_tokens)
         self.evaluation = {name: self._capture(name, cfg.n_evaluation_tokens) for name in cfg.evaluation_data}
         self.d_in = self.train.d_in
+        if cfg.max_norm_over_median is not None:
+            # Later measurements of a saved SAE then leave out what its training left out.
+            self.metadata["max_norm"] = self._max_norm
         self.unload_model()
 
     def batches(self, seed: int) -> Iterator[torch.Tensor]:

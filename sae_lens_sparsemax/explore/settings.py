@@ -27,6 +27,8 @@ class ExploreSettings:
     """Read only the first images of a data set, as they come, not download it all; text is always streamed."""
     context_size: int | None = None
     """Tokens of a context of text."""
+    max_norm: float | None = None
+    """Leave out tokens of text whose activation has a larger norm; by default those that the training left out."""
     samples: int | None = None
     """Images or contexts to read; by default 5,000 images or 2,000 contexts, or what there is."""
     batch_size: int = 32

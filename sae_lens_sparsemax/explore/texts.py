@@ -42,6 +42,7 @@ class TextStream:
         self.d_embedding = 0
         self._texts: dict[int, str] = {}
         self._excluded = torch.tensor(excluded, dtype=torch.int64)
+        self._max_norm: float | None = settings.max_norm or sae.cfg.metadata.max_norm
 
     def batches(self, start: int) -> Iterator[tuple[SampleBatch, int]]:
         """Batches from context `start` on, until there are enough or the text ends."""
@@ -52,7 +53,9 @@ class TextStream:
             acts = self.store.get_activations(tokens.to(self.settings.device))
             tokens = tokens[:, slice(*self.store.seqpos_slice)].cpu()
             last = first + len(group)
-            keep = ~torch.isin(tokens, self._excluded) if len(self._excluded) else None
+            keep = ~torch.isin(tokens, self._excluded)
+            if self._max_norm is not None:
+                keep &= acts.flatten(2).norm(dim=-1).cpu() <= self._max_norm
             yield SampleBatch(acts, torch.arange(first, last), keep=keep, tokens=tokens), last
             first = last
 
@@ -102,5 +105,6 @@ class TextStream:
             "dataset": self.on["dataset"],
             "split": self.on["dataset_split"],
             "context_size": self.on["context_size"],
+            "max_norm": self._max_norm,
             "encoder": None,
         }

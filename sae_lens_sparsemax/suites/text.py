@@ -47,7 +47,7 @@ class TextSuiteSettings:
     n_prediction_tokens: int = 20_000
     """Tokens of each set for cross-entropy and KL divergence, which run the model six times."""
     max_norm: float | None = None
-    """Leave out activations of a larger norm, for an SAE that was trained without them."""
+    """Leave out activations of a larger norm; by default those that the SAE's training left out."""
     batch_size: int = 16
     """Contexts at a time."""
     device: str = "cpu"
@@ -85,6 +85,7 @@ def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings
         hook_name=given.hook_name or meta.hook_name,
         context_size=given.context_size or meta.context_size,
         held_out_fraction=fraction or 0.0,
+        max_norm=given.max_norm or meta.max_norm,
         data=data,
     )
     for key in ("model", "hook_name", "context_size"):

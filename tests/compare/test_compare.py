@@ -174,6 +174,8 @@ def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_pa
         shards = ActivationShards(folder / name)
         assert shards.rows(torch.arange(len(shards))).norm(dim=-1).max() <= norms["max"]
         assert json.loads((folder / name / "complete.json").read_text())["left_out_for_their_norm"] > 0
+    for run in table.parent.glob("runs/*"):
+        assert SAE.load_from_disk(run).cfg.metadata.max_norm == norms["max"]
 
 
 def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settings):

@@ -4,6 +4,7 @@ import torch
 
 from sae_lens_sparsemax.cli import main
 from sae_lens_sparsemax.explore.pages.contexts import peak_tokens
+from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
 from sae_lens_sparsemax.harness import load_sae
@@ -32,6 +33,24 @@ def test_an_examples_activations_are_those_of_the_model_on_its_tokens(text_pages
             assert abs(score - exact[exact != 0].max()) < 1e-2 * peak
             checked += 1
     assert checked > 30
+
+
+def test_tokens_of_a_larger_norm_do_not_count(text_world, tmp_path):
+    sae = load_sae(str(text_world / "sae"))
+    few = {"samples": 8, "batch_size": 8}
+    (batch, _), *_ = TextStream(sae, ExploreSettings(**few)).batches(0)
+    norms = batch.acts.norm(dim=-1)
+    limit = norms[batch.keep].median().item()
+    (fewer, _), *_ = TextStream(sae, ExploreSettings(max_norm=limit, **few)).batches(0)
+    assert torch.equal(fewer.keep, batch.keep & (norms <= limit))
+    assert 0 < fewer.keep.sum() < batch.keep.sum()
+    sae.cfg.metadata.max_norm = limit  # as the training may have written
+    (same, _), *_ = TextStream(sae, ExploreSettings(**few)).batches(0)
+    assert torch.equal(same.keep, fewer.keep)
+    settings = ExploreSettings(max_norm=limit, showcase=1, **few)
+    index = explore([str(text_world / "sae")], tmp_path / "pages", settings, progress=False)
+    (summary,) = read(index.parent, "explore")["saes"]
+    assert summary["n_tokens"] == fewer.keep.sum() and summary["max_norm"] == limit
 
 
 def test_contexts_are_the_words_that_were_read(text_pages):

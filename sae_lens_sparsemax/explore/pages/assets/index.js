@@ -15,6 +15,7 @@
         ["hook", one.hook],
         ["architecture", one.architecture],
         ["data", `${one.dataset} (${one.split}): ${count(one.n_tokens)} tokens of ${count(one.n_samples)} ${samples}`],
+        ["left out", one.max_norm ? `tokens whose activation has a norm above ${number(one.max_norm)}` : null],
         ["concepts", `${count(one.d_sae)}, ${count(one.n_dead)} of them dead on these data`],
         ["L0", `${number(one.l0)} on average; ${number(one.l0_p5)} to ${number(one.l0_p95)} on nine tokens of ten`],
         [
