@@ -43,6 +43,8 @@ def matched_values(cfg: CompareConfig, points: Sequence[Point]) -> list[MatchedV
                 seed_lines = lines(results, dataset, measure)
                 for l0 in cfg.matched_l0:
                     values = at_l0(seed_lines, l0)
+                    if measure == "dead_fraction":  # a line that is prolonged may leave what a share can be
+                        values = [min(max(value, 0.0), 1.0) for value in values]
                     mean = statistics.fmean(values) if values else math.nan
                     std = statistics.stdev(values) if len(values) > 1 else math.nan
                     found.append(MatchedValue(dataset, measure, arm, l0, mean, std))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -79,10 +80,34 @@ def _figure(points: Sequence[Point], panels: Sequence[tuple[str, str]], n_column
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("L0 (mean active concepts)")
         axes.set_ylabel(MEASURES[measure])
+        if measure == "explained_variance":
+            spread_below_one(axes)
         axes.set_title(dataset)
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def spread_below_one(axes: Axes) -> None:
+    """Scale the unexplained part by its logarithm: 0.98 and 0.99 lie as far apart as 0.8 and 0.9."""
+    low, high = axes.get_ylim()
+    drawn = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float)]
+    if not drawn or max(drawn) >= 1:
+        return
+    high = min(high, 1 - 0.7 * (1 - max(drawn)))
+    axes.set_ylabel(f"{axes.get_ylabel()} (log of the rest)")
+    axes.set_yscale("function", functions=(_log_unexplained, lambda y: 1 - np.exp(-y)))
+    axes.set_ylim(low, high)
+    wide = [0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.996, 0.998, 0.999, 0.9996, 0.9998, 0.9999]
+    narrow = [round(0.05 * i, 2) for i in range(20)]
+    ticks = [tick for tick in wide if low <= tick <= high]
+    axes.set_yticks(ticks if len(ticks) >= 4 else [tick for tick in narrow if low <= tick <= high])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _log_unexplained(explained: np.ndarray) -> np.ndarray:
+    # Matplotlib also tries values beyond the limits.
+    return -np.log(np.maximum(1 - np.asarray(explained, float), 1e-12))
 
 
 def _add_reference(axes: Axes, points: Sequence[Point], dataset: str, measure: str) -> None:
@@ -91,5 +116,5 @@ def _add_reference(axes: Axes, points: Sequence[Point], dataset: str, measure: s
     if values:
         axes.axhline(values[0], color="black", linestyle="--", linewidth=1)
         axes.annotate(
-            "without SAE", (0.99, values[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            "without SAE", (0.01, values[0]), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=8
         )

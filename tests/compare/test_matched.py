@@ -1,11 +1,12 @@
 import math
 
 import pytest
+from matplotlib.figure import Figure
 
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig
 from sae_lens_sparsemax.compare.lines import at_l0, lines, mean_height
 from sae_lens_sparsemax.compare.matched import matched_values
-from sae_lens_sparsemax.compare.plots import write_plots
+from sae_lens_sparsemax.compare.plots import spread_below_one, write_plots
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import best_points
 from sae_lens_sparsemax.compare.tables import write_tables
@@ -72,3 +73,35 @@ def test_tables_and_plots_show_mean_and_spread_over_seeds_at_the_same_l0(tmp_pat
     names = {path.name for path in write_plots(cfg, points, tmp_path)}
     assert names == {"pareto.png", "pareto_explained_variance.png", "pareto_dead_fraction.png"}
     assert all((tmp_path / name).stat().st_size > 10_000 for name in names)
+
+
+def test_a_prolonged_line_gives_no_impossible_share():
+    cfg = CompareConfig(
+        arms=[Arm("a", "standard", "l1_coefficient", [1, 2], [1e-3])],
+        synthetic_model={"num_features": 4},
+        matched_l0=[33],
+        seeds=[0],
+    )
+    runs = [result(1, 0, 32, 0.8), result(2, 0, 8, 0.4)]
+    runs[1].metrics["synthetic"]["dead_fraction"] = 0.5
+    found = {value.measure: value.mean for value in matched_values(cfg, best_points(cfg, runs))}
+    assert found["dead_fraction"] == 0
+    assert found["explained_variance"] > 0.8
+
+
+def test_explained_variance_is_drawn_so_that_halving_the_rest_is_always_the_same_step():
+    axes = Figure().add_subplot()
+    axes.plot([8, 16, 32], [0.8, 0.9, 0.99])
+    spread_below_one(axes)
+    height = [axes.transData.transform((8, value))[1] for value in (0.8, 0.9, 0.95)]
+    assert height[1] - height[0] == pytest.approx(height[2] - height[1]) and height[1] > height[0]
+    low, high = axes.get_ylim()
+    assert low < 0.8 < 0.99 < high < 1
+    assert {0.8, 0.9, 0.96, 0.98, 0.99} <= set(axes.get_yticks())
+
+
+def test_a_perfect_reconstruction_leaves_the_axis_as_it_is():
+    axes = Figure().add_subplot()
+    axes.plot([8, 16], [0.8, 1.0])
+    spread_below_one(axes)
+    assert axes.get_yscale() == "linear"
