@@ -78,6 +78,8 @@ def _rows(part: str, value: Any) -> list[Row]:
         return [(name.replace("_", " "), number(x)) for name, x in value.items()]
     if part == "zero_shot":
         return zero_shot_rows(value)
+    if part == "names":
+        return name_rows(value)
     if isinstance(value, Mapping):
         return [_l0(f"L0 {part.replace('_', ' ')}".replace(" l0", ""), value, "mean")] if "mean" in value else []
     return [(part.replace("_", " "), number(value))]
@@ -95,6 +97,17 @@ def zero_shot_rows(value: Mapping[str, Any]) -> list[Row]:
         concepts = "" if masked["concepts"] == "top" else f", {masked['concepts'].replace('_', '-')} concepts"
         rows.append((f"{masked['switch']}_{masked['n']}, {masked['mask']} mask{concepts}", percent(masked["accuracy"])))
     return rows
+
+
+def name_rows(value: Mapping[str, Any]) -> list[Row]:
+    """How many guessed names fit other images, in per cent, of all concepts and of those of one class."""
+    rows = [("images, half to name from", f"{value['n_images']:,}")]
+    for kind, n, suffix in (("concepts", "n_concepts", ""), ("concepts of one class", "n_one_class", "_one_class")):
+        rows.append((f"{kind} judged", f"{value[n]:,}"))
+        for source, text in (("from_images", "top images"), ("from_decoder", "the decoder")):
+            share = value[source + suffix]
+            rows.append((f"right names, from {text}", "not defined" if share is None else f"{100 * share:.1f} %"))
+    return [*rows, ("right names, at random", f"{100 * value['chance']:.1f} %")]
 
 
 def percent(accuracy: Mapping[str, float]) -> str:

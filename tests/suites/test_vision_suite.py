@@ -88,6 +88,11 @@ def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder):
     assert [entry["accuracy"]["images"] for entry in measured["masked"]] == [
         entry.accuracy.images for entry in alone.masked
     ]
+    names = groups["names"]["names"]
+    assert names["n_images"] == 40 and names["chance"] == 0.1
+    assert 0 <= names["from_images"] <= 1 and 0 <= names["from_decoder"] <= 1
+    report = result.report.read_text()
+    assert f"| right names, from top images | {100 * names['from_images']:.1f} % |" in report
     for name in ("l0_histogram", "l0_against_complexity", "top_n_accuracy"):
         assert (result.folder / f"{name}.png").is_file()
         assert f"{name}.png" in result.report.read_text()
