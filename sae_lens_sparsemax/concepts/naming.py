@@ -3,9 +3,10 @@
 A concept's place among the texts is the mean embedding of the images it fires on most (`image_directions`) or, with
 no image at hand, its decoder row read through the model's last norm and projection (`decoder_directions`).
 The images are the better guide. On a small CLIP of CIFAR-10 (`configs/compare/mini_clip_all.yaml`, sparsemax at L0 16,
-then `evaluate --suite vision --groups names --n_images 8000`, with the ten class names as words), names from a concept's
-ten top images are the majority class of its ten top images among 4,000 others for 46 % of the concepts, names from the
-decoder for 18 %, where chance is 10 %; of the 46 concepts whose top images are mostly of one class, for 94 % and 28 %.
+then `evaluate --suite vision --groups names --n_images 8000`, with the ten class names as words), names from a
+concept's ten top images are the majority class of its ten top images among 4,000 others for 46 % of the concepts, names
+from the decoder for 18 %, where chance is 10 %; of the 46 concepts whose top images are mostly of one class, for 94 %
+and 28 %.
 """
 
 from typing import Any, NamedTuple
