@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from sae_lens_sparsemax.asset_scripts import train_clip
 from sae_lens_sparsemax.cli import main
 from sae_lens_sparsemax.config_file import load_config
-from sae_lens_sparsemax.embedded import QUICKSTART, quickstart_vision_model_path, train_clip
+from sae_lens_sparsemax.embedded import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.embedded.drawings import CAPTION, CLASSES, drawing, quickstart_images
 from sae_lens_sparsemax.quickstart_vision import quickstart_config
 from sae_lens_sparsemax.vision import HookedViT
