@@ -79,11 +79,10 @@ class _TimedRunner(VisionSAETrainingRunner):
 
 
 def step_cost(problem: VisionProblem, steps: int) -> dict[str, float]:
-    """Median seconds of the parts of a training step, and the process's peak memory in bytes.
+    """Mean seconds of the parts of a training step, and the process's peak memory in bytes.
 
     The first step, which fills the shuffle buffer, and the last, which ends with the run, do not count. The model runs
-    when the buffer is refilled, half of it at a time; its seconds are means over the steps, so count a multiple of
-    half of `buffer_batches` steps.
+    when the buffer is refilled, half of it at a time, so count a multiple of half of `buffer_batches` steps.
 
     Returns:
         The keys of `PARTS`, `step`, `images` (a second) and `peak_bytes`.
@@ -92,10 +91,8 @@ def step_cost(problem: VisionProblem, steps: int) -> dict[str, float]:
     runner = _TimedRunner(cfg, problem.load_model(), problem.load_images())
     runner.run()
     counted = runner.steps[1:]
-    cost = {name: statistics.median(step[name] for step in counted) for name in counted[0]}
-    # The shuffle buffer takes several steps' images at once, so only their mean is the cost of a step.
-    for name in ("vit", "step"):
-        cost[name] = statistics.mean(step[name] for step in counted)
+    cost = {name: statistics.mean(step[name] for step in counted) for name in counted[0]}
+    # Within one step the parts cannot exceed the whole; medians of each would not add up.
     cost["rest"] = cost["step"] - sum(cost[name] for name in PARTS if name != "rest")
     tokens_per_image = runner.model.cfg.n_ctx
     return {**cost, "images": problem.train_batch / tokens_per_image / cost["step"], "peak_bytes": peak_bytes()}
