@@ -88,9 +88,10 @@ class ImageSession:
         }
         if self.word_embeds is not None:
             pixels = self.model.preprocess(image)
-            hook = switch_hook(self.sae, changes, self.positions)
-            before = self._scores(self.model(pixels))
-            after = self._scores(self.model.run_with_hooks(pixels, fwd_hooks=[(self.hook_name, hook)]))
+            before = after = self._scores(self.model(pixels))
+            if changes:
+                hook = switch_hook(self.sae, changes, self.positions)
+                after = self._scores(self.model.run_with_hooks(pixels, fwd_hooks=[(self.hook_name, hook)]))
             answer["outcomes"] = _outcomes(before, after, lambda indices: [self.words[i] for i in indices])
         return answer
 
@@ -118,9 +119,10 @@ class TextSession:
             raise ValueError(f"There is no token {position}; this text has {n_tokens}.")
         answer = _concepts(found.feature_acts[position], found.feature_acts, changes)
         token_ids = found.token_ids[None]
-        hook = switch_hook(self.sae, changes, found.is_read)
-        before = self.model.run_with_hooks(token_ids, return_type="logits")
-        after = self.model.run_with_hooks(token_ids, return_type="logits", fwd_hooks=[(self.hook_name, hook)])
+        before = after = self.model.run_with_hooks(token_ids, return_type="logits")
+        if changes:
+            hook = switch_hook(self.sae, changes, found.is_read)
+            after = self.model.run_with_hooks(token_ids, return_type="logits", fwd_hooks=[(self.hook_name, hook)])
         before, after = (logits[0, position].float().softmax(-1).cpu() for logits in (before, after))
         outcomes = _outcomes(before, after, lambda indices: token_texts(self.model, torch.tensor(indices)))
         return answer | {"position": position, "tokens": found.tokens, "outcomes": outcomes}

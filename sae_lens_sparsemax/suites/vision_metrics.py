@@ -138,7 +138,7 @@ class VisionMetrics:
 
     def _named_images(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for pixels, labels in tqdm(self.images, desc="Names", disable=not self.progress, leave=False):
-            yield self.model.activations(pixels), self.model.embed()(pixels), labels
+            yield *self.model.activations_and_embeddings(pixels), labels
 
     def _require_labels(self) -> None:
         if not self.images.has_labels:

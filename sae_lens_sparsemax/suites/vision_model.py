@@ -47,6 +47,12 @@ class VisionModel:
         """What the SAE reads, shape (images, tokens, d_in), heads side by side."""
         return read_hook(self.model, self.hook_name, pixels)[:, self.positions].flatten(2)
 
+    @torch.no_grad()
+    def activations_and_embeddings(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the SAE reads, as `activations`, and the image embeddings, shape (images, d_embedding), in one pass."""
+        embeddings, cache = self.model.run_with_cache(pixels, names_filter=self.hook_name, return_cache_object=False)
+        return cache[self.hook_name][:, self.positions].flatten(2), embeddings
+
     def activation_batches(self, images: LabelledImages, description: str | None = None) -> Iterator[torch.Tensor]:
         """Activations of all images, batch by batch."""
         for pixels in images.pixels(description):

@@ -14,6 +14,10 @@
     return found;
   }
 
+  /** A figure with one drawing of that size; `attributes` say what it is to those who do not see it. */
+  const chart = (W, H, attributes, content, caption = null) =>
+    h("figure", { class: "chart" }, svg("svg", { viewBox: `0 0 ${W} ${H}`, ...attributes }, content), caption);
+
   /**
    * Bars of equal width.
    * @param bars { low, width, counts }: lower edge of the first bar, width of each, heights
@@ -35,16 +39,14 @@
     const total = counts.reduce((a, b) => a + b, 0);
     const tick = options.tick ?? number;
     const gap = counts.length > 80 ? 0 : 1;
-    return h(
-      "figure",
-      { class: "chart" },
-      svg(
-        "svg",
-        {
-          viewBox: `0 0 ${W} ${H}`,
-          role: "img",
-          "aria-label": `${options.label}: ${explorer.count(total)} in total, from ${tick(low)} to ${tick(high)}.`,
-        },
+    return chart(
+      W,
+      H,
+      {
+        role: "img",
+        "aria-label": `${options.label}: ${explorer.count(total)} in total, from ${tick(low)} to ${tick(high)}.`,
+      },
+      [
         counts.map((n, i) =>
           n === 0
             ? null
@@ -74,7 +76,7 @@
           { class: "tick", x: left, y: 11 },
           explorer.count(most) + (options.log ? " (heights logarithmic)" : ""),
         ),
-      ),
+      ],
       options.caption ? h("figcaption", {}, options.caption) : null,
     );
   };
@@ -110,16 +112,14 @@
         svg("text", { class: "tick top", x: at, y: height, "text-anchor": "middle" }, `#${id}`),
       );
     });
-    return h(
-      "figure",
-      { class: "chart" },
-      svg(
-        "svg",
-        {
-          viewBox: `0 0 ${W} ${H}`,
-          "aria-label": `${options.label}: ${concepts.length} of ${explorer.count(n)} concepts are active; the strongest are ${marked.map((id) => `#${id}`).join(", ")}.`,
-          role: "group",
-        },
+    return chart(
+      W,
+      H,
+      {
+        role: "group",
+        "aria-label": `${options.label}: ${concepts.length} of ${explorer.count(n)} concepts are active; the strongest are ${marked.map((id) => `#${id}`).join(", ")}.`,
+      },
+      [
         svg("path", { class: "spike", d: path }),
         svg("line", { class: "axis", x1: left, x2: W - left, y1: y(0), y2: y(0) }),
         labels,
@@ -127,7 +127,7 @@
         svg("text", { class: "tick", x: left, y: H - 18 }, "0"),
         svg("text", { class: "tick", x: W - left, y: H - 18, "text-anchor": "end" }, explorer.count(n - 1)),
         svg("text", { class: "tick", x: W / 2, y: H - 5, "text-anchor": "middle" }, "concept"),
-      ),
+      ],
     );
   };
 
