@@ -7,11 +7,11 @@ and command line know it from then on.
 from sae_lens import register_sae_class, register_sae_training_class
 from sae_lens.registry import SAE_CLASS_REGISTRY
 
-from sae_lens_sparsemax.config import ARCHITECTURE, PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.cross_attention import attend
-from sae_lens_sparsemax.sae import SparsemaxSAE
-from sae_lens_sparsemax.sparsemax import select_support, sparsemax
-from sae_lens_sparsemax.training_sae import SparsemaxTrainingSAE
+from sae_lens_sparsemax.attention.cross_attention import attend
+from sae_lens_sparsemax.attention.sparsemax import select_support, sparsemax
+from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.inference import SparsemaxSAE
+from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from sae_lens_sparsemax.cli import main
+from sae_lens_sparsemax.cli.main import main
 
 sys.exit(main())

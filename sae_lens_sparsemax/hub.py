@@ -27,8 +27,8 @@ from sae_lens.constants import (
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_sparsemax.model_card import model_card
-from sae_lens_sparsemax.sae import SparsemaxSAE
-from sae_lens_sparsemax.training_sae import SparsemaxTrainingSAE
+from sae_lens_sparsemax.sae.inference import SparsemaxSAE
+from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
 __all__ = ["model_card", "upload_saes"]
 

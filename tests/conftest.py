@@ -1,5 +1,10 @@
+"""What tests of several rooms share: tiny models, the trained mini-CLIP where the shared data is at hand, a browser."""
+
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +13,72 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from tests.tiny_language_model import save_tiny_llama
+from sae_lens_sparsemax.evaluation.harness import load_sae
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from tests.support import sites
+from tests.support.places import SHARED_DATA
+from tests.support.tiny_language_model import save_tiny_llama
+from tests.support.tiny_vision_models import tiny_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama of width 16 with a word-level tokenizer, as a Hugging Face folder."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture
+def tiny_clip() -> HookedViT:
+    return HookedViT(tiny_model("clip"))
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED_DATA.exists():
+        pytest.skip(f"no shared data at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def mini_clip(shared_data) -> HookedViT:
+    return HookedViT.from_pretrained(str(shared_data / "models" / "mini-clip-cifar10"))
+
+
+@pytest.fixture(scope="session")
+def clip_and_sae(tmp_path_factory):
+    """A vision model and an SAE whose concept BRIGHT fires on bright patches and whose concept DEAD never fires."""
+    folder = tmp_path_factory.mktemp("concepts")
+    clip, images = sites.save_clip(folder / "clip"), sites.save_images(folder)
+    sae = load_sae(str(sites.save_image_sae(folder / "sae", clip, images)))
+    return HookedViT.from_pretrained(str(clip)), sae
+
+
+@pytest.fixture(scope="session")
+def language_model_and_sae(tmp_path_factory):
+    from sae_lens_sparsemax.data.quickstart import QUICKSTART
+    from sae_lens_sparsemax.models.language_models import load_language_model
+
+    folder = tmp_path_factory.mktemp("concepts-of-text")
+    sae = load_sae(str(sites.save_text_sae(folder / "sae", sites.save_text(folder))))
+    return load_language_model("TransformerBridge", QUICKSTART, sae.cfg.metadata.hook_name), sae
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless browser."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the pages are clicked with Playwright: pip install playwright"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium was found on PATH; name one in the environment variable CHROMIUM")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

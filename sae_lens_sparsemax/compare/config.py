@@ -10,7 +10,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_clas
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_sparsemax.compare.image_settings import ImageSettings
-from sae_lens_sparsemax.nearest import unknown_name
+from sae_lens_sparsemax.settings.nearest import unknown_name
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}

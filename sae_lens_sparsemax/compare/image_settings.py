@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from sae_lens_sparsemax.vision.tokens import Tokens
+from sae_lens_sparsemax.models.tokens import Tokens
 
 
 @dataclass

@@ -17,7 +17,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import str_to_dtype
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_lens_sparsemax.compare.activation_cache import ActivationShards, capture_activations, capture_tokens
+from sae_lens_sparsemax.activations.compare_cache import ActivationShards, capture_activations, capture_tokens
 from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.sources import VALIDATION, Metrics
 from sae_lens_sparsemax.compare.text import evaluation_text, training_part
@@ -27,9 +27,8 @@ from sae_lens_sparsemax.evaluation.cross_entropy import (
     evaluate_cross_entropy_baseline,
 )
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from sae_lens_sparsemax.evaluation.results import load_json, save_json
-from sae_lens_sparsemax.file_facts import file_facts
-from sae_lens_sparsemax.training.models import excluded_token_ids
+from sae_lens_sparsemax.files import file_facts, load_json, save_json
+from sae_lens_sparsemax.models.language_models import excluded_token_ids
 
 # Settings that change which activations are stored. Those not named here only concern the runs.
 _CACHE_SETTINGS = (

@@ -9,7 +9,7 @@ import yaml
 
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig, TextData
 from sae_lens_sparsemax.compare.image_settings import ImageData, ImageSettings
-from sae_lens_sparsemax.nearest import unknown_name
+from sae_lens_sparsemax.settings.nearest import unknown_name
 
 
 def config_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> CompareConfig:

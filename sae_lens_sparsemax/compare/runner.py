@@ -23,7 +23,7 @@ from sae_lens_sparsemax.compare.sources import ActivationSource
 from sae_lens_sparsemax.compare.synthetic import SyntheticSource
 from sae_lens_sparsemax.compare.tables import write_tables
 from sae_lens_sparsemax.compare.vision import VisionSource
-from sae_lens_sparsemax.evaluation.results import save_json
+from sae_lens_sparsemax.files import save_json
 
 
 def compare(cfg: CompareConfig) -> Path:

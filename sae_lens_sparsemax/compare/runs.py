@@ -16,7 +16,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.sources import ActivationSource, Metrics
-from sae_lens_sparsemax.evaluation.results import load_json, save_json
+from sae_lens_sparsemax.files import load_json, save_json
 
 _RESULT = "result.json"
 

@@ -12,7 +12,7 @@ from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.matched import matched_values
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import Point
-from sae_lens_sparsemax.training.atomic import atomic_write_text
+from sae_lens_sparsemax.files import atomic_write_text
 
 # Measures shown in the Markdown table, where they exist, with their heading and number of digits. The CSV
 # files hold every measure.

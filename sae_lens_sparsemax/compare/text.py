@@ -5,7 +5,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset, load_dataset
 
 from sae_lens_sparsemax.compare.config import CompareConfig, TextData
-from sae_lens_sparsemax.training.held_out import BelongsTo
+from sae_lens_sparsemax.data.held_out import BelongsTo
 
 _FILE_FORMATS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
 

@@ -11,21 +11,20 @@ from datasets import Dataset
 from sae_lens import SAE
 from sae_lens.util import str_to_dtype
 
-from sae_lens_sparsemax.compare.activation_cache import ActivationShards, capture_activations
+from sae_lens_sparsemax.activations.compare_cache import ActivationShards, capture_activations
+from sae_lens_sparsemax.activations.vision_store import ModelActivations
 from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.image_settings import ImageData
 from sae_lens_sparsemax.compare.sources import VALIDATION, Metrics
+from sae_lens_sparsemax.data.image_loader import ImageLoader
+from sae_lens_sparsemax.data.images import load_image_dataset
+from sae_lens_sparsemax.evaluation.eval_images import load_evaluator
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from sae_lens_sparsemax.evaluation.results import save_json
-from sae_lens_sparsemax.file_facts import file_facts
-from sae_lens_sparsemax.vision.activations import ModelActivations
-from sae_lens_sparsemax.vision.eval_images import load_evaluator
-from sae_lens_sparsemax.vision.evaluator import VisionEvaluator
-from sae_lens_sparsemax.vision.image_data import load_image_dataset
-from sae_lens_sparsemax.vision.images import ImageLoader
-from sae_lens_sparsemax.vision.loading import load_vision_model
-from sae_lens_sparsemax.vision.metadata import model_metadata
-from sae_lens_sparsemax.vision.tokens import hook_width
+from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator
+from sae_lens_sparsemax.files import file_facts, save_json
+from sae_lens_sparsemax.models.loading import load_vision_model
+from sae_lens_sparsemax.models.metadata import model_metadata
+from sae_lens_sparsemax.models.tokens import hook_width
 
 
 class VisionSource:

@@ -13,8 +13,8 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, encode_chunks, tokens_2d
-from sae_lens_sparsemax.evaluation.image_edits import EmbedImages, activations_of
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, encode_chunks, tokens_2d
+from sae_lens_sparsemax.models.image_edits import EmbedImages, activations_of
 
 PATCHSAE_THRESHOLD = 0.2
 

@@ -15,9 +15,9 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_lens_sparsemax.evaluation.activations import evaluation_mode
-from sae_lens_sparsemax.evaluation.splice import Hook, keep_mask, splice_hook, zero_hook
 from sae_lens_sparsemax.evaluation.streaming import RunningMean
+from sae_lens_sparsemax.models.encoding import evaluation_mode
+from sae_lens_sparsemax.models.splice import Hook, keep_mask, splice_hook, zero_hook
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, EncodedChunk, SparseActs, encode_chunks
 from sae_lens_sparsemax.evaluation.pooling import encode_images
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, ReconstructionMetrics
 from sae_lens_sparsemax.evaluation.streaming import RunningMean
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, EncodedChunk, SparseActs, encode_chunks
 
 N_NEIGHBOURS = 10
 

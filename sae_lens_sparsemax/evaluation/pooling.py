@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, EncodedChunk, SparseActs, encode_chunks
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, EncodedChunk, SparseActs, encode_chunks
 
 
 def encode_images(

@@ -17,8 +17,8 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, EncodedChunk, encode_chunks, tokens_2d
 from sae_lens_sparsemax.evaluation.streaming import CountDistribution, RunningMean, TotalVariance
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, EncodedChunk, encode_chunks, tokens_2d
 
 # Added to the standard deviation by the BatchTopK code, so that constant tokens stay finite.
 STANDARDISATION_EPSILON = 1e-5

@@ -14,9 +14,9 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE, encode_chunks
 from sae_lens_sparsemax.evaluation.pooling import encode_images
 from sae_lens_sparsemax.evaluation.streaming import CountDistribution
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, encode_chunks
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.activations import CHUNK_SIZE
 from sae_lens_sparsemax.evaluation.classification import Accuracy, accuracy, classify
 from sae_lens_sparsemax.evaluation.concept_counts import (
     PATCHSAE_THRESHOLD,
@@ -29,7 +28,8 @@ from sae_lens_sparsemax.evaluation.concept_counts import (
     random_concepts,
     top_concepts,
 )
-from sae_lens_sparsemax.evaluation.image_edits import EmbedImages, MaskedReconstruction
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE
+from sae_lens_sparsemax.models.image_edits import EmbedImages, MaskedReconstruction
 
 Mask = Literal["oracle", "predicted"]
 Concepts = Literal["top", "random", "frequency_matched"]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.activations import SparseActs
+from sae_lens_sparsemax.models.encoding import SparseActs
 
 MAX_TOKENS = 20_000
 MAX_PAIRS = 200_000_000

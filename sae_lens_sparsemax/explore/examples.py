@@ -2,7 +2,7 @@
 
 import torch
 
-from sae_lens_sparsemax.evaluation.activations import SparseActs
+from sae_lens_sparsemax.models.encoding import SparseActs
 
 LEVELS = 127
 """Activations of an example are stored as whole numbers from -LEVELS to LEVELS, in units of its peak / LEVELS."""

@@ -8,15 +8,15 @@ import torch
 from datasets import ClassLabel, Dataset
 from sae_lens import SAE
 
+from sae_lens_sparsemax.activations.vision_store import ModelActivations
+from sae_lens_sparsemax.data.image_loader import ImageLoader, decode_image
+from sae_lens_sparsemax.data.images import class_names_of, first_rows, load_image_dataset
 from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.training.models import check_width
-from sae_lens_sparsemax.vision.activations import ModelActivations
-from sae_lens_sparsemax.vision.image_data import class_names_of, first_rows, load_image_dataset
-from sae_lens_sparsemax.vision.images import ImageLoader, decode_image
-from sae_lens_sparsemax.vision.loading import load_vision_model
-from sae_lens_sparsemax.vision.patch_geometry import patch_geometry
-from sae_lens_sparsemax.vision.tokens import Tokens, hook_width, n_tokens_per_image
+from sae_lens_sparsemax.models.language_models import check_width
+from sae_lens_sparsemax.models.loading import load_vision_model
+from sae_lens_sparsemax.models.patch_geometry import patch_geometry
+from sae_lens_sparsemax.models.tokens import Tokens, hook_width, n_tokens_per_image
 
 logger = logging.getLogger(__name__)
 DEFAULT_IMAGES = 5_000

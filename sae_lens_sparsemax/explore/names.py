@@ -4,8 +4,8 @@ import torch
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.concepts.naming import ConceptName, embed_words, image_directions, name_concepts
-from sae_lens_sparsemax.concepts.words import read_words, shipped_words
+from sae_lens_sparsemax.data.words import read_words, shipped_words
+from sae_lens_sparsemax.evaluation.naming import ConceptName, embed_words, image_directions, name_concepts
 from sae_lens_sparsemax.explore.examples import TopExamples
 from sae_lens_sparsemax.explore.images import ImageStream
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
+from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
 from sae_lens_sparsemax.explore.decoder import decoder_rows, nearest_concepts
 from sae_lens_sparsemax.explore.gather import gather
@@ -19,8 +20,7 @@ from sae_lens_sparsemax.explore.pages.report import SAEReport
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
 from sae_lens_sparsemax.explore.unembedding import token_logits, unembedding
-from sae_lens_sparsemax.harness import load_sae
-from sae_lens_sparsemax.training.atomic import atomic_directory
+from sae_lens_sparsemax.files import atomic_directory
 
 logger = logging.getLogger(__name__)
 DEFAULT_EXAMPLES = 12

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from sae_lens import SAE
 
-from sae_lens_sparsemax.evaluation.activations import EncodedChunk, SparseActs, encode_chunks
+from sae_lens_sparsemax.models.encoding import EncodedChunk, SparseActs, encode_chunks
 
 
 class SampleBatch(NamedTuple):

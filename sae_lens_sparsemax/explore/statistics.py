@@ -2,7 +2,6 @@
 
 import torch
 
-from sae_lens_sparsemax.evaluation.activations import SparseActs
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
 from sae_lens_sparsemax.evaluation.pooling import mean_over_tokens
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
@@ -11,6 +10,7 @@ from sae_lens_sparsemax.explore.cofiring import TokenSample
 from sae_lens_sparsemax.explore.examples import SampleActs, TopExamples
 from sae_lens_sparsemax.explore.histograms import ActivationHistograms
 from sae_lens_sparsemax.explore.samples import EncodedBatch, SampleBatch, SampleStream
+from sae_lens_sparsemax.models.encoding import SparseActs
 
 
 class Showcase:

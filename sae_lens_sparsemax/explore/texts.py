@@ -8,9 +8,9 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, open_text
 from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.harness import EvaluationSettings, open_text
 
 DEFAULT_CONTEXTS = 2_000
 _BROKEN = "\N{REPLACEMENT CHARACTER}"

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sae_lens_sparsemax.concepts.encoding import top_concepts
-from sae_lens_sparsemax.concepts.image import ImageConcepts, Pooling
+from sae_lens_sparsemax.explore.concepts.encoding import top_concepts
+from sae_lens_sparsemax.explore.concepts.image import ImageConcepts, Pooling
 from sae_lens_sparsemax.figures.patches import draw_patch_mask
 from sae_lens_sparsemax.figures.spikes import draw_spikes
 from sae_lens_sparsemax.figures.style import INK, NORMAL, concept_label, new_figure

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.concepts.image import concepts_of_image
-from sae_lens_sparsemax.concepts.text import concepts_of_text
-from sae_lens_sparsemax.vision.hooked_vit import HookedViT
+from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
+from sae_lens_sparsemax.explore.concepts.text import concepts_of_text
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
 
 
 class ReferenceImages(NamedTuple):

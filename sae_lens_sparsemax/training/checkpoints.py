@@ -12,7 +12,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError, safe_open
 
-from sae_lens_sparsemax.training.atomic import atomic_directory
+from sae_lens_sparsemax.files import atomic_directory
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:

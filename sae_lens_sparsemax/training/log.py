@@ -18,7 +18,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_sparsemax.training.atomic import atomic_write_text
+from sae_lens_sparsemax.files import atomic_write_text
 from sae_lens_sparsemax.training.plots import plot_l0_histogram, plot_training_curves
 
 METRICS_FILENAME = "metrics.jsonl"

@@ -9,7 +9,7 @@ import torch
 from sae_lens.config import T_TRAINING_SAE_CONFIG, LanguageModelSAERunnerConfig
 from sae_lens.constants import DTYPE_MAP
 
-from sae_lens_sparsemax.nearest import nearest
+from sae_lens_sparsemax.settings.nearest import nearest
 
 _SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 _MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM", "TransformerBridge")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from sae_lens.saes.sae import TrainStepInput
 
-from sae_lens_sparsemax.benchmark.__main__ import main
-from sae_lens_sparsemax.benchmark.measure import median_seconds, peak_extra_bytes
-from sae_lens_sparsemax.benchmark.naive import NaiveTrainingSAE
-from sae_lens_sparsemax.benchmark.passes import Problem, gate_scale_for
-from sae_lens_sparsemax.config import SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.training_sae import SparsemaxTrainingSAE
+from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
+from tests.benchmark.__main__ import main
+from tests.benchmark.measure import median_seconds, peak_extra_bytes
+from tests.benchmark.naive import NaiveTrainingSAE
+from tests.benchmark.passes import Problem, gate_scale_for
 
 
 def test_it_prints_a_table_and_writes_figures_and_a_plot(tmp_path, capsys):

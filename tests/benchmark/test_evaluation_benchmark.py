@@ -2,7 +2,7 @@
 
 import re
 
-from sae_lens_sparsemax.benchmark.evaluation import main
+from tests.benchmark.evaluation import main
 
 
 def test_every_token_is_evaluated_and_memory_reported(capsys):

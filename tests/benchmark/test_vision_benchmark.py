@@ -2,10 +2,10 @@
 
 import pytest
 
-from sae_lens_sparsemax.benchmark.vision import main
-from sae_lens_sparsemax.benchmark.vision_problem import VisionProblem
-from sae_lens_sparsemax.benchmark.vision_step import PARTS, step_cost
-from tests.vision.tiny_training import make_files
+from tests.benchmark.vision import main
+from tests.benchmark.vision_problem import VisionProblem
+from tests.benchmark.vision_step import PARTS, step_cost
+from tests.support.tiny_training import make_files
 
 SIZES = ["--image-batch", "4", "--train-batch", "16", "--buffer-batches", "2", "--workers", "0"]
 

@@ -7,11 +7,11 @@ import torch
 import yaml
 from sae_lens import SAE
 
-from sae_lens_sparsemax.cli import main
+from sae_lens_sparsemax.activations.compare_cache import ActivationShards
+from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare import compare_from_yaml
-from sae_lens_sparsemax.compare.activation_cache import ActivationShards
 from sae_lens_sparsemax.compare.runs import all_runs, load_run, train_and_evaluate
-from tests.tiny_language_model import documents, save_tiny_llama
+from tests.support.tiny_language_model import documents, save_tiny_llama
 
 SYNTHETIC = {
     "synthetic_model": {"num_features": 12, "hidden_dim": 8},
@@ -130,7 +130,8 @@ def test_language_model_comparison_measures_reconstruction_and_cross_entropy(tmp
 
 
 def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, language_model_settings, monkeypatch):
-    from sae_lens_sparsemax.compare import activation_cache, language_model
+    from sae_lens_sparsemax.activations import compare_cache as activation_cache
+    from sae_lens_sparsemax.compare import language_model
 
     language_model_settings["n_cross_entropy_tokens"] = 0
     path = write(tmp_path, language_model_settings)

@@ -1,12 +1,11 @@
 """The comparisons that come with the project can be read, and ask for what the README says of them."""
 
-from pathlib import Path
-
 import pytest
 
 from sae_lens_sparsemax.compare.loading import config_from_yaml
+from tests.support import places
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
+CONFIGS = sorted((places.CONFIGS / "compare").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -2,8 +2,8 @@ import pytest
 
 from sae_lens_sparsemax.compare.config import TextData
 from sae_lens_sparsemax.compare.text import load_text
-from sae_lens_sparsemax.training.held_out import PARTS, part_of_document
-from tests.tiny_language_model import documents
+from sae_lens_sparsemax.data.held_out import PARTS, part_of_document
+from tests.support.tiny_language_model import documents
 
 
 def test_documents_fall_into_parts_of_the_asked_size_by_their_text_alone():

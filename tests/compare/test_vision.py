@@ -12,11 +12,10 @@ from sae_lens_sparsemax.compare import compare_from_yaml
 from sae_lens_sparsemax.compare.config import IMAGE_SET
 from sae_lens_sparsemax.compare.loading import config_from_dict
 from sae_lens_sparsemax.compare.vision import VisionSource
-from sae_lens_sparsemax.vision import HookedViT
-from sae_lens_sparsemax.vision.images import decode_image
-from tests.vision.conftest import mini_clip, shared_data  # noqa: F401 (fixtures)
-from tests.vision.tiny_images import gray_levels
-from tests.vision.tiny_training import make_files
+from sae_lens_sparsemax.data.image_loader import decode_image
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from tests.support.tiny_images import gray_levels
+from tests.support.tiny_training import make_files
 
 N_IMAGES, N_TOKENS = 40, 5
 
@@ -73,7 +72,7 @@ def test_every_training_image_is_in_one_part_with_the_tokens_asked_for(settings,
 
 
 def test_captures_that_were_interrupted_give_the_same_activations(settings, monkeypatch):
-    from sae_lens_sparsemax.compare import activation_cache
+    from sae_lens_sparsemax.activations import compare_cache as activation_cache
 
     whole = VisionSource(config_from_dict(settings))
     rows = torch.cat(list(whole.train.in_order(64)))
@@ -107,7 +106,7 @@ def test_a_model_without_a_tokenizer_is_compared_by_reconstruction_alone(setting
         compare_from_yaml(path, {"n_training_tokens": 155})
 
 
-def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(settings, tmp_path, shared_data, mini_clip):  # noqa: F811
+def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(settings, tmp_path, shared_data, mini_clip):
     settings |= {"model_name": str(shared_data / "models" / "mini-clip-cifar10"), "n_evaluation_tokens": 17}
     test = shared_data / "images" / "cifar10_test.parquet"
     settings["images"] |= {

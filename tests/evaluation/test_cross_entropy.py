@@ -15,7 +15,7 @@ from sae_lens_sparsemax.evaluation.cross_entropy import (
     evaluate_cross_entropy_baseline,
 )
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from tests.tiny_language_model import documents, save_tiny_llama
+from tests.support.tiny_language_model import documents, save_tiny_llama
 
 CONTEXT = 12
 

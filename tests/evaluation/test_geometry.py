@@ -4,7 +4,6 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from sae_lens_sparsemax.evaluation.activations import sparse_acts
 from sae_lens_sparsemax.evaluation.geometry import (
     cknna,
     decoder_orthogonality,
@@ -13,6 +12,7 @@ from sae_lens_sparsemax.evaluation.geometry import (
     linear_kernel,
     sparse_linear_kernel,
 )
+from sae_lens_sparsemax.models.encoding import sparse_acts
 
 D_IN, D_SAE = 8, 20
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from sae_lens_sparsemax.evaluation.activations import sparse_acts
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator, evaluate_monosemanticity
+from sae_lens_sparsemax.models.encoding import sparse_acts
 
 
 def random(*shape, seed=0):

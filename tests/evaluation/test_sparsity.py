@@ -5,13 +5,13 @@ import yaml
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE
 from sae_lens.saes.topk_sae import TopKSAEConfig
 
+from sae_lens_sparsemax.compare.suggest_k import matched_settings, write_matched_settings
 from sae_lens_sparsemax.evaluation.sparsity import (
     compressed_size,
     evaluate_l0,
     l0_against_complexity,
     l0_of_inputs,
 )
-from sae_lens_sparsemax.evaluation.suggest_k import matched_settings, write_matched_settings
 
 
 @pytest.fixture

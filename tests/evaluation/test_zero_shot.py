@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
@@ -14,8 +11,9 @@ from sae_lens_sparsemax.evaluation.concept_counts import (
     random_concepts,
     top_concepts,
 )
-from sae_lens_sparsemax.evaluation.image_edits import masked_reconstruction
 from sae_lens_sparsemax.evaluation.zero_shot import evaluate_zero_shot
+from sae_lens_sparsemax.models.image_edits import masked_reconstruction
+from tests.support.places import SHARED_DATA
 
 D_IN, D_SAE, TOKENS = 6, 24, 4
 
@@ -165,7 +163,7 @@ def test_splits_share_no_image_and_divide_every_class():
 
 @pytest.mark.slow
 def test_mini_clip_passes_the_gate_only_with_its_labels_in_order():
-    data = Path(os.environ.get("SAE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    data = SHARED_DATA
     if not data.exists():
         pytest.skip(f"no shared data at {data}")
     from datasets import load_dataset

@@ -1,16 +1,12 @@
-"""Folders of pages, made once, and a browser to open them with."""
+"""Folders of pages, made once."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from tests.explore import sites
+from tests.support import sites
 
 
 @pytest.fixture(scope="session")
@@ -43,19 +39,3 @@ def text_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_pages(text_world: Path) -> Path:
     settings = ExploreSettings(samples=40, showcase=3, examples=6, batch_size=8)
     return explore([str(text_world / "sae")], text_world / "pages", settings, progress=False).parent
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless browser."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="the pages are clicked with Playwright: pip install playwright"
-    )
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("no Chromium was found on PATH; name one in the environment variable CHROMIUM")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()

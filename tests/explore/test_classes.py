@@ -4,7 +4,7 @@ import torch
 
 from sae_lens_sparsemax.explore.classes import ClassProfile
 from sae_lens_sparsemax.explore.examples import SampleActs
-from tests.explore.streams import sparse
+from tests.support.streams import sparse
 
 
 def profile(acts: torch.Tensor, labels: list[int], n_classes: int) -> ClassProfile:

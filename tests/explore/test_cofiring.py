@@ -3,7 +3,7 @@ import torch
 
 from sae_lens_sparsemax.explore import cofiring
 from sae_lens_sparsemax.explore.cofiring import MIN_TOGETHER, TokenSample, cofiring_concepts
-from tests.explore.streams import sparse
+from tests.support.streams import sparse
 
 
 def sample_of(acts: torch.Tensor, batch_size: int = 10) -> TokenSample:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sae_lens_sparsemax.explore.examples import LEVELS, SampleActs, TopExamples
-from tests.explore.streams import sparse
+from tests.support.streams import sparse
 
 N_TOKENS, D_SAE = 4, 9
 

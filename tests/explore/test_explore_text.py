@@ -2,15 +2,15 @@
 
 import torch
 
-from sae_lens_sparsemax.cli import main
+from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.explore.pages.contexts import peak_tokens
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
-from sae_lens_sparsemax.harness import load_sae
-from tests.explore.sites import HOSTILE
 from tests.explore.test_explore_images import read
 from tests.explore.test_page_data import decode_levels
+from tests.support.sites import HOSTILE
 
 
 def test_an_examples_activations_are_those_of_the_model_on_its_tokens(text_pages, text_world):

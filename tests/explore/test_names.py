@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,8 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from tests.explore.test_explore_images import read
+from tests.support.places import SHARED_DATA
 
-SHARED_DATA = Path(os.environ.get("SAE_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.explore.sites import BRIGHT, DEAD, HOSTILE, HOSTILE_CLASS, bright_square
 from tests.explore.test_explore_images import row_of
+from tests.support.sites import BRIGHT, DEAD, HOSTILE, HOSTILE_CLASS, bright_square
 
 PAGES = [
     "index.html",

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sae_lens_sparsemax.explore.unembedding import token_logits, unembedding
-from sae_lens_sparsemax.training.models import load_language_model
+from sae_lens_sparsemax.models.language_models import load_language_model
 
 
 def test_tokens_are_those_whose_logits_change_most_relative_to_the_mean():

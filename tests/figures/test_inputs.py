@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sae_lens_sparsemax.concepts.encoding import top_concepts
+from sae_lens_sparsemax.explore.concepts.encoding import top_concepts
 from sae_lens_sparsemax.figures import (
     ComparedSAE,
     concepts_of_image,
@@ -10,8 +10,7 @@ from sae_lens_sparsemax.figures import (
     reference_contexts,
     reference_images,
 )
-from tests.concepts.conftest import clip_and_sae, language_model_and_sae  # noqa: F401  fixtures
-from tests.explore.sites import BRIGHT, DEAD
+from tests.support.sites import BRIGHT, DEAD
 
 
 def photo(n_bright: int) -> Image.Image:
@@ -21,7 +20,7 @@ def photo(n_bright: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_reference_images_are_those_with_the_highest_mean_activation(clip_and_sae):  # noqa: F811
+def test_reference_images_are_those_with_the_highest_mean_activation(clip_and_sae):
     model, sae = clip_and_sae
     found = reference_images(model, sae, [photo(n) for n in (1, 0, 4, 2)], [BRIGHT, DEAD], n=2)
     assert found[BRIGHT].indices == [2, 3]
@@ -30,7 +29,7 @@ def test_reference_images_are_those_with_the_highest_mean_activation(clip_and_sa
     assert found[DEAD].images == [] and len(found[DEAD].activations) == 0
 
 
-def test_reference_contexts_are_those_with_the_largest_activation(language_model_and_sae):  # noqa: F811
+def test_reference_contexts_are_those_with_the_largest_activation(language_model_and_sae):
     model, sae = language_model_and_sae
     texts = ["The river", "of stone and said", "house and river"]
     concept = top_concepts(concepts_of_text(model, sae, texts[1]).feature_acts[-1], 1)[0]
@@ -41,7 +40,7 @@ def test_reference_contexts_are_those_with_the_largest_activation(language_model
     assert len(best.contexts) == 1 and float(best.contexts[0][1].abs().max()) == largest
 
 
-def test_a_row_of_a_comparison_comes_from_an_image(clip_and_sae):  # noqa: F811
+def test_a_row_of_a_comparison_comes_from_an_image(clip_and_sae):
     found = concepts_of_image(*clip_and_sae, photo(2))
     row = ComparedSAE.of("ours", found, n_top=2)
     assert len(row.masks) == 2 and torch.equal(row.feature_acts, found.feature_acts.mean(0))

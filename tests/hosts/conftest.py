@@ -8,8 +8,8 @@ from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_lens_sparsemax.embedded import quickstart_model_path, quickstart_text
-from tests.hosts.training import HOOK, new_config, trainer_of
+from sae_lens_sparsemax.data.quickstart import quickstart_model_path, quickstart_text
+from tests.support.host_training import HOOK, new_config, trainer_of
 
 MODEL_PATH = str(quickstart_model_path())
 

@@ -8,7 +8,7 @@ import pytest
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.embedded import quickstart_model_path, quickstart_text_path
+from sae_lens_sparsemax.data.quickstart import quickstart_model_path, quickstart_text_path
 
 
 def parse(*flags: str) -> SparsemaxTrainingSAEConfig:

@@ -11,7 +11,7 @@ from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxSAEConfig
-from tests.hosts.training import new_config, trainer_of
+from tests.support.host_training import new_config, trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from tests.hosts.training import HOOK
+from tests.support.host_training import HOOK
 
 
 @pytest.fixture(params=["HookedSAETransformer", "SAETransformerBridge"])

@@ -12,8 +12,8 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig, TrainingSAE, upload_saes_to_hu
 
 from sae_lens_sparsemax import SparsemaxSAE
 from sae_lens_sparsemax.hub import model_card, upload_saes
-from tests.hosts.hub_server import running_hub
-from tests.hosts.training import HOOK, new_config, trainer_of
+from tests.support.host_training import HOOK, new_config, trainer_of
+from tests.support.hub_server import running_hub
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_the_import_loads_no_plots_no_images_and_no_command_line():
     )
     done = in_fresh_interpreter(code, check=True)
     added = done.stdout.split()
-    assert "sae_lens_sparsemax.sae" in added
+    assert "sae_lens_sparsemax.sae.inference" in added
     foreign = {name.split(".")[0] for name in added} - {"sae_lens_sparsemax"}
     assert not foreign & {"matplotlib", "torchvision", "transformers", "datasets", "wandb", "PIL", "yaml", "triton"}
     inner = {name.split(".")[1] for name in added if name.startswith("sae_lens_sparsemax.")}

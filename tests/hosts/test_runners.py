@@ -20,7 +20,7 @@ from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, Synthet
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from tests.hosts.conftest import MODEL_PATH
-from tests.hosts.training import HOOK, stream
+from tests.support.host_training import HOOK, stream
 
 # SAELens copies the rows of tokenised data sets with torch.tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")

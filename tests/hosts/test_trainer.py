@@ -5,7 +5,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE
-from tests.hosts.training import HOOK, first_batches, fraction_explained, new_config, stream, trainer_of
+from tests.support.host_training import HOOK, first_batches, fraction_explained, new_config, stream, trainer_of
 
 
 def assert_equal_training_states(one, other):

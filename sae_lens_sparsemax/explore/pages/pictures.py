@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
-from sae_lens_sparsemax.vision.patch_geometry import patch_geometry
+from sae_lens_sparsemax.models.patch_geometry import patch_geometry
 
 logger = logging.getLogger(__name__)
 SIDES = (224, 160, 112)

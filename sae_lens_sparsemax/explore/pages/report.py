@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_lens_sparsemax.concepts.naming import ConceptName
+from sae_lens_sparsemax.evaluation.naming import ConceptName
 from sae_lens_sparsemax.explore.cofiring import Neighbours
 from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics

@@ -1,0 +1,280 @@
+"""Sparse cross-attention from queries to concepts: scores, sparsemax selection, weighted sum, and their gradients.
+
+With S_n the support of sparsemax(g · Z_n), Z = Q Kᵀ + b, this computes the activations on S_n (the scores, or the
+probabilities g·z − τ) and the context P V, in O(N·d·M) for the scores and O(nnz·d) for everything else:
+
+- scores are made for a block of tokens at a time, selected from, and overwritten; Z is never whole in memory;
+- context and dQ are weighted sums of rows of V and K over the CSR lists, a sparse matrix product;
+- dA on the support is a sampled product; dK and dV are weighted sums over the transposed (CSC) lists, in one pass
+  when keys and values are the same matrix, deterministic on the CPU (no scattered additions).
+
+Where supports are dense (early in training, or for `probabilities` trained without a penalty) lists cost more than
+matrix products, so the density measured on the first block decides which of the two computes the call.
+
+But: nothing here knows of SAEs; projections, norms and biases of the reconstruction are the caller's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import embedding_bag
+
+from sae_lens_sparsemax.attention import kernels
+from sae_lens_sparsemax.attention.sparsemax import (
+    Support,
+    gate,
+    row_offsets,
+    select_support,
+    support_activations,
+    support_gradient,
+)
+
+# Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
+MIN_BLOCK_ROWS = 512
+# On a GPU a block must be large enough for its product to hide a handful of launches (an estimate, not measured).
+BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**27}
+# Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
+MAX_SPARSE_DENSITY = {"cpu": 0.12, "cuda": 0.01}
+
+# torch says once per process that its CSR tensors are in beta, which would surprise in the middle of a training run.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 1), check_invariants=False)
+
+
+class Attention(NamedTuple):
+    """What N queries read from M concepts.
+
+    acts: (N, M) activations, sparse COO (coalesced) where supports are sparse, dense otherwise.
+    context: (N, d) P V. scores: (N, M) like acts, the scores on the support (dense: all of them), without gradient.
+    counts: (N,) int64, concepts per token. tau: (N,) float64, thresholds in units of g·z.
+    score_std: standard deviation of all scores of a sample of tokens.
+    """
+
+    acts: torch.Tensor
+    context: torch.Tensor
+    scores: torch.Tensor
+    counts: torch.Tensor
+    tau: torch.Tensor
+    score_std: torch.Tensor
+
+
+def attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    gate_scale: float = 1.0,
+    probabilities: bool = False,
+) -> Attention:
+    """Cross-attention of queries over concepts with a sparsemax gate (the paper's Eq. 3).
+
+    Args:
+        query: (N, d). keys: (M, d). values: (M, d), the same tensor as `keys` where concepts are shared. All of one
+            float dtype; half precision is computed in float32, since rounded scores select wrong supports.
+        bias: (M,), added to the scores, or None.
+        gate_scale: g > 0; the support is that of sparsemax(g · Z).
+        probabilities: activations g·z − τ if true (they sum to 1), else the scores z.
+
+    Returns:
+        See Attention. Differentiable in query, keys, values and bias through `acts` and `context`; the selection
+        itself has no gradient, and outside the support every gradient is exactly zero.
+
+    Raises:
+        ValueError: shapes do not fit, or gate_scale is not positive.
+    """
+    _check(query, keys, values, bias, gate_scale)
+    with torch.autocast(query.device.type, enabled=False):
+        shared = keys is values
+        query, keys = _full(query), _full(keys)
+        values = keys if shared else _full(values)
+        bias = None if bias is None else _full(bias)
+        found = select(query.detach(), keys.detach(), None if bias is None else bias.detach(), gate_scale)
+        if found is None:
+            return _attend_dense(query, keys, values, bias, gate_scale, probabilities)
+        support, score_std = found
+        acts, context = _SparseAttend.apply(query, keys, values, bias, support, gate_scale, probabilities)  # type: ignore[misc]
+        shape = (query.shape[0], keys.shape[0])
+        index = torch.stack([support.row, support.col])
+        return Attention(
+            acts=_coo(index, acts, shape),
+            context=context,
+            scores=_coo(index, support.values, shape),
+            counts=support.counts,
+            tau=gate_scale * support.tau,
+            score_std=score_std,
+        )
+
+
+def select(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    gate_scale: float = 1.0,
+    max_density: float | None = None,
+) -> tuple[Support, torch.Tensor] | None:
+    """Supports of sparsemax(g · (Q Kᵀ + b)), block of tokens by block, without gradient.
+
+    Args:
+        query: (N, d), keys: (M, d), bias: (M,) or None, all float32 or all float64.
+        gate_scale: g > 0.
+        max_density: give up when a block's supports hold a larger share of the concepts; default by device.
+
+    Returns:
+        The supports and the standard deviation of the scores of a sample of tokens, or None if it gave up.
+    """
+    n_tokens, n_concepts = query.shape[0], keys.shape[0]
+    if max_density is None:
+        max_density = MAX_SPARSE_DENSITY.get(query.device.type, MAX_SPARSE_DENSITY["cuda"])
+    block_scores = BLOCK_SCORES.get(query.device.type, BLOCK_SCORES["cuda"])
+    block_rows = min(n_tokens, max(MIN_BLOCK_ROWS, block_scores // n_concepts))
+    buffer = query.new_empty(block_rows, n_concepts)
+    score_std = query.new_zeros(())
+    parts: list[Support] = []
+    for start in range(0, n_tokens, max(block_rows, 1)):
+        block = query[start : start + block_rows]
+        scores = torch.mm(block, keys.T, out=buffer[: len(block)])
+        if bias is not None:
+            scores += bias
+        if start == 0:
+            score_std = scores[:: max(1, len(block) // 16)].std(correction=0)
+        part = select_support(scores, 1.0 / gate_scale)
+        if part.col.numel() > max_density * scores.numel() and n_tokens * n_concepts > 0:
+            return None
+        parts.append(part)
+    if not parts:
+        return select_support(query.new_empty(0, n_concepts)), score_std
+    return _concatenate(parts), score_std
+
+
+class _SparseAttend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, keys, values, bias, support: Support, gate_scale: float, probabilities: bool):  # noqa: ARG004
+        acts = support_activations(support, gate_scale, probabilities)
+        context = weighted_rows(support.crow, support.col, acts, values)
+        ctx.save_for_backward(query, keys, values, acts)
+        ctx.support, ctx.gate_scale, ctx.probabilities = support, gate_scale, probabilities
+        ctx.shared = keys is values
+        return acts, context
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor):
+        grad_acts, grad_context = grads
+        query, keys, values, acts = ctx.saved_tensors
+        # Unpacking makes two objects of one tensor.
+        values = keys if ctx.shared else values
+        support: Support = ctx.support
+        grad_context = grad_context.contiguous()
+        row = support.row
+        d_query = d_keys = d_values = d_bias = None
+        if kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH:
+            from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
+
+            d_scores, d_query = score_gradients(
+                support.crow, support.col, grad_acts, grad_context, keys, values, ctx.gate_scale, ctx.probabilities
+            )
+        else:
+            d_acts = grad_acts + _sampled_product(support, grad_context, values)
+            d_scores = support_gradient(d_acts, row, support.counts, ctx.gate_scale, ctx.probabilities)
+            if ctx.needs_input_grad[0]:
+                d_query = weighted_rows(support.crow, support.col, d_scores, keys)
+        if any(ctx.needs_input_grad[1:4]):
+            order, offsets = _transpose(support.col, keys.shape[0])
+            token = row[order]
+            if ctx.shared and kernels.usable(query):
+                from sae_lens_sparsemax.attention.kernels.weighted_rows import weighted_rows as sum_both
+
+                d_keys = sum_both(offsets, token, acts[order], grad_context, d_scores[order], query)
+            elif ctx.shared:
+                # One pass serves both uses of the concepts: Σ_n a_ni dy_n + dz_ni q_n. Autograd adds the two
+                # gradients of the one tensor, so the second is None.
+                table = torch.cat([grad_context, query])
+                both = torch.stack([token, token + len(query)], 1).flatten()
+                weights = torch.stack([acts[order], d_scores[order]], 1).flatten()
+                d_keys = weighted_rows(2 * offsets, both, weights, table)
+            else:
+                d_keys = weighted_rows(offsets, token, d_scores[order], query)
+                d_values = weighted_rows(offsets, token, acts[order], grad_context)
+            if ctx.needs_input_grad[3]:
+                d_bias = torch.segment_reduce(d_scores[order], "sum", offsets=offsets)
+        return d_query, d_keys, d_values, d_bias, None, None, None
+
+
+def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: bool) -> Attention:
+    scores = query @ keys.T
+    if bias is not None:
+        scores = scores + bias
+    acts = gate(scores, gate_scale, probabilities)
+    with torch.no_grad():
+        counts = acts.count_nonzero(-1)
+        on_support = (scores * (acts != 0)).sum(-1, dtype=torch.float64)
+        tau = (gate_scale * on_support - 1) / counts
+    return Attention(acts, acts @ values, scores.detach(), counts, tau, scores.detach()[:16].std(correction=0))
+
+
+def weighted_rows(
+    offsets: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, table: torch.Tensor
+) -> torch.Tensor:
+    """(N, d) Σ_j w_j table[index_j] over each of N lists.
+
+    Args: (N + 1,) where each list begins, (nnz,) rows of the (M, d) table, (nnz,) weights in the table's dtype.
+    """
+    if kernels.usable(table):
+        from sae_lens_sparsemax.attention.kernels.weighted_rows import weighted_rows as run
+
+        return run(offsets, index, weights, table)
+    if table.device.type != "cpu":
+        return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+    # With beta = 0 the library behind the product writes each row once, into memory that nobody had to clear.
+    out = table.new_empty(len(offsets) - 1, table.shape[1])
+    return torch.addmm(out, _csr(offsets, index, weights, len(table)), table, beta=0, out=out)
+
+
+def _sampled_product(support: Support, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """(nnz,) the inner products left[row] · right[col] of (N, d) and (M, d) on the support."""
+    pattern = _csr(support.crow, support.col, left.new_zeros(support.col.numel()), len(right))
+    return torch.sparse.sampled_addmm(pattern, left, right.T).values()
+
+
+def _transpose(col: torch.Tensor, n_concepts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order of the entries by concept, stable in the token, and (M + 1,) where each concept's begin."""
+    return torch.argsort(col, stable=True), row_offsets(col, n_concepts)
+
+
+def _csr(crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, n_columns: int) -> torch.Tensor:
+    return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, n_columns), check_invariants=False)
+
+
+def _concatenate(parts: list[Support]) -> Support:
+    if len(parts) == 1:
+        return parts[0]
+    crow = [parts[0].crow]
+    for part in parts[1:]:
+        crow.append(part.crow[1:] + crow[-1][-1])
+    rest = [torch.cat(columns) for columns in zip(*(part[1:] for part in parts), strict=True)]
+    return Support(torch.cat(crow), *rest)
+
+
+def _coo(index: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    return torch.sparse_coo_tensor(index, values, shape, is_coalesced=True, check_invariants=False)
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _check(query, keys, values, bias, gate_scale: float) -> None:
+    fits = query.ndim == keys.ndim == 2 and keys.shape == values.shape and query.shape[1] == keys.shape[1]
+    if not fits:
+        raise ValueError(
+            "expected query (N, d) and keys and values (M, d), got "
+            f"{tuple(query.shape)}, {tuple(keys.shape)} and {tuple(values.shape)}"
+        )
+    if bias is not None and bias.shape != keys.shape[:1]:
+        raise ValueError(f"expected bias ({keys.shape[0]},), got {tuple(bias.shape)}")
+    if not gate_scale > 0:
+        raise ValueError(f"gate_scale must be positive, got {gate_scale}")

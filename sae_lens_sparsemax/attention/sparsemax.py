@@ -1,0 +1,288 @@
+"""Sparsemax and its support, exactly, without sorting.
+
+For a row z of M scores and a budget b > 0 this module finds the threshold τ with Σ max(z_i − τ, 0) = b and the
+support S = {i : z_i > τ}. Budget 1 is sparsemax itself, the Euclidean projection onto the simplex (Martins &
+Astudillo 2016; the paper's Eqs. 4–7). Budget 1/g is sparsemax(g·z) read in units of z, so a gate that looks at a
+multiple g of the scores costs nothing and never scales the score matrix.
+
+Two levels find S. The threshold of any subset of a row bounds τ from below, so Newton steps on the maxima of
+chunks of scores give a bound that loses nothing; only chunks whose maximum exceeds it are read again, and what
+exceeds it there (a little more than S) is settled in float64 by Michelot's iteration. Where supports are so dense
+that skipping chunks saves nothing, Newton runs on the whole row instead.
+
+But: no α-entmax for other α, no structured or masked variants.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from sae_lens_sparsemax.attention import kernels
+
+# Scores per chunk, in rows of fewer than WIDE scores and in wider ones: the maxima of short chunks bound τ tightly and
+# waste little, those of long ones are fewer.
+SHORT_CHUNK, LONG_CHUNK, WIDE = 16, 32, 8192
+# Above this share of chunks still to be read, reading everything once more is cheaper than gathering.
+MAX_ACTIVE_CHUNKS = 0.3
+# Newton on n terms of at most b rounds by about 1e-6·b in float32; a bound lower by this margin loses no candidate.
+BOUND_MARGIN = 1e-4
+NEWTON_TOLERANCE = 1e-3
+MAX_NEWTON_STEPS = 100
+DENSE_BLOCK = 2**19
+
+
+class Support(NamedTuple):
+    """The supports of N rows, as a CSR matrix with sorted columns.
+
+    crow: (N + 1,) int64, where each row's entries begin. col: (nnz,) int64. values: (nnz,) the scores z there, in the
+    dtype of the selection. tau: (N,) float64, the thresholds in units of z.
+    """
+
+    crow: torch.Tensor
+    col: torch.Tensor
+    values: torch.Tensor
+    tau: torch.Tensor
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """(N,) int64, the number of concepts that each row selects (its L0)."""
+        return self.crow.diff()
+
+    @property
+    def row(self) -> torch.Tensor:
+        """(nnz,) int64, the row of each entry."""
+        rows = torch.arange(len(self.crow) - 1, device=self.crow.device)
+        return torch.repeat_interleave(rows, self.counts, output_size=self.col.numel())
+
+
+def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
+    """The exact support of every row of scores.
+
+    Args:
+        z: (N, M) finite scores. Half-precision scores are read as float32, float64 ones stay float64. Entries of
+            −inf are never selected (padding); a row must have at least one finite entry.
+        budget: b in Σ max(z_i − τ, 0) = b; 1 for sparsemax, 1/g for sparsemax(g·z).
+
+    Returns:
+        The support of each row. Its decisions are those of a float64 computation on the given scores.
+
+    Raises:
+        ValueError: z is not a matrix with at least one column, or the budget is not positive.
+    """
+    if z.ndim != 2 or z.shape[1] == 0:
+        raise ValueError(f"scores must have shape (N, M) with M >= 1, got {tuple(z.shape)}")
+    if not budget > 0:
+        raise ValueError(f"budget must be positive, got {budget}")
+    if z.dtype not in (torch.float32, torch.float64):
+        z = z.float()
+    if z.shape[0] == 0:
+        empty = torch.zeros(0, dtype=torch.int64, device=z.device)
+        return Support(empty.new_zeros(1), empty, z.new_zeros(0), z.new_zeros(0, dtype=torch.float64))
+    if kernels.usable(z):
+        from sae_lens_sparsemax.attention.kernels.selection import select
+
+        return Support(*select(z, budget))
+
+    chunk = LONG_CHUNK if z.shape[1] >= WIDE else SHORT_CHUNK
+    if z.shape[1] % chunk:
+        z = torch.nn.functional.pad(z, (0, -z.shape[1] % chunk), value=-torch.inf)
+    maxima = z.unflatten(1, (-1, chunk)).amax(-1)
+    row_max = maxima.amax(-1, keepdim=True)
+    bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
+    bound = _round_down(row_max.double() + bound, z.dtype)
+    # A float output keeps a comparison vectorised; a boolean one with a broadcast operand is several times slower.
+    active = _flat_nonzero(torch.gt(maxima, bound, out=torch.empty_like(maxima)))
+    if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():
+        return _select_dense(z, budget)
+
+    read_again = z.reshape(-1, chunk).index_select(0, active)
+    active_row = active // maxima.shape[1]
+    above = torch.gt(read_again, bound[active_row], out=torch.empty_like(read_again))
+    found = _flat_nonzero(above)
+    values = read_again.view(-1).index_select(0, found)
+    which = found // chunk
+    row = active_row[which]
+    col = (active[which] - row * maxima.shape[1]) * chunk + found % chunk
+    keep, tau = _michelot(values, row, row_max.squeeze(1), budget)
+    return Support(row_offsets(row[keep], z.shape[0]), col[keep], values[keep], tau)
+
+
+def _select_dense(z: torch.Tensor, budget: float) -> Support:
+    tau = dense_threshold(z, budget)
+    found = _flat_nonzero(z > _round_down(tau, z.dtype).unsqueeze(1))
+    row = found // z.shape[1]
+    return Support(row_offsets(row, z.shape[0]), found - row * z.shape[1], z.reshape(-1)[found], tau)
+
+
+def dense_threshold(z: torch.Tensor, budget: float = 1.0) -> torch.Tensor:
+    """Thresholds τ of rows with dense supports, by Newton over whole rows.
+
+    Args:
+        z: (N, M) float32 or float64 scores.
+        budget: b in Σ max(z_i − τ, 0) = b.
+
+    Returns:
+        (N,) float64. Each step reads z once, about ten steps in all; the last ones sum in float64.
+    """
+    tau = torch.empty(z.shape[0], dtype=torch.float64, device=z.device)
+    # Blocks of rows small enough to stay in cache from one step to the next.
+    step = max(1, DENSE_BLOCK // z.shape[1])
+    for start in range(0, z.shape[0], step):
+        tau[start : start + step] = _dense_block_threshold(z[start : start + step], budget)
+    return tau
+
+
+def _dense_block_threshold(z: torch.Tensor, budget: float) -> torch.Tensor:
+    row_max = z.amax(-1, keepdim=True)
+    # Whatever lies further than b below the maximum is out; the clamp keeps −inf out of the sums.
+    floor = -2 * budget
+    tau = _newton_from_left((z - row_max).clamp_(min=floor), budget).double()
+    # float32 Newton stops within rounding of τ; a few more steps in float64 settle which entries exceed it.
+    row_max = row_max.double()
+    shifted = (z.double() - row_max).clamp_(min=floor)
+    above = torch.empty_like(shifted)
+    for _ in range(MAX_NEWTON_STEPS):
+        torch.gt(shifted, tau, out=above)
+        count = above.sum(-1, keepdim=True)
+        settled = (above.mul_(shifted).sum(-1, keepdim=True) - budget) / count
+        if torch.equal(settled, tau):
+            break
+        tau = settled
+    return (row_max + tau).squeeze(1)
+
+
+def _newton_from_left(shifted: torch.Tensor, budget: float) -> torch.Tensor:
+    """(N, 1) lower bound of each row's τ, for scores with their row maximum subtracted.
+
+    Σ max(z_i − t, 0) is convex and decreasing in t, so Newton from any t <= τ climbs towards τ and never passes it
+    (but for rounding). It starts at max − b, where the maximum alone would spend the budget.
+    """
+    bound = torch.full_like(shifted[:, :1], -budget)
+    above = torch.empty_like(shifted)
+    for _ in range(MAX_NEWTON_STEPS):
+        torch.sub(shifted, bound, out=above).relu_()
+        excess = above.sum(-1, keepdim=True) - budget
+        count = above.sign_().sum(-1, keepdim=True)
+        step = excess / count.clamp_(min=1)
+        bound += step.clamp_(min=0)
+        if not bool((step > NEWTON_TOLERANCE * budget).any()):
+            break
+    return bound
+
+
+def _michelot(
+    values: torch.Tensor, row: torch.Tensor, row_max: torch.Tensor, budget: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Settle a superset of the supports: τ of what is left, drop what is below it, until nothing drops.
+
+    Args: (nnz,) candidate scores in row order, (nnz,) their rows, (N,) row maxima (which are candidates themselves).
+    Returns: (nnz,) bool, the supports, and (N,) float64 thresholds.
+    """
+    shifted = values.double() - row_max.double()[row]
+    offsets = row_offsets(row, len(row_max))
+    keep = torch.ones_like(shifted)
+    n_kept = len(keep)
+    while True:
+        # Sums of contiguous segments, in order: the same bits on every run, also on a GPU.
+        count = torch.segment_reduce(keep, "sum", offsets=offsets)
+        tau = (torch.segment_reduce(shifted * keep, "sum", offsets=offsets) - budget) / count
+        torch.gt(shifted, tau[row], out=keep)
+        still_kept = int(keep.sum())
+        if still_kept == n_kept:
+            return keep.bool(), tau + row_max.double()
+        n_kept = still_kept
+
+
+def _round_down(tau: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The largest `dtype` number <= τ: comparing scores with it decides exactly as comparing with τ itself."""
+    rounded = tau.to(dtype)
+    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
+    return torch.where(rounded.double() > tau, below, rounded)
+
+
+def _flat_nonzero(mask: torch.Tensor) -> torch.Tensor:
+    return mask.view(-1).nonzero().squeeze(1)
+
+
+def row_offsets(row: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """(n_rows + 1,) where each row's entries begin once (nnz,) entries are sorted by their row."""
+    crow = torch.zeros(n_rows + 1, dtype=torch.int64, device=row.device)
+    torch.cumsum(torch.bincount(row, minlength=n_rows), 0, out=crow[1:])
+    return crow
+
+
+class _Gate(torch.autograd.Function):
+    """Dense activations from dense scores. Outside the support every derivative is exactly zero."""
+
+    @staticmethod
+    def forward(ctx, z: torch.Tensor, gate_scale: float, probabilities: bool) -> torch.Tensor:
+        support = select_support(z, 1.0 / gate_scale)
+        acts = support_activations(support, gate_scale, probabilities)
+        ctx.gate_scale, ctx.probabilities = gate_scale, probabilities
+        row = support.row
+        ctx.save_for_backward(row, support.col)
+        ctx.counts = support.counts
+        return torch.zeros_like(z).index_put_((row, support.col), acts.to(z.dtype))
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor):
+        (grad,) = grads
+        row, col = ctx.saved_tensors
+        on_support = support_gradient(grad[row, col], row, ctx.counts, ctx.gate_scale, ctx.probabilities)
+        return torch.zeros_like(grad).index_put_((row, col), on_support), None, None
+
+
+def support_activations(support: Support, gate_scale: float, probabilities: bool) -> torch.Tensor:
+    """(nnz,) activations on the support: g·z − τ (they sum to 1 in each row), or the scores z themselves."""
+    if not probabilities:
+        return support.values
+    above = support.values.double() - support.tau[support.row]
+    return (gate_scale * above).to(support.values.dtype)
+
+
+def support_gradient(
+    grad: torch.Tensor, row: torch.Tensor, counts: torch.Tensor, gate_scale: float, probabilities: bool
+) -> torch.Tensor:
+    """(nnz,) dL/dz on the support from (nnz,) dL/d(activation): itself, or g times it less its row's mean."""
+    if not probabilities:
+        return grad
+    total = torch.zeros(len(counts), dtype=grad.dtype, device=grad.device).index_add_(0, row, grad)
+    return gate_scale * (grad - (total / counts)[row])
+
+
+def gate(z: torch.Tensor, gate_scale: float = 1.0, probabilities: bool = True) -> torch.Tensor:
+    """Dense activations on the support of sparsemax(g·z), differentiable in z.
+
+    Args:
+        z: (..., M) scores of any float dtype.
+        gate_scale: g > 0; a larger one selects fewer concepts.
+        probabilities: g·z − τ on the support if true, z itself if false.
+
+    Returns:
+        (..., M), zero outside the support, in the dtype of z.
+
+    Raises:
+        ValueError: z has no last dimension to select from, or g is not positive.
+    """
+    if z.ndim == 0:
+        raise ValueError("scores must have at least one dimension, got a scalar")
+    if not gate_scale > 0:
+        raise ValueError(f"gate_scale must be positive, got {gate_scale}")
+    rows = z.reshape(-1, z.shape[-1])
+    return _Gate.apply(rows, gate_scale, probabilities).reshape(z.shape)  # type: ignore[no-any-return]
+
+
+def sparsemax(z: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """argmin_p ‖p − z‖² over the probability simplex along `dim` (the paper's Eq. 4).
+
+    Args:
+        z: scores of any shape and float dtype, finite.
+        dim: the dimension that is projected.
+
+    Returns:
+        Probabilities of the shape and dtype of z; exactly zero outside the support. Differentiable, gradient
+        g − mean_S(g) on the support.
+    """
+    return gate(z.movedim(dim, -1)).movedim(-1, dim)

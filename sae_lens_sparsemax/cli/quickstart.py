@@ -1,0 +1,57 @@
+"""The command ``quickstart``: the whole way from training to evaluation on what the package carries."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from sae_lens_sparsemax.cli.printing import STOPPED, print_table
+
+HELP = "Train and evaluate an SAE on a small embedded model; needs no network."
+OPTIONS = None
+EPILOG = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of the command its arguments."""
+    parser.add_argument("--vision", action="store_true", help="a CLIP on drawn shapes in place of the language model")
+    parser.add_argument("--output", help="folder (default output/quickstart or output/quickstart_vision)")
+
+
+def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa: ARG001  the same for all commands
+    """Run it; returns the exit status."""
+    from sae_lens.training._interruption import InterruptedException
+
+    if options.vision:
+        from sae_lens_sparsemax.cli.quickstart_vision import quickstart, results_table
+    else:
+        from sae_lens_sparsemax.cli.quickstart_text import quickstart
+        from sae_lens_sparsemax.evaluation.harness import results_table
+
+    what = "vision" if options.vision else "text"
+    try:
+        folder, evaluation, seconds = quickstart(options.output or _OUTPUT[what])
+    except InterruptedException:
+        print("Stopped.", file=sys.stderr)
+        return STOPPED
+    print(f"\nTrained, saved, loaded back and evaluated on held-out {_HELD_OUT[what]} in {seconds:.0f} s.")
+    print_table(results_table(evaluation))
+    print(f"""\
+In {folder}:
+  sae_weights.safetensors, cfg.json    the SAE: sae_lens.SAE.load_from_disk("{folder}")
+  metrics.jsonl, training_curves.png   the course of training
+  l0_histogram.png                     how many concepts single tokens use
+  evaluation.json                      every metric
+Run next:
+{_NEXT[what].format(folder=folder)}
+  sparsemax-sae train --help           your own model and data, from a YAML file""")
+    return 0
+
+
+_OUTPUT = {"text": "output/quickstart", "vision": "output/quickstart_vision"}
+_HELD_OUT = {"text": "text", "vision": "drawings"}
+_NEXT = {
+    "text": "  sparsemax-sae evaluate {folder} --dataset-split validation\n  sparsemax-sae explore {folder}",
+    "vision": "  sparsemax-sae train configs/vision/clip_vit_b16_sparsemax.yaml --dry-run",
+}

@@ -1,0 +1,54 @@
+"""The command ``suggest-k``: from a sparsemax SAE to the TopK and BatchTopK trainings that it is compared with."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+HELP = "Write the TopK and BatchTopK trainings at the mean L0 of a sparsemax SAE."
+OPTIONS = {"--settings", "--l0", "--output", "--debug", "--help"}
+
+EPILOG = """\
+The number of active concepts of a sparsemax SAE follows its input; its mean is the k at which TopK and BatchTopK
+are comparable (Table 4 of the paper). The command measures that mean on held-out data and writes topk.yaml and
+batchtopk.yaml: the settings the SAE was trained with, everything outside 'sae' unchanged, in which only the
+architecture differs.
+
+examples:
+  sparsemax-sae suggest-k output/my_run
+  sparsemax-sae suggest-k output/my_run --data.path cifar10_test.parquet --n_images 5000
+  sparsemax-sae suggest-k output/my_run --data.wikitext103.path wikitext103_test.txt
+  sparsemax-sae suggest-k output/my_run --settings configs/my_run.yaml --l0 31.7
+  sparsemax-sae train output/my_run/suggested/topk.yaml
+
+The training settings are read from the SAE's folder (runner_cfg.json, written by 'train'). Keys such as
+--data.path are those of 'evaluate --suite vision' and '--suite text'. If nothing is named to measure on, the mean
+over the last steps of the training log is taken.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of the command its arguments; settings of the suite are taken out before."""
+    parser.add_argument("path", help="folder of a trained SAE")
+    parser.add_argument("--settings", type=Path, help="YAML file it was trained with (default: kept in its folder)")
+    parser.add_argument("--l0", type=float, help="a mean L0 that is known already; nothing is measured then")
+    parser.add_argument("--KEY VALUE", dest="_", nargs="?", help="what to measure on, e.g. --data.path FILE")
+    parser.add_argument("--output", type=Path, help="folder for the two files (default: suggested/ in the SAE's)")
+
+
+def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    """Measure and write as the arguments say; returns the exit status."""
+    from sae_lens_sparsemax.compare.mean_l0 import mean_l0, training_settings
+    from sae_lens_sparsemax.compare.suggest_k import write_matched_settings
+    from sae_lens_sparsemax.settings.overrides import apply_overrides
+    from sae_lens_sparsemax.settings.yaml_reader import read_yaml
+
+    folder = Path(options.path)
+    settings = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
+    l0, where = (options.l0, "given") if options.l0 is not None else mean_l0(folder, apply_overrides({}, overrides))
+    paths = write_matched_settings(settings, l0, options.output or folder / "suggested")
+    print(f"Mean L0 of {folder}: {l0:.2f} ({where})")
+    for path in paths:
+        print(f"  sparsemax-sae train {path}")
+    return 0

@@ -1,0 +1,11 @@
+"""
+The tables and figures of the sparsemax paper, one command each, full-size or small.
+
+`recipe` reads what a table needs, `saes` trains the SAEs that are not there yet, `runner` measures them with a
+suite, `table` sets what was measured beside what the paper says.
+"""
+
+from sae_lens_sparsemax.compare.paper.recipe import Recipe, load_recipe
+from sae_lens_sparsemax.compare.paper.runner import reproduce
+
+__all__ = ["Recipe", "load_recipe", "reproduce"]

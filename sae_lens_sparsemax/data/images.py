@@ -1,0 +1,149 @@
+"""Images to train and evaluate on: a hub data set, local files or a folder, with the images left encoded.
+
+But: data sets that need a Python script are not loaded (`datasets` 4 and later run none).
+"""
+
+import difflib
+import glob
+import itertools
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, Image, IterableDataset
+
+from sae_lens_sparsemax.data.drawings import quickstart_images
+from sae_lens_sparsemax.data.quickstart import QUICKSTART
+
+ImageDataset = Dataset | IterableDataset
+
+_TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+def load_image_dataset(
+    path: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    image_column: str = "image",
+    streaming: bool = False,
+) -> ImageDataset:
+    """Load a data set whose column `image_column` holds images, encoded as they were stored.
+
+    Args:
+        path: a hub id; a local `.parquet` or `.arrow` file (globs allowed); a folder of image files (one
+            subfolder per class, if any), of parquet files, or written by `save_to_disk`. `quickstart` stands for
+            drawings that the package makes, with the splits `train` and `validation`.
+        split: the split to use; local files form the split `train`.
+        config: the configuration, for hub data sets that have several.
+        image_column: the column with the images.
+        streaming: read while training, rather than convert everything first.
+
+    Raises:
+        ValueError: missing file, no such split, missing column (the message names the columns there are), a
+            column of another kind, no rows, or whatever `datasets` reports, in one sentence.
+    """
+    try:
+        data = _load(str(Path(path).expanduser()) if path.startswith("~") else path, split, config, streaming)
+    except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"The data set {path!r} could not be loaded: {' '.join(str(error).split())}") from error
+    return encoded_images(data, image_column, path)
+
+
+def encoded_images(data: ImageDataset, image_column: str, name: str = "given") -> ImageDataset:
+    """The same data with `image_column` left encoded, so that one broken image cannot stop the reading.
+
+    Args:
+        data: images as an `Image` feature, as bytes, or as paths.
+        image_column: the column with the images.
+        name: what to call the data set in messages.
+
+    Raises:
+        ValueError: the column is missing, or holds no images; or there are no rows.
+    """
+    if isinstance(data, Dataset) and len(data) == 0:
+        raise ValueError(f"The data set {name!r} has no rows.")
+    features = data.features or _features_of_first_row(data, name)
+    if image_column not in features:
+        near = difflib.get_close_matches(image_column, features, n=1)
+        raise ValueError(
+            f"The data set {name!r} has no column {image_column!r}; its columns are "
+            f"{', '.join(map(repr, features))}" + (f" (perhaps {near[0]!r})." if near else ".")
+        )
+    feature = features[image_column]
+    is_image = isinstance(feature, Image) or getattr(feature, "dtype", None) in (
+        "binary",
+        "large_binary",
+        "string",
+    )
+    if not is_image:
+        raise ValueError(f"The column {image_column!r} of the data set {name!r} holds {feature}, not images.")
+    return data.cast_column(image_column, Image(decode=False))
+
+
+def first_rows(data: ImageDataset, n: int, columns: list[str]) -> Dataset:
+    """All rows of a data set at hand, or the first `n` of a stream, held in memory with their images still encoded.
+
+    Args:
+        data: from `load_image_dataset`.
+        n: rows to take from a stream.
+        columns: those to keep; the others are not read.
+    """
+    data = data.select_columns(columns)
+    if isinstance(data, Dataset):
+        return data
+    return Dataset.from_list(list(itertools.islice(data, n)), features=data.features)
+
+
+def class_names_of(data: ImageDataset, label_column: str) -> list[str]:
+    """The names of the classes in a `ClassLabel` column, underscores read as spaces.
+
+    Raises:
+        ValueError: there is no such column, or its classes have no names.
+    """
+    feature = (data.features or {}).get(label_column)
+    if not isinstance(feature, datasets.ClassLabel) or feature.names is None:
+        raise ValueError(
+            f"The column {label_column!r} names no classes (it is {feature}); the columns are "
+            f"{', '.join(map(repr, data.features or {}))}. Name the classes in the configuration."
+        )
+    return [name.replace("_", " ") for name in feature.names]
+
+
+def _features_of_first_row(data: ImageDataset, name: str) -> dict[str, Any]:
+    """Features of a stream that does not declare any, guessed from its first row."""
+    first = next(iter(data), None)
+    if first is None:
+        raise ValueError(f"The data set {name!r} has no rows.")
+    return {
+        column: Image(decode=False) if isinstance(value, dict) and "bytes" in value else datasets.Value(_dtype(value))
+        for column, value in first.items()
+    }
+
+
+def _dtype(value: Any) -> str:
+    return {bytes: "binary", str: "string", int: "int64", float: "float64"}.get(type(value), "null")
+
+
+def _load(path: str, split: str, config: str | None, streaming: bool) -> Any:
+    if path == QUICKSTART:
+        data = quickstart_images(split)  # type: ignore[arg-type]
+        return data.to_iterable_dataset() if streaming else data
+    builder = _TABLES.get(Path(path).suffix.lower())
+    folder = Path(path)
+    if builder is not None:
+        if not glob.glob(path, recursive=True):  # noqa: PTH207
+            raise ValueError(f"there is no file {path}.")
+        return datasets.load_dataset(builder, data_files=path, split=split, streaming=streaming)
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        data = datasets.load_from_disk(path)
+        if isinstance(data, DatasetDict):
+            if split not in data:
+                raise ValueError(f"it has no split {split!r}, only {', '.join(map(repr, data))}.")
+            data = data[split]
+        return data.to_iterable_dataset() if streaming else data
+    if folder.is_file():
+        raise ValueError(f"its ending is none of {', '.join(_TABLES)}.")
+    if path.startswith((".", "/")) and not folder.is_dir():
+        raise ValueError("there is no such folder.")
+    return datasets.load_dataset(path, name=config, split=split, streaming=streaming)

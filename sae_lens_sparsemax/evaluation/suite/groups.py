@@ -1,0 +1,105 @@
+"""Metric groups that are computed once: each is saved when it is finished and kept until its settings change."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+
+from sae_lens_sparsemax.files import save_json
+from sae_lens_sparsemax.settings.nearest import unknown_name
+
+
+class NotMeasured(ValueError):
+    """A group cannot be measured with what was given; the message says what is missing."""
+
+
+class MetricGroup(NamedTuple):
+    """Some measures that are computed together."""
+
+    name: str
+    """Unique in its suite; also the name of its file."""
+    settings: Mapping[str, Any]
+    """Everything the result depends on, besides the SAE, as plain data."""
+    compute: Callable[[], Mapping[str, Any]]
+    """Returns plain data or dataclasses; raises `NotMeasured` if something it needs was not given."""
+
+
+def run_groups(
+    groups: Sequence[MetricGroup],
+    folder: Path,
+    digest: str,
+    *,
+    only: Sequence[str] = (),
+    overwrite: bool = False,
+    say: Callable[[str], None],
+    progress: bool = True,
+) -> dict[str, Any]:
+    """
+    Compute the groups that are not finished and return all results by name.
+
+    Args:
+        groups: What to measure.
+        folder: Where each group is saved as `<name>.json`.
+        digest: Identifies the SAE; results of another one are computed again.
+        only: Names of the groups to measure; empty for all. Others are in the results if they are finished.
+        overwrite: Compute finished groups again.
+        say: Told about groups that were kept, and about those that could not be measured.
+        progress: Whether to show a progress bar over groups.
+
+    Returns:
+        Plain data by group; a group that could not be measured is `{"not_measured": reason}`.
+
+    Raises:
+        ValueError: If `only` has a name that is no group.
+    """
+    names = [group.name for group in groups]
+    for name in only:
+        if name not in names:
+            raise ValueError(unknown_name("metric group", name, names, "groups"))
+    results: dict[str, Any] = {}
+    for group in (bar := tqdm(groups, desc="Metric groups", unit="group", disable=not progress)):
+        bar.set_postfix_str(group.name)
+        path = folder / f"{group.name.replace('/', '-')}.json"
+        key = hashlib.sha256(json.dumps([digest, group.settings], sort_keys=True, default=str).encode()).hexdigest()
+        wanted = not only or group.name in only
+        kept = None if overwrite and wanted else _finished(path, key)
+        if kept is None and not wanted:
+            continue
+        if kept is not None:
+            if wanted:
+                say(f"{group.name}: kept, it was finished earlier with the same settings ({path})")
+            results[group.name] = kept
+            continue
+        try:
+            measured = group.compute()
+        except NotMeasured as reason:
+            say(f"{group.name}: not measured, {reason}")
+            results[group.name] = {"not_measured": str(reason)}
+            continue
+        save_json({"fingerprint": key, "settings": group.settings, "result": measured}, path)
+        results[group.name] = json.loads(path.read_text(encoding="utf-8"))["result"]
+    return results
+
+
+def sae_digest(sae: SAE[Any]) -> str:
+    """A hash of an SAE's architecture, settings and weights, equal for equal SAEs."""
+    settings = {key: value for key, value in sae.cfg.to_dict().items() if key not in ("metadata", "device")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _finished(path: Path, key: str) -> Any:
+    """The result in a group's file; None if there is none, or one of other settings."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return saved["result"] if isinstance(saved, dict) and saved.get("fingerprint") == key else None

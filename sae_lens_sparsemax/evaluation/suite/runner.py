@@ -1,0 +1,99 @@
+"""One suite on one saved SAE: measure what is not finished, then write results, report and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from sae_lens import SAE
+
+from sae_lens_sparsemax.evaluation.harness import load_sae
+from sae_lens_sparsemax.evaluation.suite.groups import run_groups, sae_digest
+from sae_lens_sparsemax.evaluation.suite.plots import write_plots
+from sae_lens_sparsemax.evaluation.suite.report import write_report
+from sae_lens_sparsemax.evaluation.suite.text import text_groups, text_settings
+from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
+from sae_lens_sparsemax.evaluation.suite.vision_settings import trained_on, vision_settings
+from sae_lens_sparsemax.files import save_json
+
+Suite = Literal["text", "vision"]
+
+VISION_MODEL_CLASS = "HookedViT"
+"""The model class that the vision runner records in an SAE's metadata."""
+
+
+class SuiteResult(NamedTuple):
+    """What a suite leaves."""
+
+    folder: Path
+    """Where everything is."""
+    report: Path
+    """The Markdown report; pictures lie beside it."""
+    results: dict[str, Any]
+    """`sae`, `suite`, `settings` and the result of every group by name, as in `results.json`."""
+
+
+def suite_of(sae: SAE[Any]) -> Suite:
+    """The suite for the kind of model that the SAE's metadata name; text if they name none."""
+    return "vision" if sae.cfg.metadata.model_class_name == VISION_MODEL_CLASS else "text"
+
+
+def evaluate_suite(
+    source: str,
+    suite: Suite | None = None,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    groups: Sequence[str] = (),
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    progress: bool = True,
+) -> SuiteResult:
+    """
+    Measure a saved SAE with a suite; groups finished earlier with the same settings are kept.
+
+    Args:
+        source: Folder of an SAE or checkpoint, or `user/repository:id` on the hub.
+        suite: `"text"` or `"vision"`; None for the one that fits the SAE's metadata.
+        settings: Fields of `TextSuiteSettings` or `VisionSuiteSettings`, as plain data.
+        groups: Metric groups to measure; empty for all.
+        output: Folder for the results; by default `evaluation/<suite>` in the SAE's folder.
+        overwrite: Measure finished groups again.
+        say: Told which groups were kept, and which could not be measured and why.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: SAE, model, hook or data cannot be found or do not fit; the message names what was given.
+    """
+    settings = dict(settings or {})
+    sae = load_sae(source, str(settings.get("device") or "cpu"))
+    suite = suite or suite_of(sae)
+    if suite not in get_args(Suite):
+        raise ValueError(f"'suite' must be one of {', '.join(get_args(Suite))}, but {suite!r} was given.")
+    folder = Path(output) if output is not None else _default_folder(source, suite)
+    if suite == "text":
+        complete: Any = text_settings(settings, sae)
+        todo = text_groups(sae, complete, progress)
+    else:
+        complete = vision_settings(settings, sae)
+        if trained_on(complete, sae):
+            say("Note: these are the images that the SAE was trained on; figures to report need others.")
+        todo = vision_groups(sae, complete, progress)
+    measured = run_groups(todo, folder, sae_digest(sae), only=groups, overwrite=overwrite, say=say, progress=progress)
+    results = {
+        "sae": {"source": source, "architecture": sae.cfg.architecture(), "d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae},
+        "suite": suite,
+        "settings": dataclasses.asdict(complete),
+        "groups": measured,
+    }
+    save_json(results, folder / "results.json")
+    pictures = write_plots(suite, measured, folder)
+    return SuiteResult(folder, write_report(results, pictures, folder), results)
+
+
+def _default_folder(source: str, suite: str) -> Path:
+    folder = Path(source).expanduser()
+    # An SAE on the hub has no folder of its own here.
+    return (folder if folder.is_dir() else Path("output") / source.replace(":", "_")) / "evaluation" / suite

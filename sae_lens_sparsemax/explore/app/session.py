@@ -1,0 +1,173 @@
+"""What the page asks for, computed: the concepts of an image or a text, and what switching some of them changes.
+
+Every question carries its whole input, so a session keeps no state between them and any number of windows may ask.
+But: concepts have no names here, since good names need many images (see `concepts.naming`).
+"""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sae_lens import SAE
+
+from sae_lens_sparsemax.evaluation.naming import embed_words
+from sae_lens_sparsemax.explore.concepts.encoding import hook_name_of, top_concepts
+from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
+from sae_lens_sparsemax.explore.concepts.switching import Change, switch_hook
+from sae_lens_sparsemax.explore.concepts.text import concepts_of_text, token_texts
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.language_models import resolve_hook_name
+from sae_lens_sparsemax.models.tokens import Tokens, token_slice
+
+_N_CONCEPTS = 12
+_N_OUTCOMES = 8
+_MOST_PIXELS = 50_000_000
+
+
+class Session(Protocol):
+    """One model and one SAE on it."""
+
+    @property
+    def kind(self) -> Literal["image", "text"]:
+        """What is given to it."""
+        ...
+
+    def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
+        """Concepts of an input at a position, and the model's outcomes with and without the changes, as JSON values.
+
+        Args:
+            given: a text, or an image file in base64.
+            position: patch or token; None for the image as a whole, or the last token.
+            changes: from concept to change, at every token.
+
+        Returns:
+            `position`, `d_sae`, `n_active`, `spikes` (concept and activation of all that are active at the position),
+            `concepts` (`concept`, `act`, and `places`: activation at each patch or token; the top ones, and those
+            changed), `outcomes` (`label`, `before`, `after`: probabilities; the likeliest of either; None for a model
+            without) and, for images, `size`, `box` and `grid` of the patches, for texts `tokens`.
+
+        Raises:
+            ValueError: what was given is no image, or no text, or does not fit.
+        """
+        ...
+
+
+class ImageSession:
+    """An SAE on a vision model; outcomes are CLIP's scores of `words`, if the model has a text tower."""
+
+    kind: Literal["image"] = "image"
+
+    def __init__(self, model: HookedViT, sae: SAE[Any], words: list[str] | None = None):
+        self.model, self.sae, self.words = model, sae, words or []
+        self.hook_name = model.resolve_hook_name(hook_name_of(sae))
+        tokens: Tokens = sae.cfg.metadata.tokens or "all"
+        self.positions = token_slice(tokens, model)
+        self.word_embeds = embed_words(model, self.words) if self.words else None
+
+    @torch.no_grad()
+    def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
+        """See `Session`."""
+        image = read_image(given)
+        found = concepts_of_image(self.model, self.sae, image)
+        geometry = found.geometry
+        n_patches = geometry.n_patches if geometry else 0
+        if position is not None and not 0 <= position < n_patches:
+            raise ValueError(f"There is no patch {position}; this image has {n_patches}.")
+        acts = found.of_image() if position is None else found.patch_acts[position]
+        answer = _concepts(acts, found.patch_acts if geometry else found.feature_acts[:0], changes)
+        answer |= {
+            "position": position,
+            "size": image.size,
+            "box": geometry.box if geometry else None,
+            "grid": geometry.grid if geometry else None,
+            "outcomes": None,
+        }
+        if self.word_embeds is not None:
+            pixels = self.model.preprocess(image)
+            before = after = self._scores(self.model(pixels))
+            if changes:
+                hook = switch_hook(self.sae, changes, self.positions)
+                after = self._scores(self.model.run_with_hooks(pixels, fwd_hooks=[(self.hook_name, hook)]))
+            answer["outcomes"] = _outcomes(before, after, lambda indices: [self.words[i] for i in indices])
+        return answer
+
+    def _scores(self, embeds: torch.Tensor | None) -> torch.Tensor:
+        assert embeds is not None and self.word_embeds is not None
+        return self.model.zero_shot_logits(embeds, self.word_embeds.to(embeds))[0].float().softmax(-1).cpu()
+
+
+class TextSession:
+    """An SAE on a language model; outcomes are next tokens after the position."""
+
+    kind: Literal["text"] = "text"
+
+    def __init__(self, model: Any, sae: SAE[Any]):
+        self.model, self.sae = model, sae
+        self.hook_name = resolve_hook_name(model, hook_name_of(sae))
+
+    @torch.no_grad()
+    def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
+        """See `Session`."""
+        found = concepts_of_text(self.model, self.sae, given)
+        n_tokens = len(found.tokens)
+        position = n_tokens - 1 if position is None else position
+        if not 0 <= position < n_tokens:
+            raise ValueError(f"There is no token {position}; this text has {n_tokens}.")
+        answer = _concepts(found.feature_acts[position], found.feature_acts, changes)
+        token_ids = found.token_ids[None]
+        before = after = self.model.run_with_hooks(token_ids, return_type="logits")
+        if changes:
+            hook = switch_hook(self.sae, changes, found.is_read)
+            after = self.model.run_with_hooks(token_ids, return_type="logits", fwd_hooks=[(self.hook_name, hook)])
+        before, after = (logits[0, position].float().softmax(-1).cpu() for logits in (before, after))
+        outcomes = _outcomes(before, after, lambda indices: token_texts(self.model, torch.tensor(indices)))
+        return answer | {"position": position, "tokens": found.tokens, "outcomes": outcomes}
+
+
+def read_image(encoded: str) -> Image.Image:
+    """An image from a file in base64, turned as its camera was held, in RGB.
+
+    Raises:
+        ValueError: it is no image, broken, or too large.
+    """
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(
+                f"The image has {image.width} x {image.height} pixels; at most {_MOST_PIXELS // 1_000_000} million are "
+                "taken."
+            )
+        if max(image.size) > 100 * min(image.size):
+            raise ValueError(f"The image, {image.width} x {image.height} pixels, is too narrow to resize.")
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError("This file is no image that can be read; PNG, JPEG, WebP and GIF can.") from error
+
+
+def _concepts(acts: torch.Tensor, places: torch.Tensor, changes: Mapping[int, Change]) -> dict[str, Any]:
+    """Active concepts at a position, and where else in the input the top ones and the changed ones are."""
+    shown = list(dict.fromkeys([*top_concepts(acts, _N_CONCEPTS), *(c for c in changes if 0 <= c < len(acts))]))
+    active = acts.nonzero().flatten()
+    return {
+        "d_sae": len(acts),
+        "n_active": len(active),
+        "spikes": [[int(concept), float(acts[concept])] for concept in active],
+        "concepts": [
+            {"concept": concept, "act": float(acts[concept]), "places": places[:, concept].tolist()}
+            for concept in shown
+        ],
+    }
+
+
+def _outcomes(before: torch.Tensor, after: torch.Tensor, labels_of: Any) -> list[dict[str, Any]]:
+    """The likeliest outcomes before or after a change, likeliest before first."""
+    n = min(_N_OUTCOMES, len(before))
+    indices = sorted({*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}, key=lambda i: -before[i])
+    return [
+        {"label": label, "before": float(before[i]), "after": float(after[i])}
+        for i, label in zip(indices, labels_of(indices), strict=True)
+    ]

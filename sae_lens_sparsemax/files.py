@@ -1,0 +1,174 @@
+"""Files: written whole or not at all, read and written as strict JSON, and told apart by what they hold."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_HASHED_BYTES = 16 * 2**20
+
+
+@contextmanager
+def atomic_directory(path: Path | str) -> Iterator[Path]:
+    """A new, empty directory to fill, which takes the place of `path` when the block ends without an error.
+
+    What is written goes to a hidden sibling first, is flushed to the disk, and is renamed in one step. An
+    earlier directory at `path` is replaced; after an error it is as before. A sibling left by a killed
+    process is removed by the next write of the same path, so one path must have one writer at a time.
+
+    Args:
+        path: the directory to make; its parents are made too.
+
+    Yields:
+        The directory to write into. Do not keep its name: it is gone after the block.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():  # killed between the two renames below
+        old.rename(path)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        for file in sorted(new.rglob("*")):
+            _flush(file)
+        _flush(new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    # A directory that is not empty cannot be renamed over; between these two steps `path` does not exist.
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    _flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Write `data` to the file `path`; a reader sees the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    try:
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def atomic_write_text(path: Path | str, text: str) -> None:
+    """Write `text` as UTF-8 to the file `path`; a reader sees the old content or the new, never a part."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or the entries of a directory, to the disk."""
+    if os.name == "nt":  # Windows flushes neither a directory nor a file opened for reading
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_atomically(path: str | Path, save: Callable[[Path], tuple[Path, Path]]) -> tuple[Path, Path]:
+    """Run `save(folder)` on a folder beside `path` and move its files into `path` once all are written.
+
+    A full disk or an interruption leaves what was in `path` as it was.
+
+    Args:
+        path: folder to save to; made if missing, other files in it stay.
+        save: writes its files into the folder it is given and returns the paths of weights and config.
+
+    Returns:
+        The paths of weights and config in `path`.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=path) as scratch:
+        weights, config = save(Path(scratch))
+        for file in sorted(Path(scratch).iterdir()):
+            file.replace(path / file.name)
+    return path / weights.name, path / config.name
+
+
+def save_json(result: Any, path: str | Path) -> Path:
+    """
+    Save a dataclass, or plain data that may hold dataclasses, as strict JSON.
+
+    Floats that are not finite become `null`, which `load_json` reads back as NaN in float fields.
+    """
+    atomic_write_text(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
+    return Path(path)
+
+
+def load_json(result_class: type[T], path: str | Path) -> T:
+    """
+    Read a dataclass saved by `save_json`; fields that hold dataclasses come back as dictionaries.
+
+    Raises `ValueError` if the file's keys are not the fields of `result_class`.
+    """
+    if not is_dataclass(result_class):
+        raise ValueError(f"load_json reads into a dataclass, but was given {result_class!r}")
+    data = json.loads(Path(path).read_text(encoding="utf-8"))
+    names = {field.name for field in fields(result_class)}
+    if not isinstance(data, dict) or set(data) != names:
+        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"{path} does not hold a {result_class.__name__}: it has {found}, expected {sorted(names)}")
+    for field in fields(result_class):
+        if data[field.name] is None and field.type in (float, "float"):
+            data[field.name] = math.nan
+    return result_class(**data)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def file_facts(paths: Iterable[str | None]) -> dict[str, list[tuple[str, int, str]]]:
+    """
+    Name, size and hash of local files and of the files in local folders, by the path given.
+
+    Part of a cache's fingerprint, so that a file that was replaced is noticed, and one that was only copied is not.
+    Of large files both ends are hashed. Names that are no local path are left out.
+    """
+    facts = {}
+    for given in paths:
+        if given is not None and (path := Path(given)).exists():
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            facts[given] = [(f.name, f.stat().st_size, _hash_of_ends(f)) for f in files if f.is_file()]
+    return facts
+
+
+def _hash_of_ends(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(_HASHED_BYTES))
+        file.seek(max(file.tell(), path.stat().st_size - _HASHED_BYTES))
+        digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Hooked models, and a saved SAE at its model's hook."""

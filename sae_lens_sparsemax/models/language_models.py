@@ -1,0 +1,131 @@
+"""The language model of a run: loading it, finding its hook, and the width of the activations there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from sae_lens.load_model import load_model
+from sae_lens.util import get_special_token_ids
+from transformer_lens.hook_points import HookedRootModule
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
+from sae_lens_sparsemax.settings.nearest import nearest
+
+
+def excluded_token_ids(setting: bool | Sequence[int] | None, model: Any) -> list[int]:
+    """Token ids left out, from the training setting: none, every special token, or those listed."""
+    return get_special_token_ids(model.tokenizer) if setting is True else list(setting or [])
+
+
+def load_language_model(
+    model_class_name: str,
+    model_name: str,
+    hook_name: str,
+    device: str | torch.device = "cpu",
+    from_pretrained_kwargs: dict[str, Any] | None = None,
+) -> HookedRootModule | SAETransformerBridge:
+    """Load a model with hooks.
+
+    Args:
+        model_class_name: ``"HookedTransformer"``, ``"HookedMamba"`` or ``"AutoModelForCausalLM"``, loaded
+            as SAELens does, or ``"TransformerBridge"``, which takes any Hugging Face name or local folder.
+        model_name: name on the hub or, except for HookedTransformer, a local folder; ``"quickstart"`` is the
+            model that the package carries.
+        hook_name: the only module that is hooked with AutoModelForCausalLM.
+        device: where the model goes.
+        from_pretrained_kwargs: passed on to the loader.
+
+    Raises:
+        ValueError: the model cannot be found, or its class does not load local folders.
+    """
+    kwargs = dict(from_pretrained_kwargs or {})
+    if kwargs.get("trust_remote_code"):
+        raise ValueError("'trust_remote_code' cannot be true: code from a model repository is never run.")
+    if model_name == QUICKSTART:
+        model_name = str(quickstart_model_path())
+    if model_class_name == "HookedTransformer" and Path(model_name).expanduser().is_dir():
+        raise ValueError(
+            f"HookedTransformer does not load the local folder {model_name!r}; "
+            "set 'model_class_name' to 'TransformerBridge'."
+        )
+    try:
+        if model_class_name == "TransformerBridge":
+            return SAETransformerBridge.boot_transformers(str(Path(model_name).expanduser()), device=device, **kwargs)
+        if model_class_name == "AutoModelForCausalLM":
+            _check_module_name(model_name, hook_name)
+        return load_model(model_class_name, model_name, device, kwargs, hook_names=[hook_name])
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"The model {model_name!r} could not be loaded: {reason}") from error
+
+
+def resolve_hook_name(model: HookedRootModule | SAETransformerBridge, hook_name: str) -> str:
+    """The name under which the model caches ``hook_name``: aliases of a TransformerBridge made canonical.
+
+    Raises:
+        ValueError: the model has no such hook; the message names the nearest.
+    """
+    hooks = set(model.hook_dict)
+    if isinstance(model, SAETransformerBridge):
+        resolved = model._resolve_hook_name(hook_name)
+        if resolved in hooks:
+            return resolved
+        hooks |= set(model._collect_hook_aliases_from_registry())
+    if hook_name in hooks:
+        return hook_name
+    raise ValueError(_no_such_hook(hook_name, hooks))
+
+
+@torch.no_grad()
+def hook_width(
+    model: HookedRootModule | SAETransformerBridge, hook_name: str, hook_head_index: int | None = None
+) -> int:
+    """Width of the activations an SAE at this hook sees, measured by running the model on one token.
+
+    Heads are concatenated, as SAELens's activations store does, unless ``hook_head_index`` picks one.
+
+    Raises:
+        ValueError: the hook gives no activations per token, or has no such head.
+    """
+    token = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    cache = model.run_with_cache(token, names_filter=[hook_name], prepend_bos=False)[1]
+    shape = tuple(cache[hook_name].shape) if hook_name in cache else ()
+    if len(shape) not in (3, 4) or shape[:2] != (1, 1):
+        raise ValueError(
+            f"The hook {hook_name!r} gives {f'shape {shape}' if shape else 'nothing'} for one token; "
+            "an SAE needs (batch, position, width) or (batch, position, head, width)."
+        )
+    if hook_head_index is None:
+        return int(torch.tensor(shape[2:]).prod())
+    if len(shape) != 4 or not 0 <= hook_head_index < shape[2]:
+        heads = f"{shape[2]} heads" if len(shape) == 4 else "no heads"
+        raise ValueError(f"'hook_head_index' is {hook_head_index}, but the hook {hook_name!r} has {heads}.")
+    return shape[3]
+
+
+def check_width(d_in: int | None, width: int, hook_name: str) -> int:
+    """Return ``width``; raise a ValueError if ``d_in`` was given (neither None nor 0) and differs."""
+    if d_in and d_in != width:
+        raise ValueError(
+            f"'sae.d_in' is {d_in}, but the activations at the hook {hook_name!r} are {width} wide; "
+            "leave 'sae.d_in' out and it is read from the model."
+        )
+    return width
+
+
+def _check_module_name(model_name: str, hook_name: str) -> None:
+    """Refuse a hook that is no module of a Hugging Face model, before its weights are loaded."""
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_name))
+    modules = {name for name, _ in skeleton.named_modules() if name}
+    if hook_name not in modules:
+        raise ValueError(_no_such_hook(hook_name, modules))
+
+
+def _no_such_hook(hook_name: str, valid: set[str]) -> str:
+    return f"The model has no hook {hook_name!r}; the nearest is {nearest(hook_name, sorted(valid))!r}."

@@ -1,0 +1,1 @@
+"""The SAELens classes of the sparsemax SAE: configs, inference, training."""

@@ -1,0 +1,166 @@
+"""Where scores and reconstructions come from: shared concepts under projections, or two separate matrices.
+
+Both structures offer the same few maps, so the SAE around them knows no difference:
+q = project_query(u), Z = q · keysᵀ (+ bias), context = P · values, x̂ − b_dec = project_context(context),
+and their folded form W_enc, b_enc, W_dec.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
+
+
+class CrossAttentionDictionary(nn.Module):
+    """Concepts C that are keys and values at once: Z = u W_q W_kᵀ Cᵀ and W_dec = C W_v (the paper's Eq. 3).
+
+    C·W_k and C·W_v (M·d² each) are never formed in training; the projections act on the N queries and contexts.
+    """
+
+    def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        directions = _random_directions(cfg.d_sae, cfg.d_in, dtype, device)
+        identity = torch.eye(cfg.d_in, dtype=dtype, device=device)
+        row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
+        self.concepts = nn.Parameter(directions * cfg.init_score_scale)
+        self.W_q = nn.Parameter(identity.clone()) if cfg.query_projection else None
+        self.W_k = nn.Parameter(identity.clone())
+        self.W_v = nn.Parameter(identity * (row_norm / cfg.init_score_scale))
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """(M, d) C."""
+        return self.concepts
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(M, d) C, the very same tensor."""
+        return self.concepts
+
+    @property
+    def bias(self) -> None:
+        """Cross-attention scores have no bias."""
+        return None
+
+    def query_map(self, dtype: torch.dtype) -> torch.Tensor:
+        """(d, d) W_q W_kᵀ, multiplied in `dtype`: rounded in half precision it would change the supports."""
+        return self.W_k.T.to(dtype) if self.W_q is None else self.W_q.to(dtype) @ self.W_k.T.to(dtype)
+
+    def project_query(self, query: torch.Tensor) -> torch.Tensor:
+        """(N, d) u W_q W_kᵀ."""
+        return query @ self.query_map(query.dtype)
+
+    def project_context(self, context: torch.Tensor) -> torch.Tensor:
+        """(N, d) context W_v."""
+        return context @ self.W_v
+
+    @property
+    def W_enc(self) -> torch.Tensor:
+        """(d, M) W_q W_kᵀ Cᵀ."""
+        return self.query_map(self.concepts.dtype) @ self.concepts.T
+
+    @property
+    def b_enc(self) -> torch.Tensor:
+        """(M,) zeros."""
+        return self.concepts.new_zeros(self.concepts.shape[0])
+
+    @property
+    def W_dec(self) -> torch.Tensor:
+        """(M, d) C W_v."""
+        return self.concepts @ self.W_v
+
+    def fold_input_map(self, matrix: torch.Tensor) -> None:
+        """Take queries u in place of u · matrix: W_q W_kᵀ becomes matrix · W_q W_kᵀ."""
+        if self.W_q is not None:
+            _replace(self.W_q, matrix @ self.W_q.to(matrix.dtype))
+        else:
+            _replace(self.W_k, self.W_k.to(matrix.dtype) @ matrix.T)
+
+    def fold_output_map(self, matrix: torch.Tensor) -> None:
+        """Give reconstructions x̂ · matrix in place of x̂."""
+        _replace(self.W_v, self.W_v.to(matrix.dtype) @ matrix)
+
+    def fold_input_shift(self, shift: torch.Tensor) -> None:
+        """Take queries u in place of u − shift; impossible without a bias."""
+        if shift.any():
+            raise NotImplementedError("cross-attention scores have no bias that could take up a shift of the queries")
+
+
+class MLPDictionary(nn.Module):
+    """Separate encoder and decoder (the "MLP" rows of the paper's Table 3): Z = u W_enc + b_enc, x̂ = f W_dec."""
+
+    def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        directions = _random_directions(cfg.d_sae, cfg.d_in, dtype, device)
+        row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
+        # (d, M) as SAELens has it, but concept by concept in memory: the backward pass gathers rows of W_encᵀ.
+        self.W_enc = nn.Parameter((directions * cfg.init_score_scale).T)
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=dtype, device=device))
+        self.W_dec = nn.Parameter(directions * row_norm)
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """(M, d) W_encᵀ."""
+        return self.W_enc.T
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(M, d) W_dec."""
+        return self.W_dec
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """(M,) b_enc."""
+        return self.b_enc
+
+    def query_map(self, dtype: torch.dtype) -> torch.Tensor:
+        """(d, d) the identity."""
+        return torch.eye(self.W_enc.shape[0], dtype=dtype, device=self.W_enc.device)
+
+    def project_query(self, query: torch.Tensor) -> torch.Tensor:
+        """(N, d) u itself."""
+        return query
+
+    def project_context(self, context: torch.Tensor) -> torch.Tensor:
+        """(N, d) the context itself."""
+        return context
+
+    def fold_input_map(self, matrix: torch.Tensor) -> None:
+        """Take queries u in place of u · matrix."""
+        _replace(self.W_enc, matrix @ self.W_enc.to(matrix.dtype))
+
+    def fold_output_map(self, matrix: torch.Tensor) -> None:
+        """Give reconstructions x̂ · matrix in place of x̂."""
+        _replace(self.W_dec, self.W_dec.to(matrix.dtype) @ matrix)
+
+    def fold_input_shift(self, shift: torch.Tensor) -> None:
+        """Take queries u in place of u − shift."""
+        _replace(self.b_enc, self.b_enc.to(shift.dtype) - shift @ self.W_enc.to(shift.dtype))
+
+
+Dictionary = CrossAttentionDictionary | MLPDictionary
+
+
+def build_dictionary(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device) -> Dictionary:
+    """The dictionary of cfg.structure, initialised."""
+    kind = MLPDictionary if cfg.structure == "mlp" else CrossAttentionDictionary
+    return kind(cfg, dtype, device)
+
+
+def arrange(state_dict: dict[str, Any]) -> None:
+    """Lay loaded tensors out in memory as a new dictionary's are; values and shapes stay."""
+    if "dictionary.W_enc" in state_dict:
+        state_dict["dictionary.W_enc"] = state_dict["dictionary.W_enc"].T.contiguous().T
+
+
+def _random_directions(n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    rows = torch.randn(n, d, dtype=dtype, device=device)
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
+def _replace(parameter: nn.Parameter, value: torch.Tensor) -> None:
+    parameter.data.copy_(value)

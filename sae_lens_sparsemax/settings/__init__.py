@@ -1,0 +1,1 @@
+"""Settings: YAML and command line to one checked dataclass, for every command."""

@@ -1,0 +1,195 @@
+"""From a YAML file and command-line overrides to the configuration of a training run.
+
+The keys are the field names of SAELens's runner configs (``LanguageModelSAERunnerConfig``,
+``SyntheticSAERunnerConfig``), with ``sae:`` and ``logger:`` as groups, and ``runner:`` to choose between
+them. SAELens drops unknown keys under ``sae:`` silently; here every unknown key is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from sae_lens.config import LoggingConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainingSAEConfig
+
+from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS
+from sae_lens_sparsemax.settings.nearest import nearest
+from sae_lens_sparsemax.settings.overrides import apply_overrides
+from sae_lens_sparsemax.settings.values import build, convert, refuse_unknown_keys
+from sae_lens_sparsemax.settings.yaml_reader import read_yaml
+
+
+class RunnerKind(NamedTuple):
+    """One value of the key ``runner``."""
+
+    load: Callable[[], tuple[type, type]]
+    """Imports and returns the config class and the runner class."""
+    required: tuple[str, ...]
+    """Keys that must be given although the config class has a default for them."""
+
+
+class LoadedConfig(NamedTuple):
+    """A validated configuration."""
+
+    runner: str
+    """Name in ``RUNNERS``."""
+    config: Any
+    """Instance of the config class of that runner."""
+
+    def make_runner(self) -> Any:
+        """Build the runner; its ``run()`` trains."""
+        return RUNNERS[self.runner].load()[1](self.config)
+
+    def describe(self) -> str:
+        """The complete configuration as YAML, which ``load_config`` reads back, with the number of steps."""
+        values = {"runner": self.runner, **self.config.to_dict()}
+        # What SAELens records about the training is made anew at each start.
+        values["sae"] = {key: value for key, value in values["sae"].items() if key != "metadata"}
+        plain = json.loads(json.dumps(values))
+        steps = f"# {self.config.total_training_steps:,} steps\n"
+        return steps + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _language_model() -> tuple[type, type]:
+    from sae_lens_sparsemax.training.text_config import TextRunnerConfig
+    from sae_lens_sparsemax.training.text_runner import TrainingRunner
+
+    return TextRunnerConfig, TrainingRunner
+
+
+def _synthetic() -> tuple[type, type]:
+    from sae_lens.synthetic import SyntheticSAERunnerConfig
+
+    from sae_lens_sparsemax.training.synthetic import SyntheticTrainingRunner
+
+    return SyntheticSAERunnerConfig, SyntheticTrainingRunner
+
+
+def _vision() -> tuple[type, type]:
+    from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
+    from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
+
+    return VisionSAERunnerConfig, VisionSAETrainingRunner
+
+
+RUNNERS: dict[str, RunnerKind] = {
+    "language_model": RunnerKind(_language_model, ("model_name", "hook_name", "dataset_path")),
+    "vision": RunnerKind(_vision, ("model_name", "hook_name", "dataset_path")),
+    "synthetic": RunnerKind(_synthetic, ()),
+}
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> LoadedConfig:
+    """Read, complete and check a configuration file.
+
+    Args:
+        path: YAML or JSON file.
+        overrides: dotted key to value, set before anything is checked.
+
+    Raises:
+        ValueError: unreadable file; unknown, missing or wrongly typed key, each named with its place.
+    """
+    values = apply_overrides(read_yaml(path), dict(overrides or {}))
+    try:
+        return config_from_values(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def config_from_values(values: Mapping[str, Any]) -> LoadedConfig:
+    """``load_config`` for a mapping that is already in memory."""
+    values = dict(values)
+    runner = values.pop("runner", "language_model")
+    if runner not in RUNNERS:
+        raise ValueError(
+            f"'runner' must be one of {', '.join(RUNNERS)}, but {runner!r} was given; "
+            f"the nearest is {nearest(str(runner), RUNNERS)!r}."
+        )
+    kind = RUNNERS[runner]
+    config_class, _ = kind.load()
+    field_names = {field.name for field in dataclasses.fields(config_class)}
+    _refuse_misplaced_keys(values, field_names)
+    for key in (*kind.required, "sae"):
+        if values.get(key) in (None, ""):
+            raise ValueError(f"The key {key!r} is missing.")
+
+    values["logger"] = _build_logger(values.get("logger") or {})
+    values["sae"] = _build_sae(values)
+    if values.get("output_path", "output") is not None:
+        values.setdefault("checkpoint_path", f"{values.get('output_path', 'output')}/checkpoints")
+    return LoadedConfig(runner, build(config_class, values))
+
+
+def _refuse_misplaced_keys(values: Mapping[str, Any], field_names: set[str]) -> None:
+    """Unknown top-level keys, with a better answer where the key belongs under ``sae`` or ``logger``."""
+    groups = {"sae": _sae_class(values.get("sae") or {}), "logger": LoggingConfig}
+    for key in values:
+        for group, cls in groups.items():
+            if key not in field_names and key in {field.name for field in dataclasses.fields(cls)}:
+                raise ValueError(f"{key!r} is not a valid key at the top level; write '{group}.{key}'.")
+    refuse_unknown_keys(values, field_names | {"runner"}, "")
+
+
+def _build_logger(given: Any) -> LoggingConfig:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"'logger' must be a group of keys, but {given!r} was given.")
+    # SAELens logs to wandb unless told otherwise; a first run should need no account.
+    return build(LoggingConfig, {"log_to_wandb": False, **given}, "logger")
+
+
+def _sae_class(given: Any) -> type[TrainingSAEConfig]:
+    """The training config class of the architecture that ``sae`` names."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"'sae' must be a group of keys, but {given!r} was given.")
+    name = given.get("architecture", ARCHITECTURE)
+    if name not in SAE_TRAINING_CLASS_REGISTRY:
+        raise ValueError(
+            f"'sae.architecture' must be one of {', '.join(SAE_TRAINING_CLASS_REGISTRY)}, "
+            f"but {name!r} was given; the nearest is {nearest(str(name), SAE_TRAINING_CLASS_REGISTRY)!r}."
+        )
+    return SAE_TRAINING_CLASS_REGISTRY[name][1]
+
+
+def _build_sae(values: Mapping[str, Any]) -> TrainingSAEConfig:
+    given = values["sae"]
+    config_class = _sae_class(given)
+    settings = {key: value for key, value in given.items() if key not in {"architecture", "preset"}}
+    # Null takes out a key of the file that belongs to another architecture than the one now asked for.
+    own = {field.name for field in dataclasses.fields(config_class)}
+    settings = {key: value for key, value in settings.items() if value is not None or key in own}
+    if "preset" in given:
+        settings = {**_preset(given["preset"], config_class), **settings}
+    for key in ("device", "dtype"):
+        if key in values:
+            settings.setdefault(key, convert(values[key], str, key))
+    width = settings.get("d_in") or _synthetic_width(values)
+    config = build(config_class, {**settings, "d_in": width or 1}, "sae")
+    if not width:
+        # The runner reads the width from the model when it finds 0, which configs refuse when they are made.
+        config.d_in = 0
+    return config
+
+
+def _synthetic_width(values: Mapping[str, Any]) -> Any:
+    model = values.get("synthetic_model")
+    return model.get("hidden_dim", 0) if isinstance(model, Mapping) else 0
+
+
+def _preset(name: Any, config_class: type[TrainingSAEConfig]) -> dict[str, Any]:
+    if config_class.architecture() != ARCHITECTURE:
+        raise ValueError(
+            f"'sae.preset' belongs to the architecture {ARCHITECTURE!r}, "
+            f"but 'sae.architecture' is {config_class.architecture()!r}."
+        )
+    if name not in PRESETS:
+        raise ValueError(
+            f"'sae.preset' must be one of {', '.join(PRESETS)}, but {name!r} was given; "
+            f"the nearest is {nearest(str(name), PRESETS)!r}."
+        )
+    return dict(PRESETS[name])

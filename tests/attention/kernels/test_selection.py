@@ -1,0 +1,85 @@
+"""The selection kernels against the torch path, bit for bit, and against a float64 sort."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_lens_sparsemax.attention.sparsemax import select_support
+from tests.attention.test_sparsemax import DISTRIBUTIONS, sorted_support
+
+pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
+from sae_lens_sparsemax.attention.kernels import selection
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check(z: torch.Tensor, budget: float):
+    crow, col, values, tau = (t.cpu() for t in selection.select(z.to(DEVICE), budget))
+    mask, sorted_tau = sorted_support(z, budget)
+    assert torch.equal(crow.diff(), mask.sum(-1))
+    assert torch.equal(col, mask.nonzero()[:, 1])
+    assert torch.equal(values, z[mask])
+    torch.testing.assert_close(tau, sorted_tau, rtol=1e-12, atol=1e-8)
+    for mine, torchs in zip((crow, col, values, tau), select_support(z, budget), strict=True):
+        assert mine.dtype == torchs.dtype
+        assert torch.equal(mine, torchs)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_support_and_threshold_equal_the_torch_path_and_a_sort(name: str):
+    torch.manual_seed(0)
+    z = DISTRIBUTIONS[name]()[:2]
+    for budget in (1.0, 0.01, 30.0):
+        check(z, budget)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    m=st.integers(1, 300),
+    scale=st.sampled_from([1e-6, 0.3, 100.0]),
+    offset=st.sampled_from([0.0, -5.0, 1e3]),
+    budget=st.sampled_from([0.1, 1.0, 7.0]),
+    double=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_equals_the_torch_path(n, m, scale, offset, budget, double, seed):
+    z = scale * torch.randn(n, m, generator=torch.Generator().manual_seed(seed)) + offset
+    check(z.double() if double else z, budget)
+
+
+def test_wide_rows_take_longer_chunks(monkeypatch):
+    monkeypatch.setattr(selection, "MAX_CHUNKS", 3)
+    torch.manual_seed(0)
+    check(torch.randn(3, 1001), 1.0)
+    check(0.01 * torch.randn(3, 6100), 1.0)
+
+
+def test_rows_that_are_views_are_read_as_they_are():
+    z = torch.randn(5, 300)
+    mine = selection.select(z.to(DEVICE)[1:4, 7:], 1.0)
+    for one, other in zip(mine, selection.select(z[1:4, 7:].clone().to(DEVICE), 1.0), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_minus_infinity_is_never_selected():
+    z = torch.tensor([[0.3, -torch.inf, 0.2], [-torch.inf, -torch.inf, -5.0]], device=DEVICE)
+    crow, col, _, tau = selection.select(z, 1.0)
+    assert crow.tolist() == [0, 2, 3]
+    assert col.tolist() == [0, 2, 2]
+    torch.testing.assert_close(tau.cpu(), torch.tensor([-0.25, -6.0], dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
+def test_a_row_without_a_finite_score_spoils_no_other():
+    z = torch.tensor([[0.3, 0.2], [-torch.inf, -torch.inf], [torch.nan, torch.nan], [1.0, 5.0]], device=DEVICE)
+    crow, col, _, _ = selection.select(z, 1.0)
+    assert crow.tolist() == [0, 2, 2, 2, 3]
+    assert col.tolist() == [0, 1, 1]
+
+
+def test_no_rows_are_no_support():
+    crow, col, values, tau = selection.select(torch.zeros(0, 40, device=DEVICE), 1.0)
+    assert crow.tolist() == [0]
+    assert col.shape == values.shape == tau.shape == (0,)

@@ -1,0 +1,159 @@
+"""The sparse attention against autograd through its plain formulation."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_lens_sparsemax.attention import cross_attention
+from sae_lens_sparsemax.attention.cross_attention import attend, select, weighted_rows
+
+
+@pytest.fixture(autouse=True)
+def always_lists(monkeypatch):
+    """Small examples have dense supports; let them take the sparse path all the same."""
+    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+
+
+def plain(query, keys, values, bias, gate_scale, probabilities):
+    """Activations and context by sorting and dense products, all of it left to autograd."""
+    z = query @ keys.T if bias is None else query @ keys.T + bias
+    ranked = (gate_scale * z).sort(-1, descending=True).values
+    rank = torch.arange(1, z.shape[1] + 1, dtype=z.dtype)
+    count = (ranked + (1 - ranked.cumsum(-1)) / rank > 0).sum(-1, keepdim=True)
+    tau = (ranked.cumsum(-1).gather(1, count - 1) - 1) / count
+    p = torch.clamp(gate_scale * z - tau, min=0)
+    acts = p if probabilities else torch.where(p > 0, z, 0)
+    return acts, acts @ values
+
+
+def dense(acts: torch.Tensor) -> torch.Tensor:
+    return acts.to_dense() if acts.is_sparse else acts
+
+
+def example(n=11, m=90, d=6, shared=True, with_bias=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    keys = leaf(m, d)
+    return leaf(n, d), keys, keys if shared else leaf(m, d), leaf(m) if with_bias else None
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("density", [1.0, 0.0])
+def test_outputs_and_gradients_equal_the_plain_formulation(probabilities, shared, with_bias, density, monkeypatch):
+    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
+    query, keys, values, bias = example(shared=shared, with_bias=with_bias)
+    leaves = [t for t in (query, keys, None if shared else values, bias) if t is not None]
+    acts_weight, context_weight = torch.randn(11, 90, dtype=torch.float64), torch.randn(11, 6, dtype=torch.float64)
+
+    def gradients(acts, context):
+        loss = (dense(acts) * acts_weight).sum() + (context * context_weight).pow(2).sum()
+        return torch.autograd.grad(loss, leaves)
+
+    ours = attend(query, keys, values, bias, gate_scale=1.3, probabilities=probabilities)
+    acts, context = plain(query, keys, values, bias, 1.3, probabilities)
+    assert ours.acts.is_sparse == (density == 1.0)
+    torch.testing.assert_close(dense(ours.acts), acts, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours.context, context, rtol=0, atol=1e-12)
+    for mine, autograds in zip(gradients(ours.acts, ours.context), gradients(acts, context), strict=True):
+        torch.testing.assert_close(mine, autograds, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_gradients_equal_finite_differences(probabilities):
+    query, keys, values, bias = example(n=4, m=12, d=3, shared=False)
+
+    def context(*tensors):
+        return attend(*tensors, gate_scale=0.8, probabilities=probabilities).context
+
+    assert torch.autograd.gradcheck(context, (query, keys, values, bias))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.sampled_from([0, 1, 2, 5, 17]),
+    m=st.integers(1, 130),
+    d=st.integers(1, 9),
+    shared=st.booleans(),
+    probabilities=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_equals_the_plain_formulation(n, m, d, shared, probabilities, seed):
+    query, keys, values, bias = example(n, m, d, shared, seed=seed)
+    ours = attend(query, keys, values, bias, probabilities=probabilities)
+    acts, context = plain(query, keys, values, bias, 1.0, probabilities)
+    torch.testing.assert_close(dense(ours.acts), acts, rtol=0, atol=1e-10)
+    torch.testing.assert_close(ours.context, context, rtol=0, atol=1e-10)
+    mine = torch.autograd.grad(ours.context.sum(), keys, allow_unused=True)[0]
+    autograds = torch.autograd.grad(context.sum(), keys)[0]
+    torch.testing.assert_close(torch.zeros_like(keys) if mine is None else mine, autograds, rtol=1e-10, atol=1e-10)
+
+
+def test_blocks_of_tokens_change_nothing(monkeypatch):
+    query, keys, _, bias = example(n=50, m=200)
+    whole = select(query.detach(), keys.detach(), bias.detach(), max_density=1.0)
+    monkeypatch.setattr(cross_attention, "MIN_BLOCK_ROWS", 7)
+    monkeypatch.setitem(cross_attention.BLOCK_SCORES, "cpu", 1)
+    blocks = select(query.detach(), keys.detach(), bias.detach(), max_density=1.0)
+    for one, many in zip(whole[0], blocks[0], strict=True):
+        # A product of fewer rows may be rounded otherwise in the last place: some BLAS kernels depend on the shape.
+        torch.testing.assert_close(one, many, rtol=1e-12, atol=1e-12)
+
+
+def test_dense_supports_are_handed_to_matrix_products(monkeypatch):
+    query, keys, values, _ = example(n=20, m=300, with_bias=False)
+    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 0.06)
+    assert not attend(1e-4 * query, keys, values).acts.is_sparse
+    assert attend(10 * query, keys, values).acts.is_sparse
+
+
+def test_probabilities_sum_to_one_and_the_threshold_is_theirs():
+    query, keys, values, bias = example()
+    ours = attend(query, keys, values, bias, gate_scale=2.0, probabilities=True)
+    torch.testing.assert_close(dense(ours.acts).sum(-1), torch.ones(11, dtype=torch.float64))
+    z = query @ keys.T + bias
+    torch.testing.assert_close(dense(ours.acts), torch.clamp(2.0 * z - ours.tau[:, None], min=0))
+    assert torch.equal(ours.counts, (dense(ours.acts) > 0).sum(-1))
+
+
+def test_dense_and_sparse_report_the_same_thresholds(monkeypatch):
+    query, keys, values, bias = example()
+    for probabilities in (True, False):
+        sparse = attend(query, keys, values, bias, gate_scale=2.0, probabilities=probabilities)
+        monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 0.0)
+        plain_products = attend(query, keys, values, bias, gate_scale=2.0, probabilities=probabilities)
+        monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+        torch.testing.assert_close(sparse.tau, plain_products.tau)
+        assert torch.equal(sparse.counts, plain_products.counts)
+
+
+def test_half_precision_and_autocast_select_what_float32_selects():
+    query, keys, _, _ = (None if t is None else t.detach() for t in example(n=64, m=500, d=32))
+    rounded_query, rounded_keys = query.bfloat16(), keys.bfloat16()
+    exact = attend(rounded_query.float(), rounded_keys.float(), rounded_keys.float())
+    half = attend(rounded_query, rounded_keys, rounded_keys)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = attend(rounded_query.float(), rounded_keys.float(), rounded_keys.float())
+    for other in (half, cast):
+        assert torch.equal(dense(other.acts), dense(exact.acts))
+
+
+def test_weighted_rows_is_a_sparse_product():
+    table, offsets = torch.randn(5, 3), torch.tensor([0, 2, 2, 3])
+    index, weights = torch.tensor([4, 1, 0]), torch.tensor([0.5, 2.0, -1.0])
+    expected = torch.stack([0.5 * table[4] + 2 * table[1], torch.zeros(3), -table[0]])
+    torch.testing.assert_close(weighted_rows(offsets, index, weights, table), expected)
+
+
+def test_bad_shapes_are_refused_with_what_was_given():
+    with pytest.raises(ValueError, match=r"\(2, 3\), \(4, 5\) and \(4, 5\)"):
+        attend(torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=r"expected bias \(4,\), got \(3,\)"):
+        attend(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match="gate_scale must be positive, got 0"):
+        attend(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4, 3), gate_scale=0.0)

@@ -1,0 +1,150 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sae_lens import SAE
+
+from sae_lens_sparsemax import __version__
+from sae_lens_sparsemax.cli.main import main
+from tests.support.tiny_language_model import documents
+
+
+@pytest.fixture
+def config_path(tiny_model_folder: Path, tmp_path: Path) -> Path:
+    """A run of 20 steps, one checkpoint, on the tiny model."""
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"content": text}) + "\n" for text in documents(30)))
+    values = {
+        "model_name": str(tiny_model_folder),
+        "model_class_name": "TransformerBridge",
+        "hook_name": "blocks.0.hook_resid_post",
+        "dataset_path": str(text),
+        "text_column": "content",
+        "context_size": 16,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 8,
+        "train_batch_size_tokens": 32,
+        "training_tokens": 640,
+        "n_checkpoints": 1,
+        "output_path": str(tmp_path / "out"),
+        "verbose": False,
+        "sae": {"d_sae": 32, "target_l0": 4},
+        "logger": {"wandb_log_frequency": 5},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_train_then_evaluate(config_path, capsys, tmp_path):
+    out = tmp_path / "out"
+    assert main(["train", str(config_path), "--sae.architecture", "sparsemax", "--lr", "1e-2"]) == 0
+    assert f"sparsemax-sae evaluate {out}" in capsys.readouterr().out
+    assert SAE.load_from_disk(out).cfg.architecture() == "sparsemax"
+
+    # Model, data set, column and context all come from the SAE's metadata.
+    assert main(["evaluate", str(out), "--batches", "2", "--batch-size", "4"]) == 0
+    printed = capsys.readouterr().out
+    for row in ("L0, mean", "explained variance", "CE loss score", "dead in 128 tokens"):
+        assert row in printed
+    result = json.loads((out / "evaluation.json").read_text())
+    assert set(result["saelens"]) >= {"model_behavior_preservation", "reconstruction_quality", "sparsity", "shrinkage"}
+    assert len(result["features"]["feature_density"]) == 32
+
+    checkpoint = next((out / "checkpoints").iterdir())
+    other = ["--output", str(tmp_path / "c.json"), "--batches", "1", "--batch-size", "4"]
+    assert main(["evaluate", str(checkpoint), *other]) == 0
+    assert (tmp_path / "c.json").is_file()
+
+
+def test_checkpoints_of_an_earlier_run_are_continued_or_replaced_on_request_only(config_path, capsys, tmp_path):
+    train = ["train", str(config_path)]
+    assert main([*train, "--resume"]) == 2
+    assert "no checkpoint to resume from" in capsys.readouterr().err
+    assert main(train) == 0
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert main(train) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*train, "--resume"]) == 0
+    resumed = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["losses/overall_loss"] for line in resumed] == [
+        json.loads(line)["losses/overall_loss"] for line in lines
+    ]
+    assert main([*train, "--overwrite", "--n_checkpoints", "0"]) == 0
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+    assert main([*train, "--resume", "--overwrite"]) == 2
+
+
+def test_dry_run_prints_the_complete_configuration_and_trains_nothing(config_path, capsys, tmp_path):
+    assert main(["train", str(config_path), "--dry-run", "--set", "sae.d_sae=48"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# 20 steps\n")
+    assert yaml.safe_load(printed)["sae"]["d_sae"] == 48
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sae.targt_l0", "3"], "'sae.target_l0'"),
+        (["--learning_rate", "3"], "'learning_rate' is not a valid key"),
+        (["--lr"], "--lr needs a value"),
+        (["--hook_name", "blocks.0.hook_resid_pots"], "nearest is 'blocks.0.hook_resid_post'"),
+        (["--sae.d_in", "8"], "'sae.d_in' is 8"),
+        (["--text_column", "txt"], "its columns are 'content'"),
+        (["--dataset_path", "absent.jsonl"], "there is no file absent.jsonl"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(config_path, capsys, arguments, message):
+    assert main(["train", str(config_path), *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("sparsemax-sae: error: ")
+    assert message in error
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match="There is no file"):
+        main(["train", str(tmp_path / "absent.yaml"), "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/folder", "an SAE on the hub is named user/repository:id"),
+        (".", "holds no SAE: it has no cfg.json"),
+    ],
+)
+def test_evaluating_what_is_no_sae_is_explained(capsys, monkeypatch, tmp_path, source, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", source]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["cache-activations"], ["evaluate"], ["quickstart"]])
+def test_help_teaches(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "sparsemax-sae" in capsys.readouterr().out
+
+
+def test_the_module_is_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "sae_lens_sparsemax", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == f"sparsemax-sae {__version__}\n"
+
+
+@pytest.mark.slow
+def test_quickstart_leaves_a_good_sae_and_says_what_is_next(capsys, tmp_path):
+    assert main(["quickstart", "--output", str(tmp_path / "quick")]) == 0
+    printed = capsys.readouterr().out
+    assert "Run next:" in printed
+    result = json.loads((tmp_path / "quick" / "evaluation.json").read_text())
+    assert result["on"]["dataset_split"] == "validation"
+    assert result["reconstruction"]["explained_variance"] > 0.8
+    assert 10 < result["reconstruction"]["l0"] < 25
+    assert result["saelens"]["model_performance_preservation"]["ce_loss_score"] > 0.8

@@ -1,0 +1,102 @@
+"""The recipes that ship: both forms of each load, and say of the paper what the paper says."""
+
+import pytest
+
+from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.compare.paper.recipe import load_recipe, merged
+from sae_lens_sparsemax.data.class_names import DATASETS
+from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
+from tests.support.places import CONFIGS
+
+FOLDER = CONFIGS / "paper"
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.startswith("base_"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_both_forms_load(path):
+    full, small = load_recipe(path), load_recipe(path, small=True)
+    assert full.arms == small.arms and full.columns == small.columns
+    assert set(full.paper) <= set(full.arms)
+    for recipe, d_sae in ((full, {"vision": 49_152, "text": 12_288}[full.suite]), (small, 1_024)):
+        # Every training and the suite's settings were checked when the recipe was read.
+        assert all(recipe.training(name, "x", k=8.4)["sae"]["d_sae"] == d_sae for name in recipe.arms)
+    assert "../shared" not in str(full)
+    assert "hub" not in str(small.train)
+    assert {small.train["model_name"]} <= {"../shared/data/models/mini-clip-cifar10", "quickstart"}
+
+
+def test_all_tables_and_the_figures_with_measurements_are_there():
+    tables = {f"table{n}" for n in range(1, 18)}
+    assert {path.stem for path in RECIPES} == tables | {"figure1", "figure3", "figure3_flowers102"}
+    for n in range(7, 18):
+        recipe = load_recipe(FOLDER / f"table{n}.yaml")
+        assert recipe.title.startswith(f"Table {n}:")
+        assert recipe.evaluate["classes"] in DATASETS
+        plain = {row[0] for row in recipe.paper.values()}
+        assert len(recipe.paper) == 6 and max(plain) - min(plain) < 0.002
+
+
+def test_text_is_held_out_of_training_by_construction():
+    for path in ("table1.yaml", "table2.yaml"):
+        for small in (False, True):
+            recipe = load_recipe(FOLDER / path, small=small)
+            assert recipe.evaluate["data"]["openwebtext"]["held_out"] is True
+            assert recipe.evaluate["data"]["openwebtext"]["path"] == recipe.train["dataset_path"]
+            assert recipe.train["held_out_fraction"] > 0
+            assert TextSuiteSettings(**recipe.evaluate).held_out_fraction is None  # the training's own
+
+
+def test_figure_3_averages_the_eleven_sets_of_the_text():
+    names = load_recipe(FOLDER / "figure3.yaml").average_of
+    sets = {load_recipe(FOLDER / name).evaluate["classes"] for name in names}
+    assert sets == set(DATASETS) - {"imagenet_sketch"}
+    assert len(names) == 11
+
+
+def test_an_sae_that_matches_another_gets_its_mean_l0_as_k():
+    recipe = load_recipe(FOLDER / "table4.yaml", small=True)
+    assert recipe.training("TopK, matched", "x", k=11.62)["sae"]["k"] == 12
+    assert recipe.training("BatchTopK, matched", "x", k=11.623)["sae"]["k"] == 11.62
+    assert recipe.training("TopK", "x")["sae"]["k"] == 16
+
+
+def test_a_target_l0_that_all_share_is_for_sparsemax_alone_but_an_sae_may_have_its_own():
+    values = {"train.sae.target_l0": 9, "saes.JumpReLU.target_l0": 8}
+    recipe = load_recipe(FOLDER / "table5.yaml", overrides=values)
+    targets = {name: recipe.training(name, "x")["sae"].get("target_l0") for name in ("TopK", "JumpReLU", "sparsemax")}
+    assert targets == {"TopK": None, "JumpReLU": 8, "sparsemax": 32}
+
+
+def test_settings_merge_group_by_group():
+    assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": {"e": 5}}) == {
+        "a": {"b": 1, "c": 4},
+        "d": {"e": 5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("arms", ["TopKs"], "did you mean 'TopK'"),
+        ("saes.TopK.kk", 3, "'sae.kk' is not a valid key"),
+        ("saes.TopK.match", "sparsmax", "did you mean 'sparsemax'"),
+        ("train.lrs", 1, "'lrs' is not a valid key"),
+        ("evaluate.n_image", 1, "'n_image' is not a valid key"),
+        ("paper.TopK", [1, 2], "has 2 values for 5 columns"),
+        ("columns", 3, "'columns' must be a group of keys"),
+        ("title", None, "'title' must be text"),
+    ],
+)
+def test_a_mistake_names_the_file_and_the_key(key, value, message):
+    path = FOLDER / "table4.yaml"
+    with pytest.raises(ValueError, match=message) as error:
+        load_recipe(path, overrides={key: value})
+    assert str(path) in str(error.value)
+
+
+def test_check_says_what_would_be_done(capsys):
+    assert main(["reproduce", str(FOLDER / "table5.yaml"), "--small", "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "Table 5" in printed and "SAEs: ReLU, TopK, BatchTopK, sparsemax" in printed
+    assert main(["reproduce", str(FOLDER / "table99.yaml"), "--check"]) == 2
+    assert "There is no file" in capsys.readouterr().err

@@ -1,0 +1,185 @@
+"""The order of images, its continuation, and images that cannot be used."""
+
+import itertools
+
+import datasets
+import PIL.Image
+import pytest
+import torch
+import transformers
+
+from sae_lens_sparsemax.data.image_loader import ImageLoader, decode_image
+from sae_lens_sparsemax.data.images import class_names_of, encoded_images, load_image_dataset
+from tests.support.tiny_images import encoded, gray_levels, plain_processor
+
+
+def loader(data, batch_size=4, **kwargs):
+    return ImageLoader(encoded_images(data, "image"), plain_processor(), batch_size, **kwargs)
+
+
+def rows_of(batch) -> list[int]:
+    return (batch.pixel_values[:, 0, 0, 0] * 255).round().int().tolist()
+
+
+def take(images, n, position=None):
+    return list(itertools.islice(images.batches(position), n))
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_each_pass_shows_every_image_once_in_a_new_order(n_workers):
+    rows = [row for batch in take(loader(gray_levels(10), n_workers=n_workers), 5) for row in rows_of(batch)]
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10] != rows[10:] and rows[:10] != list(range(10))
+
+
+def test_seed_decides_the_order_and_none_keeps_it():
+    first, again, other = (rows_of(take(loader(gray_levels(64), 64, seed=seed), 1)[0]) for seed in (0, 0, 1))
+    assert first == again != other
+    assert rows_of(take(loader(gray_levels(64), 64, seed=None), 1)[0]) == list(range(64))
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_continues_at_every_position(streaming, n_workers):
+    data = gray_levels(10).to_iterable_dataset(num_shards=3) if streaming else gray_levels(10)
+    batches = take(loader(data), 7)
+    for i, batch in enumerate(batches[:6] if n_workers == 0 else batches[2:4], start=1 if n_workers == 0 else 3):
+        rest = take(loader(data, n_workers=n_workers), 7 - i, batch.position)
+        assert [rows_of(b) for b in rest] == [rows_of(b) for b in batches[i:]]
+
+
+def test_stream_is_read_again_from_its_start():
+    rows = [row for b in take(loader(gray_levels(6).to_iterable_dataset()), 3) for row in rows_of(b)]
+    assert rows == [0, 1, 2, 3, 4, 5] * 2
+
+
+def test_images_that_have_the_models_size_give_the_same_pixels_as_resized_ones():
+    noise = [PIL.Image.effect_noise(size, 90) for size in ((16, 16), (16, 23), (40, 16), (16, 16))]
+    features = datasets.Features({"image": datasets.Image()})
+    data = datasets.Dataset.from_dict({"image": [encoded(image) for image in noise]}, features=features)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)
+    batch = next(ImageLoader(encoded_images(data, "image"), processor, 4, seed=None).batches())
+    expected = processor([image.convert("RGB") for image in noise], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch.pixel_values, expected)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_pass_ends_with_the_last_image(streaming, n_workers):
+    data = gray_levels(10).to_iterable_dataset() if streaming else gray_levels(10)
+    images = loader(data, n_workers=n_workers)
+    batches = list(images.batches(one_pass=True))
+    assert [len(rows_of(batch)) for batch in batches] == [4, 4, 2]
+    assert sorted(row for batch in batches for row in rows_of(batch)) == list(range(10))
+    assert list(images.batches(batches[-1].position, one_pass=True)) == []
+
+
+def test_loading_images_leaves_the_random_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    take(loader(gray_levels(10), n_workers=2), 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("L", (40, 9)), ("RGBA", (9, 40)), ("P", (1, 1)), ("I;16", (8, 8)), ("LA", (3, 70)), ("1", (5, 5))],
+)
+def test_every_mode_and_size_becomes_rgb(mode, size):
+    image = decode_image(encoded(PIL.Image.new(mode, size)))
+    assert image.mode == "RGB" and image.size == size
+    assert plain_processor()([image], return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 16)
+
+
+def broken_among(n: int, broken: set[int]) -> datasets.Dataset:
+    whole = encoded(PIL.Image.effect_noise((64, 64), 90))
+    kinds = itertools.cycle(
+        [
+            {"bytes": b"not an image", "path": None},
+            {"bytes": whole["bytes"][: len(whole["bytes"]) // 2], "path": None},
+            {"bytes": b"", "path": None},
+            None,
+            encoded(PIL.Image.new("RGB", (1, 500))),
+        ]
+    )
+    images = [next(kinds) if i in broken else whole for i in range(n)]
+    return datasets.Dataset.from_dict(
+        {"image": images}, features=datasets.Features({"image": datasets.Image(decode=False)})
+    )
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_broken_images_are_left_out_and_counted(n_workers):
+    images = loader(broken_among(40, {0, 5, 6, 7, 30}), 8, seed=None, n_workers=n_workers)
+    batches = take(images, 5)
+    assert [len(batch.pixel_values) for batch in batches] == [4, 8, 8, 7, 8]
+    assert (images.n_good, images.n_bad) == (35, 5)
+    assert [error.split(":")[0] for error in images.first_errors[:5]] == [
+        "row 0",
+        "row 5",
+        "row 6",
+        "row 7",
+        "row 30",
+    ]
+    assert "too narrow" in images.first_errors[4]
+
+
+def test_too_many_broken_images_stop_the_run_with_the_first_reason():
+    images = loader(broken_among(100, set(range(0, 100, 5))), 10, max_bad_fraction=0.1)
+    with pytest.raises(ValueError, match=r"1\d of the first .* images .*0\.1.*row \d+: "):
+        take(images, 20)
+
+
+def test_a_data_set_of_broken_images_ends():
+    with pytest.raises(ValueError, match="could not be used"):
+        take(loader(broken_among(3, {0, 1, 2}), 2), 1)
+
+
+def test_columns_are_checked(tmp_path):
+    data = gray_levels(3)
+    with pytest.raises(ValueError, match=r"no column 'img'; its columns are 'image', 'label' \(perhaps 'image'\)"):
+        encoded_images(data, "img")
+    with pytest.raises(ValueError, match=r"holds ClassLabel.*not images"):
+        encoded_images(data, "label")
+    with pytest.raises(ValueError, match="no rows"):
+        encoded_images(data.select([]), "image")
+    with pytest.raises(ValueError, match="no column 'img'"):
+        encoded_images(data.to_iterable_dataset(), "img")
+
+
+def test_class_names_are_read_and_missing_ones_reported():
+    assert class_names_of(gray_levels(2), "label") == ["even", "odd one"]
+    with pytest.raises(ValueError, match="'image' names no classes"):
+        class_names_of(gray_levels(2), "image")
+
+
+def test_local_sources_give_the_same_images(tmp_path):
+    data = gray_levels(6)
+    data.to_parquet(tmp_path / "a.parquet")
+    data.save_to_disk(tmp_path / "disk")
+    for row in data:
+        folder = tmp_path / "folder" / "train" / data.features["label"].names[row["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{row['image'].getpixel((0, 0))}.png")
+    for path in ("a.parquet", "disk", "folder"):
+        for streaming in (False, True):
+            found = load_image_dataset(str(tmp_path / path), streaming=streaming)
+            images = ImageLoader(found, plain_processor(), 6, seed=None)
+            assert sorted(rows_of(take(images, 1)[0])) == list(range(6))
+    assert class_names_of(load_image_dataset(str(tmp_path / "folder")), "label") == ["even", "odd one"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("nothing.parquet", "no file"), ("./nothing", "no such folder"), ("notes.txt", "could not be loaded")],
+)
+def test_missing_sources_are_named(path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_image_dataset(path)
+
+
+def test_missing_split_is_named(tmp_path):
+    gray_levels(3).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"could not be loaded.*validation"):
+        load_image_dataset(str(tmp_path / "a.parquet"), split="validation")

@@ -1,0 +1,147 @@
+import gzip
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from sae_lens_sparsemax.data.held_out import part_of_dataset, part_of_document
+from sae_lens_sparsemax.data.texts import load_text_dataset
+from sae_lens_sparsemax.training.config_file import config_from_values
+from tests.support.tiny_language_model import documents
+
+TEXTS = ["one two", "three four", "five"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def texts(data) -> list[str]:
+    return [row["text"] for row in data]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "txt", "glob", "folder", "saved", "saved splits"])
+def test_every_local_form_is_read(tmp_path, kind, streaming):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / "data.jsonl"
+    if kind == "jsonl.gz":
+        path = folder / "data.jsonl.gz"
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif kind == "parquet":
+        path = folder / "data.parquet"
+        Dataset.from_dict({"text": TEXTS}).to_parquet(path)
+    elif kind == "txt":
+        path = folder / "data.txt"
+        path.write_text("\n\n".join(TEXTS))
+    elif kind == "saved":
+        path = folder / "saved"
+        Dataset.from_dict({"text": TEXTS}).save_to_disk(path)
+    elif kind == "saved splits":
+        path = folder / "saved"
+        DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}).save_to_disk(path)
+    else:
+        path.write_text(lines)
+        path = {"glob": folder / "*.jsonl", "folder": folder}.get(kind, path)
+    data = load_text_dataset(str(path), streaming=streaming)
+    assert [text.strip() for text in texts(data)] == TEXTS
+    assert isinstance(data, IterableDataset) == streaming
+
+
+def test_the_named_column_is_used_even_beside_token_ids(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"content": "hello", "text": "wrong", "input_ids": [1, 2]}) + "\n")
+    (row,) = load_text_dataset(str(path), text_column="content")
+    assert row == {"text": "hello"}
+
+
+def test_tokenized_data_need_no_text(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"input_ids": [1, 2]}) + "\n")
+    (row,) = load_text_dataset(str(path))
+    assert row["input_ids"] == [1, 2]
+
+
+def test_the_embedded_text_has_a_name():
+    row = next(iter(load_text_dataset("quickstart", split="validation")))
+    assert len(row["text"]) > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("absent.jsonl", None, {}, r"there is no file .*absent\.jsonl"),
+        ("a*.jsonl", None, {}, "there is no file"),
+        ("data.csv", "text\nhello\n", {}, r"its ending is none of \.jsonl"),
+        ("empty.jsonl", "", {}, "empty.jsonl"),
+        ("data.jsonl", '{"txt": "a", "n": 1}\n', {}, r"no column 'text'; its columns are 'txt', 'n'"),
+        ("data.jsonl", '{"txt": "a"}\n', {"text_column": "tex"}, r"no column 'tex'; its columns are 'txt'"),
+        ("data.jsonl", '{"text": 3}\n', {}, "'text' of the data set .* holds int values"),
+        ("data.jsonl", '{"text": "a"}\n', {"split": "test"}, "test"),
+        ("data.jsonl", "no json\n", {}, "could not be loaded"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path, name, content, options, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_text_dataset(str(path), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_folders_and_splits_are_named(tmp_path):
+    with pytest.raises(ValueError, match="there is no such folder"):
+        load_text_dataset(str(tmp_path / "absent"))
+    DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="no split 'test', only 'train'"):
+        load_text_dataset(str(tmp_path / "saved"), split="test")
+
+
+def test_documents_that_are_held_out_are_never_trained_on(tmp_path, tiny_model_folder):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(30)))
+    values = {
+        "model_name": str(tiny_model_folder),
+        "model_class_name": "TransformerBridge",
+        "hook_name": "blocks.0.hook_resid_post",
+        "dataset_path": str(path),
+        "held_out_fraction": 0.25,
+        "context_size": 16,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 8,
+        "train_batch_size_tokens": 32,
+        "training_tokens": 64,
+        "output_path": None,
+        "checkpoint_path": None,
+        "verbose": False,
+        "sae": {"d_sae": 32},
+    }
+    runner = config_from_values(values).make_runner()
+    trained_on = {row["text"] for row in runner.activations_store.dataset}
+    parts = {text: part_of_document(text, 0.25) for text in documents(30)}
+    assert trained_on == {text for text, part in parts.items() if part == "train"}
+    assert set(parts.values()) == {"train", "validation", "held_out"}
+    assert runner.run().cfg.metadata.held_out_fraction == 0.25
+
+
+def test_only_documents_can_be_held_out(tmp_path):
+    data = Dataset.from_list([{"tokens": [1, 2, 3]}])
+    with pytest.raises(ValueError, match="'pile' has no text"):
+        part_of_dataset(data, "train", 0.1, "pile")
+    with pytest.raises(ValueError, match="No document of 'pile' belongs to the part 'held_out'"):
+        part_of_dataset(Dataset.from_list([{"text": "a"}]), "held_out", 1e-9, "pile")
+    with pytest.raises(ValueError, match="'held_out_fraction' must lie between 0 and 0.5"):
+        config_from_values(
+            {
+                "model_name": "m",
+                "hook_name": "h",
+                "dataset_path": "d",
+                "held_out_fraction": 0.5,
+                "n_batches_in_buffer": 64,
+                "sae": {"d_sae": 64},
+            }
+        )

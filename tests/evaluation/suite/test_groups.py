@@ -1,0 +1,96 @@
+import json
+
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+
+from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured, run_groups, sae_digest
+
+
+class Counter:
+    """A group that counts how often it is computed."""
+
+    def __init__(self, name, **settings):
+        self.times = 0
+        self.group = MetricGroup(name, settings, self.compute)
+
+    def compute(self):
+        self.times += 1
+        return {"value": self.times}
+
+
+def run(counters, folder, said=None, **kwargs):
+    said = [] if said is None else said
+    groups = [counter.group for counter in counters]
+    return run_groups(groups, folder, "an SAE", say=said.append, progress=False, **kwargs)
+
+
+def test_a_finished_group_is_kept_until_its_settings_or_the_sae_change(tmp_path):
+    first, said = Counter("set/a", n=1), []
+    assert run([first], tmp_path)["set/a"] == {"value": 1}
+    assert run([first], tmp_path, said)["set/a"] == {"value": 1}
+    assert first.times == 1
+    assert "set/a: kept" in said[0]
+    changed = Counter("set/a", n=2)
+    run([changed], tmp_path)
+    assert changed.times == 1
+    run_groups([changed.group], tmp_path, "another SAE", say=said.append, progress=False)
+    assert changed.times == 2
+    run([changed], tmp_path, overwrite=True)
+    assert changed.times == 3
+
+
+def test_an_interrupted_run_goes_on_with_the_group_it_stopped_in(tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    first = Counter("a")
+    with pytest.raises(KeyboardInterrupt):
+        run_groups([first.group, MetricGroup("b", {}, interrupted)], tmp_path, "", say=print, progress=False)
+    second = Counter("b")
+    run_groups([first.group, second.group], tmp_path, "", say=print, progress=False)
+    assert (first.times, second.times) == (1, 1)
+
+
+def test_a_file_cut_short_is_measured_again(tmp_path):
+    counter = Counter("a")
+    run([counter], tmp_path)
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text[: len(text) // 2])
+    run([counter], tmp_path)
+    assert counter.times == 2
+    assert json.loads((tmp_path / "a.json").read_text())["result"] == {"value": 2}
+
+
+def test_only_some_groups_are_measured_and_finished_ones_are_shown_with_them(tmp_path):
+    a, b, c = Counter("a"), Counter("b"), Counter("c")
+    assert set(run([a, b, c], tmp_path, only=["b"])) == {"b"}
+    assert set(run([a, b, c], tmp_path, only=["a"])) == {"a", "b"}
+    assert (a.times, b.times, c.times) == (1, 1, 0)
+    with pytest.raises(ValueError, match="'zero_shoot' in groups is no metric group; valid are a, b, c"):
+        run([a, b, c], tmp_path, only=["zero_shoot"])
+
+
+def test_what_could_not_be_measured_says_why_and_is_tried_again(tmp_path):
+    def compute():
+        raise NotMeasured("no encoder was named")
+
+    said = []
+    result = run_groups([MetricGroup("a", {}, compute)], tmp_path, "", say=said.append, progress=False)
+    assert result == {"a": {"not_measured": "no encoder was named"}}
+    assert said == ["a: not measured, no encoder was named"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_digest_sees_weights_and_settings_and_no_metadata():
+    def sae(**kwargs):
+        torch.manual_seed(0)
+        return StandardSAE(StandardSAEConfig(d_in=4, d_sae=8, **kwargs))
+
+    one, other = sae(), sae()
+    other.cfg.metadata.hook_name = "elsewhere"
+    assert sae_digest(one) == sae_digest(other)
+    assert sae_digest(one) != sae_digest(sae(apply_b_dec_to_input=False))
+    with torch.no_grad():
+        other.W_dec[0, 0] += 1e-6
+    assert sae_digest(one) != sae_digest(other)

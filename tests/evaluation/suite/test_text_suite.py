@@ -1,0 +1,139 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+
+from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.data.held_out import part_of_dataset
+from sae_lens_sparsemax.data.texts import load_text_dataset
+from sae_lens_sparsemax.evaluation.cross_entropy import evaluate_cross_entropy, evaluate_cross_entropy_baseline
+from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
+from sae_lens_sparsemax.evaluation.suite import evaluate_suite
+from sae_lens_sparsemax.evaluation.suite.text_data import TextData, TextModel
+from tests.support.tiny_language_model import documents
+
+CONTEXT = 12
+HOOK = "blocks.0.hook_resid_post"
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents(40)))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_model_folder, text) -> Path:
+    """A saved random SAE whose metadata say everything."""
+    torch.manual_seed(1)
+    metadata = SAEMetadata(
+        model_name=str(tiny_model_folder),
+        model_class_name="TransformerBridge",
+        hook_name=HOOK,
+        context_size=CONTEXT,
+        prepend_bos=True,
+        exclude_special_tokens=True,
+        dataset_path=str(text),
+        held_out_fraction=0.3,
+    )
+    sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=40, metadata=metadata))
+    sae.save_model(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder, text, tiny_model_folder):
+    settings = {"data": {"all": {"path": str(text)}}, "n_tokens": 240, "n_prediction_tokens": 120, "batch_size": 4}
+    result = evaluate_suite(str(folder), settings=settings, progress=False)
+    groups = result.results["groups"]
+    sae = StandardSAE.load_from_disk(folder)
+    model = TextModel(sae, str(tiny_model_folder), "TransformerBridge", HOOK, CONTEXT, 4, "cpu")
+    tokens = model.text(TextData(str(text)), 0.0, 240)
+    assert tokens.tokens.shape == (20, CONTEXT)
+    alone = evaluate_reconstruction(sae, tokens.activations(), progress=False)
+    measured = groups["all/reconstruction"]
+    assert measured["reconstruction"]["fvu"] == pytest.approx(alone.fvu)
+    assert measured["reconstruction"]["n_tokens"] == alone.n_tokens == int((tokens.tokens != 0).sum())
+    assert measured["l0"]["mean"] == pytest.approx(alone.l0)
+    assert sum(measured["l0"]["counts"]) == alone.n_tokens
+    batches = list(tokens.tokens[:10].split(4))
+    baseline = evaluate_cross_entropy_baseline(model.model, model.hook_name, batches, ignore_tokens=[0], progress=False)
+    ce = evaluate_cross_entropy(model.model, sae, batches, baseline, ignore_tokens=[0], progress=False)
+    assert groups["all/predictions"]["cross_entropy"]["ce_with_sae"] == pytest.approx(ce.ce_with_sae)
+    assert groups["all/predictions"]["divergence"]["kl_with_sae"] > 0
+    report = result.report.read_text()
+    for word in ("CE degradation", "KL score", "NMSE, Σ", "dead fraction", "l0_histogram.png"):
+        assert word in report
+    assert (result.folder / "l0_histogram.png").is_file()
+
+
+def test_held_out_documents_are_those_that_training_left_out(folder, text):
+    result = evaluate_suite(str(folder), settings={"n_tokens": 10_000, "batch_size": 4}, progress=False)
+    assert result.results["settings"]["held_out_fraction"] == 0.3
+    data = load_text_dataset(str(text))
+    parts = {
+        p: {row["text"] for row in part_of_dataset(data, p, 0.3, "x")} for p in ("train", "validation", "held_out")
+    }
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 40
+    # 40 words a document, each followed by one separator at most.
+    n_words = 40 * len(parts["held_out"])
+    assert (
+        n_words - CONTEXT
+        <= result.results["groups"]["held_out/reconstruction"]["reconstruction"]["n_tokens"]
+        <= n_words
+    )
+
+
+def test_a_finished_group_is_not_measured_again(folder, capsys):
+    command = ["evaluate", str(folder), "--suite", "text", "--n_tokens", "48", "--batch_size", "4"]
+    assert main([*command, "--groups", "held_out/reconstruction"]) == 0
+    assert "CE degradation" not in capsys.readouterr().out
+    assert main([*command, "--n_prediction_tokens", "48"]) == 0
+    printed = capsys.readouterr()
+    assert "held_out/reconstruction: kept, it was finished earlier" in printed.err
+    assert "CE degradation" in printed.out and "explained variance" in printed.out
+
+
+def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
+    command = ["evaluate", str(folder), "--suite", "all", "--batches", "1", "--batch_size", "2", "--n_tokens", "48"]
+    assert main([*command, "--n_token", "48"]) == 2  # in neither of the two
+    assert "'n_token' is not a valid key" in capsys.readouterr().err
+    assert main([*command, "--n_prediction_tokens", "24"]) == 0
+    printed = capsys.readouterr().out
+    assert "CE loss score (1 is best)" in printed and "held_out/predictions" in printed
+    assert "saelens" in json.loads((folder / "evaluation.json").read_text())
+    assert (folder / "evaluation" / "text" / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.owt.path", "absent.jsonl"], "there is no file absent.jsonl"),
+        (["--data.owt.text_column", "txt"], "'data.owt.path' is missing"),
+        (["--data.held_out.path", "{text}", "--data.held_out.text_column", "txt"], "no column 'txt'"),
+        (["--data.owt.pth", "x"], "'data.owt.pth' is not a valid key under 'data.owt'"),
+        (["--hook_name", "blocks.0.hook_resid_pots"], "nearest is 'blocks.0.hook_resid_post'"),
+        (["--hook_name", "blocks.0.mlp.hook_pre"], "'sae.d_in' is 16"),
+        (["--n_tokns", "4"], "'n_tokens'"),
+        (["--groups", "held_out/reconstructions"], "did you mean 'held_out/reconstruction'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(folder, text, capsys, arguments, message):
+    arguments = [argument.format(text=text) for argument in arguments]
+    assert main(["evaluate", str(folder), "--suite", "text", "--n_tokens", "48", *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("model_name", "have no 'model'; give --model"), ("held_out_fraction", "give --data.NAME.path FILE")],
+)
+def test_metadata_that_lack_something_say_what_to_give(folder, capsys, missing, message):
+    cfg = json.loads((folder / "cfg.json").read_text())
+    del cfg["metadata"][missing]
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    assert main(["evaluate", str(folder), "--suite", "text"]) == 2
+    assert message in capsys.readouterr().err

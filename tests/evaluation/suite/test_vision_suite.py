@@ -1,0 +1,182 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+
+from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
+from sae_lens_sparsemax.evaluation.sparsity import compressed_size, evaluate_l0, l0_of_inputs
+from sae_lens_sparsemax.evaluation.suite import evaluate_suite
+from sae_lens_sparsemax.evaluation.suite.vision_model import VisionModel, encoder_embeddings
+from sae_lens_sparsemax.evaluation.zero_shot import evaluate_zero_shot
+from sae_lens_sparsemax.models.image_edits import embed_through_hook
+from sae_lens_sparsemax.models.zero_shot import text_prototypes
+from tests.support.places import SHARED_DATA as SHARED
+
+HOOK = "blocks.2.hook_resid_post"
+
+pytestmark = pytest.mark.skipif(not SHARED.exists(), reason=f"no shared data at {SHARED}")
+MODEL = str(SHARED / "models" / "mini-clip-cifar10")
+TEST, TRAIN = (ImageData(str(SHARED / "images" / f"cifar10_{part}.parquet")) for part in ("test", "train"))
+
+
+def random_sae(**metadata) -> StandardSAE:
+    torch.manual_seed(0)
+    known = {"model_name": MODEL, "model_class_name": "HookedViT", "hook_name": HOOK, "tokens": "all"}
+    return StandardSAE(StandardSAEConfig(d_in=128, d_sae=200, metadata=SAEMetadata(**known | metadata)))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    random_sae().save_model(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+SETTINGS = {
+    "data": {"path": TEST.path},
+    "counting_data": {"path": TRAIN.path},
+    "n_images": 40,
+    "n_counting_images": 30,
+    "n_concepts": [1, 20],
+    "min_plain_accuracy": 0.3,
+    "batch_size": 16,
+    "encoder": "pixels",
+}
+
+
+def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder):
+    result = evaluate_suite(str(folder), settings=SETTINGS, progress=False)
+    groups = result.results["groups"]
+    assert set(groups) == {"tokens", "images", "sparsity", "monosemanticity", "zero_shot", "names"}
+    sae = random_sae()
+    model = VisionModel(sae, MODEL, HOOK, "all", "cpu")
+    images = load_images(TEST, 40, model.model.image_processor, 16)
+    batches = list(model.activation_batches(images))
+    tokens = evaluate_l0(sae, batches, progress=False)
+    assert groups["sparsity"]["per_token"]["counts"] == tokens.counts
+    assert groups["sparsity"]["per_image"]["mean"] == evaluate_l0(sae, batches, level="image", progress=False).mean
+    assert groups["sparsity"]["against_complexity"]["n"] == 40
+    assert sum(l0_of_inputs(sae, batches, progress=False)) / 40 == pytest.approx(tokens.mean)
+    assert groups["tokens"]["geometry"]["reconstruction"]["n_tokens"] == 40 * 17
+    assert groups["images"]["geometry"]["reconstruction"]["n_tokens"] == 40
+    assert groups["images"]["geometry"]["n_cknna_batches"] == 1
+    assert groups["monosemanticity"]["monosemanticity"]["n_images"] == 40
+
+    # Through TransformerLens's hook rather than by starting behind it, and without anything kept between edits.
+    counting = load_images(TRAIN, 30, model.model.image_processor, 16)
+    names = [label.replace("_", " ") for label in images.class_labels() or []]
+    prototypes = text_prototypes(model.model, names, ["a photo of a {}"])
+    alone = evaluate_zero_shot(
+        sae,
+        embed_through_hook(model.model, HOOK),
+        counting,
+        images,
+        prototypes,
+        n_concepts=(1, 20),
+        min_plain_accuracy=0.3,
+        progress=False,
+    )
+    measured = groups["zero_shot"]["zero_shot"]
+    assert measured["no_sae"]["images"] == alone.no_sae.images
+    assert measured["all_concepts"]["images"] == alone.all_concepts.images
+    assert [entry["accuracy"]["images"] for entry in measured["masked"]] == [
+        entry.accuracy.images for entry in alone.masked
+    ]
+    names = groups["names"]["names"]
+    assert names["n_images"] == 40 and names["chance"] == 0.1
+    assert 0 <= names["from_images"] <= 1 and 0 <= names["from_decoder"] <= 1
+    report = result.report.read_text()
+    assert f"| right names, from top images | {100 * names['from_images']:.1f} % |" in report
+    for name in ("l0_histogram", "l0_against_complexity", "top_n_accuracy"):
+        assert (result.folder / f"{name}.png").is_file()
+        assert f"{name}.png" in result.report.read_text()
+
+
+def test_one_split_is_halved_and_no_image_is_in_both(folder):
+    settings = {key: value for key, value in SETTINGS.items() if key != "counting_data"}
+    result = evaluate_suite(str(folder), settings=settings, groups=["zero_shot"], progress=False)
+    measured = result.results["groups"]["zero_shot"]
+    assert measured["n_counting_images"] + measured["zero_shot"]["n_images"] == 40
+
+
+def test_an_sae_on_the_cls_token_changes_that_token_alone():
+    model = VisionModel(random_sae(), MODEL, HOOK, "cls", "cpu")
+    pixels = next(iter(load_images(TEST, 8, model.model.image_processor, 8)))[0]
+    assert model.activations(pixels).shape == (8, 1, 128)
+    embed = model.embed()
+    plain = model.model(pixels)
+    assert torch.equal(embed(pixels, lambda acts: acts), plain)
+    assert not torch.allclose(embed(pixels, lambda acts: 2 * acts), plain, atol=1e-2)
+
+    def zero_cls(acts, hook):
+        acts[:, 0] = 0
+        return acts
+
+    expected = model.model.run_with_hooks(pixels, fwd_hooks=[(HOOK, zero_cls)])
+    assert torch.allclose(embed(pixels, torch.zeros_like), expected, atol=1e-6)
+    pixels.neg_()  # in place: what was kept of these pixels no longer holds
+    assert torch.equal(embed(pixels, lambda acts: acts), model.model(pixels))
+
+
+def test_complexity_is_that_of_the_pixels_the_model_sees():
+    model = VisionModel(random_sae(), MODEL, HOOK, "all", "cpu")
+    images = load_images(TEST, 5, model.model.image_processor, 2)
+    decoded = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in images.rows]
+    # CIFAR's images are as large as the model's input, so nothing is resized.
+    pixels = [torch.tensor(list(image.tobytes()), dtype=torch.uint8).reshape(32, 32, 3) for image in decoded]
+    expected = [compressed_size(each.permute(2, 0, 1).contiguous()) for each in pixels]
+    assert images.complexities().tolist() == expected
+
+
+def test_an_encoder_sees_images_prepared_for_it():
+    model = VisionModel(random_sae(), MODEL, HOOK, "all", "cpu")
+    images = load_images(TEST, 5, model.model.image_processor, 2)
+    embeddings = torch.cat(list(encoder_embeddings(MODEL, images, "cpu")))
+    assert torch.allclose(embeddings, torch.cat([model.model(pixels) for pixels in images.pixels()]))
+    pixels = torch.cat(list(encoder_embeddings("pixels", images, "cpu")))
+    assert pixels.shape == (5, 3 * 32 * 32)
+    assert pixels.mean(1).abs().max() < 1e-6
+
+
+def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder):
+    settings = {key: value for key, value in SETTINGS.items() if key != "encoder"}
+    settings["data"] = {"path": TEST.path, "label_column": "class"}
+    said = []
+    result = evaluate_suite(str(folder), settings=settings, say=said.append, progress=False)
+    assert "geometry" in result.results["groups"]["tokens"]
+    assert any("give --encoder" in line for line in said)
+    assert any("has no column 'class'" in line for line in said)
+    assert "not measured" in result.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --data.path"),
+        (["--data.path", "absent.parquet"], "there is no file absent.parquet"),
+        (["--data.path", TEST.path, "--data.image_column", "img"], "has no column 'img'"),
+        (["--data.path", TEST.path, "--data.split", "test"], "split"),
+        (["--data.path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),
+        (["--data.path", TEST.path, "--min_plain_accuracy", "0.95", "--n_images", "40"], "below 95.0%"),
+        (["--data.path", TEST.path, "--hook_name", "blocks.9.hook_resid_post"], "no hook 'blocks.9.hook_resid_post'"),
+        (["--data.path", TEST.path, "--model", "/no/such/model"], "/no/such/model"),
+    ],
+)
+def test_a_mistake_is_one_sentence(folder, capsys, arguments, message):
+    small = ["--n_images", "8", "--encoder", "pixels", "--groups", "zero_shot"]
+    assert main(["evaluate", str(folder), *small, *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_metadata_without_a_model_say_what_to_give(tmp_path, capsys):
+    random_sae(model_name=None).save_model(tmp_path)
+    assert main(["evaluate", str(tmp_path), "--suite", "vision", "--data.path", TEST.path]) == 2
+    assert "have no 'model'; give --model" in capsys.readouterr().err
+    command = ["evaluate", str(tmp_path), "--suite", "vision", "--data.path", TEST.path, "--groups", "tokens"]
+    assert main([*command, "--model", MODEL, "--n_images", "8"]) == 0
+    assert json.loads((tmp_path / "evaluation" / "vision" / "results.json").read_text())["settings"]["model"] == MODEL

@@ -1,0 +1,85 @@
+import base64
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession
+from sae_lens_sparsemax.explore.concepts.switching import Change
+from tests.support.sites import BRIGHT, DEAD
+
+
+def encoded(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def photo() -> Image.Image:
+    """White at the right, black at the left, twice as wide as high."""
+    image = Image.new("L", (128, 64))
+    image.paste(255, (64, 0, 128, 64))
+    return image
+
+
+@pytest.fixture
+def image_session(clip_and_sae):
+    session = ImageSession(*clip_and_sae)
+    # The random model has no tokenizer; any embeddings make outcomes.
+    session.words = ["cat", "dog", "bird"]
+    session.word_embeds = torch.nn.functional.normalize(torch.randn(3, 24), dim=-1)
+    return session
+
+
+def test_a_patch_has_the_concepts_of_its_place(image_session):
+    answer = image_session.inspect(encoded(photo()), 3, {})
+    assert answer["box"] == (32, 0, 96, 64) and answer["grid"] == (4, 4) and answer["size"] == (128, 64)
+    bright = next(c for c in answer["concepts"] if c["concept"] == BRIGHT)
+    assert [act > 0 for act in bright["places"]] == [False, False, True, True] * 4
+    dark = image_session.inspect(encoded(photo()), 0, {})
+    assert BRIGHT not in [concept for concept, _ in dark["spikes"]] and dark["n_active"] == len(dark["spikes"])
+
+
+def test_switching_off_changes_the_classes_and_a_dead_concept_does_not(image_session):
+    given = encoded(photo())
+    plain = image_session.inspect(given, None, {})["outcomes"]
+    assert [o["before"] for o in plain] == [o["after"] for o in plain]
+    assert sum(o["before"] for o in plain) == pytest.approx(1)
+    off = image_session.inspect(given, None, {BRIGHT: Change(0.0)})["outcomes"]
+    assert [o["before"] for o in off] == [o["before"] for o in plain]
+    assert max(abs(o["after"] - o["before"]) for o in off) > 1e-4
+    dead = image_session.inspect(given, None, {DEAD: Change(5.0)})
+    assert [o["after"] for o in dead["outcomes"]] == pytest.approx([o["before"] for o in plain], abs=1e-5)
+    assert DEAD in [c["concept"] for c in dead["concepts"]]  # changed, so shown
+
+
+def test_next_tokens_change_with_a_concept(language_model_and_sae):
+    session = TextSession(*language_model_and_sae)
+    plain = session.inspect("The river of stone", None, {})
+    assert plain["position"] == len(plain["tokens"]) - 1 and len(plain["outcomes"]) == 8
+    model, _ = language_model_and_sae
+    logits = model(model.to_tokens("The river of stone"), return_type="logits")[0, -1]
+    assert plain["outcomes"][0]["before"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-5)
+    top = plain["concepts"][0]["concept"]
+    changed = session.inspect("The river of stone", None, {top: Change(0.0)})["outcomes"]
+    assert any(abs(o["after"] - o["before"]) > 1e-5 for o in changed)
+    earlier = session.inspect("The river of stone", 1, {})
+    assert earlier["tokens"] == plain["tokens"] and earlier["outcomes"] != plain["outcomes"]
+
+
+def test_what_is_no_input_is_refused(image_session, language_model_and_sae):
+    for given in ("%%%", base64.b64encode(b"not an image").decode(), encoded(photo())[:100]):
+        with pytest.raises(ValueError, match="no image that can be read"):
+            image_session.inspect(given, None, {})
+    with pytest.raises(ValueError, match="too narrow"):
+        image_session.inspect(encoded(Image.new("L", (500, 2))), None, {})
+    with pytest.raises(ValueError, match="no patch 16; this image has 16"):
+        image_session.inspect(encoded(photo()), 16, {})
+    with pytest.raises(ValueError, match="no concept 8"):
+        image_session.inspect(encoded(photo()), None, {8: Change(0.0)})
+    text = TextSession(*language_model_and_sae)
+    with pytest.raises(ValueError, match="empty"):
+        text.inspect(" ", None, {})
+    with pytest.raises(ValueError, match="no token 99"):
+        text.inspect("The river", 99, {})

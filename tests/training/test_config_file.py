@@ -1,0 +1,189 @@
+import json
+
+import pytest
+import yaml
+from sae_lens import TopKTrainingSAEConfig
+from sae_lens.synthetic import SyntheticSAERunnerConfig, ZipfianFiringProbabilityConfig
+
+from sae_lens_sparsemax import PRESETS, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.cli.quickstart_text import quickstart_config
+from sae_lens_sparsemax.training.config_file import config_from_values, load_config
+from sae_lens_sparsemax.training.text_config import TextRunnerConfig
+from tests.support.places import CONFIGS
+
+TEXT = {
+    "model_name": "gpt2",
+    "hook_name": "blocks.6.hook_resid_post",
+    "dataset_path": "some/text",
+    "n_batches_in_buffer": 64,
+    "sae": {"d_sae": 1024},
+}
+SYNTHETIC = {
+    "runner": "synthetic",
+    "synthetic_model": {"num_features": 8, "hidden_dim": 4},
+    "sae": {"architecture": "topk", "d_sae": 8, "k": 2},
+}
+
+
+def with_changes(values: dict, **changes) -> dict:
+    return {**values, **changes}
+
+
+def test_a_short_file_gives_the_sparsemax_defaults():
+    runner, config = config_from_values(TEXT)
+    assert runner == "language_model"
+    assert isinstance(config, TextRunnerConfig)
+    assert isinstance(config.sae, SparsemaxTrainingSAEConfig)
+    assert config.sae.target_l0 == SparsemaxTrainingSAEConfig(d_in=1, d_sae=1024).target_l0
+    assert config.sae.d_in == 0  # read from the model later
+    assert not config.logger.log_to_wandb
+    assert not config.dataset_trust_remote_code
+
+
+def test_checkpoints_go_below_the_output_without_a_random_suffix():
+    assert config_from_values(with_changes(TEXT, output_path="here")).config.checkpoint_path == "here/checkpoints"
+    assert config_from_values(with_changes(TEXT, checkpoint_path="there")).config.checkpoint_path == "there"
+    assert config_from_values(with_changes(TEXT, checkpoint_path=None)).config.checkpoint_path is None
+
+
+def test_numbers_may_be_written_in_any_usual_form(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(TEXT) + "lr: 4e-4\ntraining_tokens: 2e6\nlr_warm_up_steps: '10'\n")
+    config = load_config(path, {"lr_decay_steps": 20.0, "seqpos_slice": [1, None]}).config
+    assert (config.lr, config.training_tokens, config.lr_warm_up_steps) == (4e-4, 2_000_000, 10)
+    assert isinstance(config.training_tokens, int)
+    assert config.lr_decay_steps == 20
+    assert config.seqpos_slice == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 1}, r"'learning_rate' is not a valid key at the top level; the nearest valid key is '.+'"),
+        ({"hook_nam": "x"}, "'hook_nam' is not a valid key at the top level; the nearest valid key is 'hook_name'"),
+        ({"target_l0": 3}, r"write 'sae\.target_l0'"),
+        ({"log_to_wandb": True}, r"write 'logger\.log_to_wandb'"),
+        ({"sae": {"d_sae": 8, "targt_l0": 3}}, r"'sae\.targt_l0' .* nearest valid key is 'sae\.target_l0'"),
+        ({"logger": {"wandb_projekt": "x"}}, r"nearest valid key is 'logger\.wandb_project'"),
+        (
+            {"sae": {"d_sae": 8, "architecture": "sparsmax"}},
+            r"'sae\.architecture' must be .* the nearest is 'sparsemax'",
+        ),
+        ({"sae": {"d_sae": 8, "preset": "papr"}}, r"'sae\.preset' must be one of paper, released.* nearest is 'paper'"),
+        ({"sae": {"d_sae": 8, "architecture": "topk", "preset": "paper"}}, r"'sae\.preset' belongs to .* 'sparsemax'"),
+        ({"sae": {"d_sae": 8, "activations": "score"}}, r"'sae\.activations' must be .* the nearest is 'scores'"),
+        ({"sae": {"d_sae": 8, "architecture": "topk", "k": "abc"}}, r"'sae\.k' must be a whole number, .*'abc'"),
+        ({"sae": {"d_sae": 8, "architecture": "topk", "k": 2.5}}, r"'sae\.k' must be a whole number, but 2\.5"),
+        ({"sae": None}, "'sae' is missing"),
+        ({"sae": {"k": 2, "architecture": "topk"}}, r"'sae\.d_sae' is missing"),
+        ({"sae": "topk"}, "'sae' must be a group of keys"),
+        ({"sae": {"d_sae": 8, "target_l0": -1}}, "target_l0 must be positive"),
+        ({"lr": "fast"}, "'lr' must be a number, but 'fast' was given"),
+        ({"lr": 0}, "'lr' must be above 0"),
+        ({"lr": float("inf")}, "'lr' must be a number"),
+        ({"streaming": 1}, "'streaming' must be true or false, but 1 was given"),
+        ({"training_tokens": True}, "'training_tokens' must be a whole number"),
+        ({"training_tokens": 0}, "'training_tokens' must be at least 1"),
+        ({"context_size": -5}, "'context_size' must be at least 1"),
+        ({"model_name": 3}, "'model_name' must be text"),
+        ({"sequence_separator_token": "boss"}, "or one of 'bos', 'eos', 'sep' or null.* nearest is 'bos'"),
+        ({"seqpos_slice": ["a"]}, "'seqpos_slice' must be a list of a whole number or null"),
+        ({"lr_scheduler_name": "cosine"}, "the nearest is 'cosineannealing'"),
+        ({"model_class_name": "HookedTransfomer"}, "the nearest is 'HookedTransformer'"),
+        ({"dtype": "float31"}, "the nearest is 'float32'"),
+        ({"device": "gpu"}, "'device' must be a torch device"),
+        ({"dataset_trust_remote_code": True}, "code from a data set is never run"),
+        ({"model_from_pretrained_kwargs": {"trust_remote_code": True}}, "code from a model's repository is never run"),
+        ({"n_batches_in_buffer": 2}, "set 'n_batches_in_buffer' to 32 or more"),
+        ({"training_tokens": 100}, "must be at least one batch"),
+        ({"lr_warm_up_steps": 10_000}, "do not fit into the 488 steps"),
+        ({"activations_mixing_fraction": 2}, "must lie between 0 and 1"),
+        ({"runner": "syntetic"}, "the nearest is 'synthetic'"),
+        ({"model_name": None}, "'model_name' is missing"),
+        ({"dataset_path": ""}, "'dataset_path' is missing"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_key(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config_from_values(with_changes(TEXT, **changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"num_features": 8, "hiden_dim": 4}, r"nearest valid key is 'synthetic_model\.hidden_dim'"),
+        ({"num_features": 8, "hidden_dim": 4, "correlation": {"rnk": 1}}, r"'synthetic_model\.correlation\.rank'"),
+        (
+            {"num_features": 8, "hidden_dim": 4, "firing_probability": {"generator_name": "zipf"}},
+            "the nearest is 'zipfian'",
+        ),
+        (
+            {"num_features": 8, "hidden_dim": 4, "mean_firing_magnitudes": {"generator_name": "linear", "strt": 1}},
+            r"'synthetic_model\.mean_firing_magnitudes\.start'",
+        ),
+        ({"num_features": 0, "hidden_dim": 4}, "num_features must be at least 1"),
+    ],
+)
+def test_mistakes_deep_in_the_synthetic_model_are_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_values(with_changes(SYNTHETIC, synthetic_model=model))
+
+
+def test_the_synthetic_runner_gets_its_width_from_the_model():
+    model = {"num_features": 8, "hidden_dim": 4, "firing_probability": {"generator_name": "zipfian", "exponent": 2}}
+    runner, config = config_from_values(with_changes(SYNTHETIC, synthetic_model=model))
+    assert runner == "synthetic"
+    assert isinstance(config, SyntheticSAERunnerConfig)
+    assert config.sae.d_in == 4
+    assert config.synthetic_model.firing_probability == ZipfianFiringProbabilityConfig(exponent=2.0)
+    assert config.checkpoint_path == "output/checkpoints"
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_keys_beside_a_preset_replace_it(name):
+    sae = config_from_values(with_changes(TEXT, sae={"d_sae": 8, "preset": name})).config.sae
+    assert {key: getattr(sae, key) for key in PRESETS[name]} == PRESETS[name]
+    sae = config_from_values(with_changes(TEXT, sae={"d_sae": 8, "preset": name, "target_l0": 4})).config.sae
+    assert sae.target_l0 == 4
+
+
+def test_other_architectures_work_too():
+    sae = config_from_values(with_changes(TEXT, sae={"architecture": "topk", "d_sae": 8, "k": 2})).config.sae
+    assert isinstance(sae, TopKTrainingSAEConfig)
+    assert sae.k == 2
+
+
+def test_device_and_dtype_reach_the_sae():
+    assert config_from_values(with_changes(TEXT, dtype="bfloat16")).config.sae.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("values", [TEXT, SYNTHETIC], ids=["language_model", "synthetic"])
+def test_the_description_of_a_configuration_reads_back_as_the_same(values, tmp_path):
+    loaded = config_from_values(values)
+    (tmp_path / "again.yaml").write_text(loaded.describe())
+    again = load_config(tmp_path / "again.yaml")
+    assert json.loads(json.dumps(again.config.to_dict())) == json.loads(json.dumps(loaded.config.to_dict()))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_of_the_repository_is_valid(path):
+    config = load_config(path).config
+    assert config.output_path == f"output/{path.stem}"
+
+
+def test_the_quickstart_is_the_configuration_in_the_repository():
+    quickstart = quickstart_config("output/quickstart").config
+    assert load_config(CONFIGS / "quickstart.yaml").config.to_dict() == quickstart.to_dict()
+
+
+def test_null_takes_out_a_key_that_another_architecture_does_not_have(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "{runner: synthetic, synthetic_model: {num_features: 9, hidden_dim: 8}, sae: {d_sae: 16, target_l0: 4}}",
+        encoding="utf-8",
+    )
+    loaded = load_config(path, {"sae.architecture": "topk", "sae.target_l0": None, "sae.k": 3})
+    assert loaded.config.sae.architecture() == "topk" and loaded.config.sae.k == 3
+    with pytest.raises(ValueError, match="'sae.target_l0' is not a valid key"):
+        load_config(path, {"sae.architecture": "topk"})

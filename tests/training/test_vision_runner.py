@@ -1,0 +1,233 @@
+"""Training runs on a tiny vision model: what they leave behind, how they continue, what they refuse."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from sae_lens import SAE
+from safetensors.torch import load_file
+
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.training.cache_runner import VisionCacheActivationsRunner
+from sae_lens_sparsemax.training.checkpoints import list_checkpoints
+from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
+from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
+from tests.support.places import REPOSITORY
+from tests.support.tiny_images import gray_levels
+from tests.support.tiny_training import ARCHITECTURES, config, make_files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vision")
+    make_files(folder)
+    return folder
+
+
+def weights(sae) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, architecture):
+    whole = config(folder, architecture, n_checkpoints=2, checkpoint_path=str(tmp_path))
+    expected = weights(VisionSAETrainingRunner(whole).run())
+    checkpoints = list_checkpoints(tmp_path)
+    assert [path.name for path in checkpoints] == ["144", "272"]
+    torch.manual_seed(999)
+    rest = config(folder, architecture, resume_from_checkpoint=str(checkpoints[0]))
+    assert_equal(weights(VisionSAETrainingRunner(rest).run()), expected)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"streaming": True},
+        {"prefetch_image_batches": 2},
+        {"n_decode_workers": 2},
+        {"tokens": "cls", "store_batch_size_images": 8},
+        {"activations_mixing_fraction": 0.0},
+    ],
+    ids=lambda kwargs: next(iter(kwargs)),
+)
+def test_every_way_of_feeding_resumes_exactly(folder, tmp_path, kwargs):
+    whole = config(folder, n_checkpoints=2, checkpoint_path=str(tmp_path), **kwargs)
+    expected = weights(VisionSAETrainingRunner(whole).run())
+    rest = config(folder, resume_from_checkpoint=str(list_checkpoints(tmp_path)[1]), **kwargs)
+    assert_equal(weights(VisionSAETrainingRunner(rest).run()), expected)
+
+
+def test_normalised_activations_resume_exactly(folder, tmp_path):
+    def normalised(**kwargs):
+        cfg = config(folder, "standard", n_batches_for_norm_estimate=3, **kwargs)
+        cfg.sae.normalize_activations = "expected_average_only_in"
+        return cfg
+
+    expected = weights(VisionSAETrainingRunner(normalised(n_checkpoints=2, checkpoint_path=str(tmp_path))).run())
+    rest = normalised(resume_from_checkpoint=str(list_checkpoints(tmp_path)[1]))
+    assert_equal(weights(VisionSAETrainingRunner(rest).run()), expected)
+
+
+_TRAIN = """
+import sys
+from pathlib import Path
+import sae_lens_sparsemax
+from tests.support.tiny_training import config
+from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
+folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+cfg = config(folder, "sparsemax", training_tokens=150 * 16, n_checkpoints=30, n_decode_workers=1,
+             cached_activations_path=sys.argv[3] or None, checkpoint_path=str(out / "checkpoints"),
+             output_path=str(out / "output"))
+VisionSAETrainingRunner(cfg).run()
+"""
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_killed_at_a_random_moment_the_run_resumes_to_the_same_weights(folder, tmp_path, number, cached):
+    cache = str(tmp_path / "cache") if cached else None
+    if cache is not None:
+        VisionCacheActivationsRunner(config(folder, cached_activations_path=cache), shard_bytes=8_192).run()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAIN, str(folder), str(tmp_path), cache or ""],
+        env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "", "HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 250
+    while len(list_checkpoints(tmp_path / "checkpoints")) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
+        time.sleep(0.01)
+    time.sleep(random.random() / 5)
+    process.send_signal(number)
+    assert process.wait() != 0
+    process.stderr.close()
+    before = list_checkpoints(tmp_path / "checkpoints")
+    assert len(before) < 30, "the run was over before it was killed"
+
+    common = {"training_tokens": 150 * 16, "n_decode_workers": 0, "cached_activations_path": cache}
+    resumed = config(
+        folder, "sparsemax", resume_from_checkpoint=str(before[-1]), output_path=str(tmp_path / "output"), **common
+    )
+    runner = VisionSAETrainingRunner(resumed)
+    found = weights(runner.run())
+    assert_equal(found, weights(VisionSAETrainingRunner(config(folder, "sparsemax", **common)).run()))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(10, 151, 10))
+
+
+def test_the_output_says_how_to_use_the_sae(folder, tmp_path):
+    output = tmp_path / "output"
+    cfg = config(folder, "sparsemax", output_path=str(output))
+    trained = VisionSAETrainingRunner(cfg).run()
+    assert {path.name for path in output.iterdir()} >= {
+        "cfg.json", "sae_weights.safetensors", "runner_cfg.json", "metrics.jsonl", "training_curves.png",
+    }  # fmt: skip
+    sae = SAE.load_from_disk(str(output))
+    metadata = sae.cfg.metadata
+    assert metadata.hook_name == "blocks.1.hook_resid_post"
+    assert (metadata.model_class_name, metadata.tokens, metadata.context_size) == ("HookedViT", "all", 5)
+    assert metadata.image_processor["crop_size"] == {"height": 16, "width": 16}
+    model = HookedViT.from_pretrained(metadata.model_name)
+    pixels = model.preprocess(gray_levels(3)["image"][:])
+    _, cache = model.run_with_cache_with_saes(pixels, saes=[sae])
+    acts = cache["blocks.1.hook_resid_post.hook_sae_input"]
+    torch.testing.assert_close(cache["blocks.1.hook_resid_post.hook_sae_output"], trained(acts), atol=1e-5, rtol=1e-4)
+    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+    # Tokens are trained on, images are read: 384 of 5 each, and what the shuffle buffer has not served yet.
+    assert last["n_training_samples"] == 384
+    assert 384 <= last["details/n_training_images"] * 5 <= 384 + 48 + 20
+    assert last["details/n_bad_images"] == 0
+
+
+def test_the_configuration_survives_json(folder, tmp_path):
+    output = tmp_path / "output"
+    cfg = config(folder, "batchtopk", output_path=str(output))
+    VisionSAETrainingRunner(cfg).run()
+    again = VisionSAERunnerConfig.from_dict(json.loads((output / "runner_cfg.json").read_text()))
+    assert again.hook_name == "blocks.1.hook_resid_post" and again.sae.d_in == 32
+    assert again.logger == cfg.logger
+    assert VisionSAERunnerConfig.from_dict(again.to_dict()) == again
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"hook_name": "blocks.3.hook_resid_post"}, "no hook 'blocks.3"),
+        ({"hook_name": "blocks.0.attn.hook_pattern"}, "one vector per token"),
+        ({"hook_name": "blocks.0.attn.hook_z"}, "reshape_activations"),
+        ({"image_column": "picture"}, "no column 'picture'"),
+        ({"dataset_split": "validation"}, "validation"),
+        ({"tokens": "first"}, "'tokens' must be one of"),
+        ({"training_tokens": 8}, "at least one batch"),
+        ({"lr_warm_up_steps": 30}, "do not fit into 24 steps"),
+        ({"dtype": "int7"}, "'dtype' must be"),
+        ({"eval_templates": ["a photo"]}, "'eval_templates'"),
+        ({"model_class_name": "HookedTransformer"}, "'model_class_name'"),
+        ({"resume_from_checkpoint": "nowhere"}, "no complete checkpoint"),
+        ({"activations_mixing_fraction": 1.5}, "1.5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_named_before_training(folder, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        VisionSAETrainingRunner(config(folder, **kwargs))
+
+
+def test_a_wrong_width_is_refused(folder):
+    cfg = config(folder)
+    cfg.sae.d_in = 768
+    with pytest.raises(ValueError, match=r"'sae.d_in' is 768, but .* are 32 wide"):
+        VisionSAETrainingRunner(cfg)
+
+
+def test_training_images_are_refused_for_evaluation(folder):
+    with pytest.raises(ValueError, match="held-out"):
+        config(folder, eval_dataset_path=str(folder / "images.parquet"), eval_dataset_split="train")
+
+
+def test_broken_images_are_reported_and_nothing_is_lost(folder, tmp_path, caplog):
+    images = gray_levels(200).cast_column("image", datasets.Image(decode=False))
+    broken = images.map(
+        lambda row, i: row | {"image": {"bytes": b"broken", "path": None} if i == 7 else row["image"]},
+        with_indices=True,
+        features=images.features,
+    )
+    runner = VisionSAETrainingRunner(config(folder, training_tokens=80 * 16), override_dataset=broken)
+    runner.run()
+    assert "row 7: UnidentifiedImageError" in caplog.text
+    assert runner.activations_store.n_bad_images >= 1
+
+
+def test_evaluation_during_training_goes_to_a_file(folder, tmp_path):
+    cfg = config(folder, eval_every_n_steps=10, eval_n_images=6, output_path=str(tmp_path))
+    VisionSAETrainingRunner(cfg, override_eval_dataset=gray_levels(9)).run()
+    lines = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 24]
+    assert all(line["l0"] <= 4.01 and line["explained_variance"] < 1 for line in lines)
+
+
+def test_evaluation_does_not_change_the_training(folder):
+    plain = weights(VisionSAETrainingRunner(config(folder, "batchtopk")).run())
+    cfg = config(folder, "batchtopk", eval_every_n_steps=5, eval_n_images=6)
+    evaluated = VisionSAETrainingRunner(cfg, override_eval_dataset=gray_levels(9)).run()
+    assert_equal(weights(evaluated), plain)
+
+
+def test_final_weights_are_those_of_the_final_checkpoint(folder, tmp_path):
+    cfg = config(folder, save_final_checkpoint=True, checkpoint_path=str(tmp_path))
+    sae = VisionSAETrainingRunner(cfg).run()
+    saved = load_file(tmp_path / "final_384" / "sae_weights.safetensors")
+    assert torch.equal(saved["W_dec"], sae.W_dec.detach())
