@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_lens_sparsemax.evaluation.streaming import RunningMean
-from sae_lens_sparsemax.models.encoding import evaluation_mode
-from sae_lens_sparsemax.models.splice import Hook, keep_mask, splice_hook, zero_hook
+from sae_lens_sparsemax.models.language_models import keep_mask
+from sae_lens_sparsemax.models.splice import Hook, edit_hook, reconstruct
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def evaluate_cross_entropy_baseline(
     for tokens in tqdm(token_batches, desc="CE without SAE", disable=not progress, leave=False):
         keep = keep_mask(tokens, ignore_tokens)
         original.add(_token_losses(model, tokens)[keep[:, :-1]])
-        zeroed = _token_losses(model, tokens, (hook_name, zero_hook))
+        zeroed = _token_losses(model, tokens, (hook_name, edit_hook(torch.zeros_like)))
         ablated.add(zeroed[keep[:, :-1]])
     if original.count == 0:
         raise ValueError("there were no predictions to average the cross-entropy over")
@@ -111,11 +111,10 @@ def evaluate_cross_entropy(
     if hook_name is None:
         raise ValueError("the SAE's metadata has no hook_name, so hook_name must be given")
     spliced = RunningMean()
-    with evaluation_mode(sae):
-        for tokens in tqdm(token_batches, desc="CE with SAE", disable=not progress, leave=False):
-            keep = keep_mask(tokens, ignore_tokens)
-            losses = _token_losses(model, tokens, (hook_name, splice_hook(sae, keep, max_norm)))
-            spliced.add(losses[keep[:, :-1]])
+    for tokens in tqdm(token_batches, desc="CE with SAE", disable=not progress, leave=False):
+        keep = keep_mask(tokens, ignore_tokens)
+        losses = _token_losses(model, tokens, (hook_name, edit_hook(reconstruct(sae), keep, max_norm)))
+        spliced.add(losses[keep[:, :-1]])
     if spliced.count != baseline.n_predictions:
         raise ValueError(
             f"the baseline averages over {baseline.n_predictions} predictions, but these tokens have "

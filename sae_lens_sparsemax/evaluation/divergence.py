@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_lens_sparsemax.evaluation.streaming import RunningMean
-from sae_lens_sparsemax.models.encoding import evaluation_mode
-from sae_lens_sparsemax.models.splice import Hook, keep_mask, splice_hook, zero_hook
+from sae_lens_sparsemax.models.language_models import keep_mask
+from sae_lens_sparsemax.models.splice import Hook, edit_hook, reconstruct
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def evaluate_divergence(
     if hook_name is None:
         raise ValueError("the SAE's metadata has no hook_name, so hook_name must be given")
     spliced, ablated = RunningMean(), RunningMean()
-    with evaluation_mode(sae):
-        for tokens in tqdm(token_batches, desc="KL divergence", disable=not progress, leave=False):
-            keep = keep_mask(tokens, ignore_tokens)
-            original = model.run_with_hooks(tokens, return_type="logits")
-            for mean, hook in ((spliced, splice_hook(sae, keep, max_norm)), (ablated, zero_hook)):
-                for kl, kept in zip(_divergences(model, tokens, original, (hook_name, hook)), keep, strict=True):
-                    mean.add(kl[kept.to(kl.device)])
+    for tokens in tqdm(token_batches, desc="KL divergence", disable=not progress, leave=False):
+        keep = keep_mask(tokens, ignore_tokens)
+        original = model.run_with_hooks(tokens, return_type="logits")
+        splice, zero = edit_hook(reconstruct(sae), keep, max_norm), edit_hook(torch.zeros_like)
+        for mean, hook in ((spliced, splice), (ablated, zero)):
+            for kl, kept in zip(_divergences(model, tokens, original, (hook_name, hook)), keep, strict=True):
+                mean.add(kl[kept.to(kl.device)])
     if spliced.count == 0:
         raise ValueError("there were no positions to average the KL divergence over")
     with_sae, with_zeros = spliced.mean(), ablated.mean()

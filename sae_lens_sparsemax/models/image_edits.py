@@ -13,9 +13,7 @@ from sae_lens import SAE
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, SparseActs, evaluation_mode, sparse_acts
-
-Edit = Callable[[torch.Tensor], torch.Tensor]
-"""Takes the layer's activations, shape (images, tokens, d_in), and returns what the model goes on with."""
+from sae_lens_sparsemax.models.splice import Edit
 
 
 class EmbedImages(Protocol):

@@ -22,6 +22,11 @@ def excluded_token_ids(setting: bool | Sequence[int] | None, model: Any) -> list
     return get_special_token_ids(model.tokenizer) if setting is True else list(setting or [])
 
 
+def keep_mask(tokens: torch.Tensor, ignore_tokens: Sequence[int]) -> torch.Tensor:
+    """Whether each position of token ids of any shape takes part, bool of that shape."""
+    return ~torch.isin(tokens, torch.tensor(list(ignore_tokens), dtype=tokens.dtype, device=tokens.device))
+
+
 def load_language_model(
     model_class_name: str,
     model_name: str,

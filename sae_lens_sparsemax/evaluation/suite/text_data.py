@@ -18,10 +18,10 @@ from sae_lens_sparsemax.models.language_models import (
     check_width,
     excluded_token_ids,
     hook_width,
+    keep_mask,
     load_language_model,
     resolve_hook_name,
 )
-from sae_lens_sparsemax.models.splice import keep_mask
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_lens_sparsemax.explore import app
 from sae_lens_sparsemax.explore.app.session import Session
-from sae_lens_sparsemax.explore.concepts.switching import Change
+from sae_lens_sparsemax.models.splice import Change
 
 HOST = "127.0.0.1"
 _LARGEST_REQUEST = 32 * 1024 * 1024

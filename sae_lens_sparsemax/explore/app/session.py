@@ -17,10 +17,10 @@ from sae_lens import SAE
 from sae_lens_sparsemax.evaluation.naming import embed_words
 from sae_lens_sparsemax.explore.concepts.encoding import hook_name_of, top_concepts
 from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
-from sae_lens_sparsemax.explore.concepts.switching import Change, switch_hook
 from sae_lens_sparsemax.explore.concepts.text import concepts_of_text, token_texts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import resolve_hook_name
+from sae_lens_sparsemax.models.splice import Change, change_concepts, edit_hook
 from sae_lens_sparsemax.models.tokens import Tokens, token_slice
 
 _N_CONCEPTS = 12
@@ -90,7 +90,7 @@ class ImageSession:
             pixels = self.model.preprocess(image)
             before = after = self._scores(self.model(pixels))
             if changes:
-                hook = switch_hook(self.sae, changes, self.positions)
+                hook = edit_hook(change_concepts(self.sae, changes), self.positions)
                 after = self._scores(self.model.run_with_hooks(pixels, fwd_hooks=[(self.hook_name, hook)]))
             answer["outcomes"] = _outcomes(before, after, lambda indices: [self.words[i] for i in indices])
         return answer
@@ -121,7 +121,7 @@ class TextSession:
         token_ids = found.token_ids[None]
         before = after = self.model.run_with_hooks(token_ids, return_type="logits")
         if changes:
-            hook = switch_hook(self.sae, changes, found.is_read)
+            hook = edit_hook(change_concepts(self.sae, changes), found.is_read)
             after = self.model.run_with_hooks(token_ids, return_type="logits", fwd_hooks=[(self.hook_name, hook)])
         before, after = (logits[0, position].float().softmax(-1).cpu() for logits in (before, after))
         outcomes = _outcomes(before, after, lambda indices: token_texts(self.model, torch.tensor(indices)))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession
-from sae_lens_sparsemax.explore.concepts.switching import Change
+from sae_lens_sparsemax.models.splice import Change
 from tests.support.sites import BRIGHT, DEAD
 
 
