@@ -8,7 +8,8 @@ from sae_lens import register_sae_class, register_sae_training_class
 from sae_lens.registry import SAE_CLASS_REGISTRY
 
 from sae_lens_sparsemax.attention.cross_attention import attend
-from sae_lens_sparsemax.attention.sparsemax import select_support, sparsemax
+from sae_lens_sparsemax.attention.gate import sparsemax
+from sae_lens_sparsemax.attention.support import select_support
 from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE

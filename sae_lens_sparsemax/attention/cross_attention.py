@@ -16,21 +16,14 @@ But: nothing here knows of SAEs; projections, norms and biases of the reconstruc
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import embedding_bag
 
 from sae_lens_sparsemax.attention import kernels
-from sae_lens_sparsemax.attention.sparsemax import (
-    Support,
-    gate,
-    row_offsets,
-    select_support,
-    support_activations,
-    support_gradient,
-)
+from sae_lens_sparsemax.attention.gate import gate, support_activations, support_gradient
+from sae_lens_sparsemax.attention.rows import coo, sampled_product, transpose, weighted_rows
+from sae_lens_sparsemax.attention.support import Support, select_support
 
 # Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
 MIN_BLOCK_ROWS = 512
@@ -38,11 +31,6 @@ MIN_BLOCK_ROWS = 512
 BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**27}
 # Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
 MAX_SPARSE_DENSITY = {"cpu": 0.12, "cuda": 0.01}
-
-# torch says once per process that its CSR tensors are in beta, which would surprise in the middle of a training run.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 1), check_invariants=False)
 
 
 class Attention(NamedTuple):
@@ -101,9 +89,9 @@ def attend(
         shape = (query.shape[0], keys.shape[0])
         index = torch.stack([support.row, support.col])
         return Attention(
-            acts=_coo(index, acts, shape),
+            acts=coo(index, acts, shape),
             context=context,
-            scores=_coo(index, support.values, shape),
+            scores=coo(index, support.values, shape),
             counts=support.counts,
             tau=gate_scale * support.tau,
             score_std=score_std,
@@ -178,24 +166,17 @@ class _SparseAttend(torch.autograd.Function):
                 support.crow, support.col, grad_acts, grad_context, keys, values, ctx.gate_scale, ctx.probabilities
             )
         else:
-            d_acts = grad_acts + _sampled_product(support, grad_context, values)
+            d_acts = grad_acts + sampled_product(support.crow, support.col, grad_context, values)
             d_scores = support_gradient(d_acts, row, support.counts, ctx.gate_scale, ctx.probabilities)
             if ctx.needs_input_grad[0]:
                 d_query = weighted_rows(support.crow, support.col, d_scores, keys)
         if any(ctx.needs_input_grad[1:4]):
-            order, offsets = _transpose(support.col, keys.shape[0])
+            order, offsets = transpose(support.col, keys.shape[0])
             token = row[order]
-            if ctx.shared and kernels.usable(query):
-                from sae_lens_sparsemax.attention.kernels.weighted_rows import weighted_rows as sum_both
-
-                d_keys = sum_both(offsets, token, acts[order], grad_context, d_scores[order], query)
-            elif ctx.shared:
+            if ctx.shared:
                 # One pass serves both uses of the concepts: Σ_n a_ni dy_n + dz_ni q_n. Autograd adds the two
                 # gradients of the one tensor, so the second is None.
-                table = torch.cat([grad_context, query])
-                both = torch.stack([token, token + len(query)], 1).flatten()
-                weights = torch.stack([acts[order], d_scores[order]], 1).flatten()
-                d_keys = weighted_rows(2 * offsets, both, weights, table)
+                d_keys = weighted_rows(offsets, token, acts[order], grad_context, d_scores[order], query)
             else:
                 d_keys = weighted_rows(offsets, token, d_scores[order], query)
                 d_values = weighted_rows(offsets, token, acts[order], grad_context)
@@ -216,39 +197,6 @@ def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: b
     return Attention(acts, acts @ values, scores.detach(), counts, tau, scores.detach()[:16].std(correction=0))
 
 
-def weighted_rows(
-    offsets: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, table: torch.Tensor
-) -> torch.Tensor:
-    """(N, d) Σ_j w_j table[index_j] over each of N lists.
-
-    Args: (N + 1,) where each list begins, (nnz,) rows of the (M, d) table, (nnz,) weights in the table's dtype.
-    """
-    if kernels.usable(table):
-        from sae_lens_sparsemax.attention.kernels.weighted_rows import weighted_rows as run
-
-        return run(offsets, index, weights, table)
-    if table.device.type != "cpu":
-        return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
-    # With beta = 0 the library behind the product writes each row once, into memory that nobody had to clear.
-    out = table.new_empty(len(offsets) - 1, table.shape[1])
-    return torch.addmm(out, _csr(offsets, index, weights, len(table)), table, beta=0, out=out)
-
-
-def _sampled_product(support: Support, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(nnz,) the inner products left[row] · right[col] of (N, d) and (M, d) on the support."""
-    pattern = _csr(support.crow, support.col, left.new_zeros(support.col.numel()), len(right))
-    return torch.sparse.sampled_addmm(pattern, left, right.T).values()
-
-
-def _transpose(col: torch.Tensor, n_concepts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Order of the entries by concept, stable in the token, and (M + 1,) where each concept's begin."""
-    return torch.argsort(col, stable=True), row_offsets(col, n_concepts)
-
-
-def _csr(crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, n_columns: int) -> torch.Tensor:
-    return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, n_columns), check_invariants=False)
-
-
 def _concatenate(parts: list[Support]) -> Support:
     if len(parts) == 1:
         return parts[0]
@@ -257,10 +205,6 @@ def _concatenate(parts: list[Support]) -> Support:
         crow.append(part.crow[1:] + crow[-1][-1])
     rest = [torch.cat(columns) for columns in zip(*(part[1:] for part in parts), strict=True)]
     return Support(torch.cat(crow), *rest)
-
-
-def _coo(index: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    return torch.sparse_coo_tensor(index, values, shape, is_coalesced=True, check_invariants=False)
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 
 from sae_lens_sparsemax.attention.cross_attention import select
-from sae_lens_sparsemax.attention.sparsemax import gate, support_activations
+from sae_lens_sparsemax.attention.gate import gate, support_activations
 
 
 def check_finite(sae_in: torch.Tensor, hook_name: str | None, step: int | None = None) -> None:

@@ -10,8 +10,9 @@ from sae_lens.saes.sae import SAE
 from torch import nn
 from typing_extensions import override
 
-from sae_lens_sparsemax.attention.cross_attention import select, weighted_rows
-from sae_lens_sparsemax.attention.sparsemax import row_offsets, support_activations
+from sae_lens_sparsemax.attention.cross_attention import select
+from sae_lens_sparsemax.attention.gate import support_activations
+from sae_lens_sparsemax.attention.rows import row_offsets, weighted_rows
 from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig
 from sae_lens_sparsemax.sae.encoding import (

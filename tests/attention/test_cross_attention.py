@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens_sparsemax.attention import cross_attention
-from sae_lens_sparsemax.attention.cross_attention import attend, select, weighted_rows
+from sae_lens_sparsemax.attention.cross_attention import attend, select
 
 
 @pytest.fixture(autouse=True)
@@ -141,13 +141,6 @@ def test_half_precision_and_autocast_select_what_float32_selects():
         cast = attend(rounded_query.float(), rounded_keys.float(), rounded_keys.float())
     for other in (half, cast):
         assert torch.equal(dense(other.acts), dense(exact.acts))
-
-
-def test_weighted_rows_is_a_sparse_product():
-    table, offsets = torch.randn(5, 3), torch.tensor([0, 2, 2, 3])
-    index, weights = torch.tensor([4, 1, 0]), torch.tensor([0.5, 2.0, -1.0])
-    expected = torch.stack([0.5 * table[4] + 2 * table[1], torch.zeros(3), -table[0]])
-    torch.testing.assert_close(weighted_rows(offsets, index, weights, table), expected)
 
 
 def test_bad_shapes_are_refused_with_what_was_given():

@@ -1,7 +1,7 @@
 """Triton kernels for CUDA: the selection, the score gradients and the weighted sums of concepts, in few launches.
 
-They compute what `sparsemax` and `cross_attention` compute in torch, from the same inputs to the same outputs: the
-supports are equal, sums differ by rounding, and every sum has a fixed order, so two runs give the same bits. Where
+They compute what `support`, `rows` and `cross_attention` compute in torch, from the same inputs to the same outputs:
+the supports are equal, sums differ by rounding, and every sum has a fixed order, so two runs give the same bits. Where
 Triton is missing or tensors are elsewhere, torch computes; nobody has to switch anything on.
 
 - `selection`: scores to CSR supports (chunk maxima, Newton, Michelot, compaction).
@@ -10,7 +10,8 @@ Triton is missing or tensors are elsewhere, torch computes; nobody has to switch
 
 But: written and tested in Triton's interpreter on the CPU and compiled for sm_80 and sm_90; not yet run or timed on a
 GPU, so tile sizes are reasoned, not tuned, and a device is checked against torch on a small problem before it is
-trusted. Importing this package imports no Triton; the modules in it do.
+trusted. Importing this package imports no Triton; the modules in it do. Triton launches on the
+current device, whichever its arguments are on, so the modules make that of their arguments current.
 """
 
 from __future__ import annotations
@@ -46,10 +47,8 @@ def _triton_installed() -> bool:
 
 @functools.cache
 def _passes_self_check(device: torch.device) -> bool:
-    from sae_lens_sparsemax.attention.kernels.self_check import differences
-
     try:
-        problem = differences(device)
+        problem = _differences(device)
     except Exception as error:  # a compiler's or driver's, of whatever kind: torch can do the work
         problem = f"{type(error).__name__}: {error}"
     if problem:
@@ -61,3 +60,46 @@ def _passes_self_check(device: torch.device) -> bool:
 def _supported_by_triton(device: torch.device) -> bool:
     # Triton supports NVIDIA GPUs from Ampere on; ROCm reports capabilities above this.
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _differences(device: torch.device) -> str | None:
+    """What the kernels get wrong on this device, or None; what is right is computed on the CPU in float64."""
+    from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
+    from sae_lens_sparsemax.attention.kernels.selection import select
+    from sae_lens_sparsemax.attention.kernels.weighted_rows import weighted_rows
+
+    generator = torch.Generator().manual_seed(0)
+    query, keys, d_context = (torch.randn(n, 40, generator=generator) for n in (9, 777, 9))
+    scores = 0.1 * query @ keys.T
+    mask = _support_by_sorting(scores)
+    row, col = mask.nonzero(as_tuple=True)
+    values = scores[row, col]
+
+    found = select(scores.to(device), 1.0)
+    if not (torch.equal(found[0].cpu().diff(), mask.sum(-1)) and torch.equal(found[1].cpu(), col)):
+        return "selection finds another support"
+    if not torch.equal(found[2].cpu(), values):
+        return "selection returns other scores"
+
+    crow, index, acts = found[:3]
+    table, upstream = keys.to(device), d_context.to(device)
+    if not _close(weighted_rows(crow, index, acts, table), torch.where(mask, scores, 0).double() @ keys.double()):
+        return "weighted sums differ"
+    d_scores, d_query = score_gradients(crow, index, torch.zeros_like(acts), upstream, table, table, 1.0, False)
+    d_dense = torch.where(mask, d_context.double() @ keys.double().T, 0)
+    if not _close(d_scores, d_dense[row, col]):
+        return "gradients of the scores differ"
+    if not _close(d_query, d_dense @ keys.double()):
+        return "gradients of the queries differ"
+    return None
+
+
+def _support_by_sorting(scores: torch.Tensor) -> torch.Tensor:
+    ranked = scores.double().sort(-1, descending=True).values
+    rank = torch.arange(1, scores.shape[1] + 1, dtype=torch.float64)
+    count = (ranked + (1 - ranked.cumsum(-1)) / rank > 0).sum(-1, keepdim=True)
+    return scores.double() > (ranked.cumsum(-1).gather(1, count - 1) - 1) / count
+
+
+def _close(found: torch.Tensor, right: torch.Tensor) -> bool:
+    return bool((found.cpu().double() - right).abs().max() <= 1e-5 * right.abs().max())

@@ -24,8 +24,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sae_lens_sparsemax.attention.kernels.launch import on_device_of
-
 # Elements of V per tile: 32 registers of 128 threads, with four rows in flight at d = 768.
 TILE = 4096
 
@@ -99,7 +97,7 @@ def score_gradients(
     if n_rows == 0:
         return d_acts, d_query
     block = triton.next_power_of_2(width)
-    with on_device_of(grad_context):
+    with torch.cuda.device_of(grad_context):
         _score_gradients[(n_rows,)](
             crow, col, grad_acts, grad_context, keys, values, d_acts, row_mean, d_query,
             width, SHARED=shared, CENTRED=probabilities, ENTRIES=max(1, TILE // block), BLOCK=block,

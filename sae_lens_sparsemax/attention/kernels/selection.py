@@ -29,15 +29,13 @@ import torch
 import triton
 import triton.language as tl
 
-from sae_lens_sparsemax.attention.kernels.launch import on_device_of
-
 # Scores per chunk where rows are narrow enough; and the maxima that one program holds, 32 registers of 128 threads.
 MIN_CHUNK = 32
 MAX_CHUNKS = 4096
 # Scores per tile: 16 registers of 128 threads in the first read, 8 where float64 doubles what a tile takes.
 STRIP = 2048
 TILE = 1024
-# As in `sparsemax`: Newton's float32 rounding stays far below this share of the budget, so no candidate is lost.
+# As in `support`: Newton's float32 rounding stays far below this share of the budget, so no candidate is lost.
 BOUND_MARGIN = tl.constexpr(1e-4)
 NEWTON_TOLERANCE = tl.constexpr(1e-3)
 MAX_NEWTON_STEPS = tl.constexpr(100)
@@ -142,7 +140,7 @@ def _write_support(
 
 
 def select(scores: torch.Tensor, budget: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The supports that `sparsemax.select_support` finds.
+    """The supports that `support.select_support` finds.
 
     Args:
         scores: (N, M) float32 or float64, M >= 1; −inf entries are never selected.
@@ -166,7 +164,7 @@ def select(scores: torch.Tensor, budget: float) -> tuple[torch.Tensor, torch.Ten
     # A float argument would reach the kernel rounded to float32.
     exact_budget = scores.new_full((1,), budget, dtype=torch.float64)
     strip, tile = max(1, STRIP // chunk), max(TILE, chunk)
-    with on_device_of(scores):
+    with torch.cuda.device_of(scores):
         _chunk_maxima[(n_rows, triton.cdiv(n_chunks, strip))](
             scores, maxima, n_columns, n_chunks, CHUNK=chunk, CHUNKS=strip
         )

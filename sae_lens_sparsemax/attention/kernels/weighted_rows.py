@@ -24,8 +24,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sae_lens_sparsemax.attention.kernels.launch import on_device_of
-
 # Entries per program: twice a usual support, so that tokens are rarely split and hot concepts are shared by many.
 SEGMENT = 64
 # Columns per program: 768 = 3 · 256 wastes no lane, and each gathered piece is still 1 KiB of one row.
@@ -121,7 +119,7 @@ def weighted_rows(
     partial = table.new_empty(n_further, width)
     block = min(MAX_BLOCK, triton.next_power_of_2(width))
     n_blocks = triton.cdiv(width, block)
-    with on_device_of(table):
+    with torch.cuda.device_of(table):
         _sum_segments[(n_lists + n_further, n_blocks)](
             offsets, index, weights, table, second_weights, second_table, further_offsets, list_of_further,
             out, partial, n_lists, width, TWO=two, SEGMENT=SEGMENT, ENTRIES=ENTRIES, BLOCK=block, num_warps=2,

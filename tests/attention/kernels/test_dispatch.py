@@ -5,22 +5,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_lens_sparsemax.attention import cross_attention, kernels
+from sae_lens_sparsemax.attention import cross_attention, kernels, rows
 from sae_lens_sparsemax.attention.cross_attention import attend
 from tests.attention.test_cross_attention import dense, example, plain
 
 
 @pytest.fixture
 def always_kernels(monkeypatch):
-    """Kernels for tensors of any device, and torch's way barred."""
+    """Kernels for tensors of any device, and torch's ways barred."""
     pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
 
     def refuse(*_, **__):
         raise AssertionError("torch was asked for what a kernel does")
 
     monkeypatch.setattr(kernels, "usable", lambda tensor: True)
-    monkeypatch.setattr(cross_attention, "embedding_bag", refuse)
-    monkeypatch.setattr(cross_attention, "_sampled_product", refuse)
+    monkeypatch.setattr(rows, "embedding_bag", refuse)
+    monkeypatch.setattr(cross_attention, "sampled_product", refuse)
     for device in ("cpu", "cuda"):
         monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, device, 1.0)
 
@@ -67,23 +67,22 @@ def test_kernels_serve_float_tensors_on_a_gpu_that_triton_knows(monkeypatch):
 
 def test_the_self_check_passes_and_sees_a_wrong_support(monkeypatch):
     pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
-    from sae_lens_sparsemax.attention.kernels import self_check
+    from sae_lens_sparsemax.attention.kernels import selection
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    assert self_check.differences(device) is None
-    right = self_check.select
-    monkeypatch.setattr(self_check, "select", lambda z, b: right(z, 2 * b))
-    assert self_check.differences(device) == "selection finds another support"
+    assert kernels._differences(device) is None
+    right = selection.select
+    monkeypatch.setattr(selection, "select", lambda z, b: right(z, 2 * b))
+    assert kernels._differences(device) == "selection finds another support"
 
 
 def test_a_device_that_fails_the_self_check_is_left_to_torch_with_a_warning(monkeypatch):
     pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
-    from sae_lens_sparsemax.attention.kernels import self_check
 
     def broken(device):
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(self_check, "differences", broken)
+    monkeypatch.setattr(kernels, "_differences", broken)
     monkeypatch.setattr(kernels, "_triton_installed", lambda: True)
     monkeypatch.setattr(kernels, "_supported_by_triton", lambda device: True)
     kernels._passes_self_check.cache_clear()

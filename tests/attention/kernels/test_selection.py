@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.attention.sparsemax import select_support
-from tests.attention.test_sparsemax import DISTRIBUTIONS, sorted_support
+from sae_lens_sparsemax.attention.support import select_support
+from tests.attention.test_support import DISTRIBUTIONS, sorted_support
 
 pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
 from sae_lens_sparsemax.attention.kernels import selection

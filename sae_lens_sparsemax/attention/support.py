@@ -1,4 +1,4 @@
-"""Sparsemax and its support, exactly, without sorting.
+"""The support of sparsemax, exactly, without sorting.
 
 For a row z of M scores and a budget b > 0 this module finds the threshold τ with Σ max(z_i − τ, 0) = b and the
 support S = {i : z_i > τ}. Budget 1 is sparsemax itself, the Euclidean projection onto the simplex (Martins &
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from sae_lens_sparsemax.attention import kernels
+from sae_lens_sparsemax.attention.rows import row_offsets
 
 # Scores per chunk, in rows of fewer than WIDE scores and in wider ones: the maxima of short chunks bound τ tightly and
 # waste little, those of long ones are fewer.
@@ -204,85 +205,3 @@ def _round_down(tau: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _flat_nonzero(mask: torch.Tensor) -> torch.Tensor:
     return mask.view(-1).nonzero().squeeze(1)
-
-
-def row_offsets(row: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """(n_rows + 1,) where each row's entries begin once (nnz,) entries are sorted by their row."""
-    crow = torch.zeros(n_rows + 1, dtype=torch.int64, device=row.device)
-    torch.cumsum(torch.bincount(row, minlength=n_rows), 0, out=crow[1:])
-    return crow
-
-
-class _Gate(torch.autograd.Function):
-    """Dense activations from dense scores. Outside the support every derivative is exactly zero."""
-
-    @staticmethod
-    def forward(ctx, z: torch.Tensor, gate_scale: float, probabilities: bool) -> torch.Tensor:
-        support = select_support(z, 1.0 / gate_scale)
-        acts = support_activations(support, gate_scale, probabilities)
-        ctx.gate_scale, ctx.probabilities = gate_scale, probabilities
-        row = support.row
-        ctx.save_for_backward(row, support.col)
-        ctx.counts = support.counts
-        return torch.zeros_like(z).index_put_((row, support.col), acts.to(z.dtype))
-
-    @staticmethod
-    def backward(ctx, *grads: torch.Tensor):
-        (grad,) = grads
-        row, col = ctx.saved_tensors
-        on_support = support_gradient(grad[row, col], row, ctx.counts, ctx.gate_scale, ctx.probabilities)
-        return torch.zeros_like(grad).index_put_((row, col), on_support), None, None
-
-
-def support_activations(support: Support, gate_scale: float, probabilities: bool) -> torch.Tensor:
-    """(nnz,) activations on the support: g·z − τ (they sum to 1 in each row), or the scores z themselves."""
-    if not probabilities:
-        return support.values
-    above = support.values.double() - support.tau[support.row]
-    return (gate_scale * above).to(support.values.dtype)
-
-
-def support_gradient(
-    grad: torch.Tensor, row: torch.Tensor, counts: torch.Tensor, gate_scale: float, probabilities: bool
-) -> torch.Tensor:
-    """(nnz,) dL/dz on the support from (nnz,) dL/d(activation): itself, or g times it less its row's mean."""
-    if not probabilities:
-        return grad
-    total = torch.zeros(len(counts), dtype=grad.dtype, device=grad.device).index_add_(0, row, grad)
-    return gate_scale * (grad - (total / counts)[row])
-
-
-def gate(z: torch.Tensor, gate_scale: float = 1.0, probabilities: bool = True) -> torch.Tensor:
-    """Dense activations on the support of sparsemax(g·z), differentiable in z.
-
-    Args:
-        z: (..., M) scores of any float dtype.
-        gate_scale: g > 0; a larger one selects fewer concepts.
-        probabilities: g·z − τ on the support if true, z itself if false.
-
-    Returns:
-        (..., M), zero outside the support, in the dtype of z.
-
-    Raises:
-        ValueError: z has no last dimension to select from, or g is not positive.
-    """
-    if z.ndim == 0:
-        raise ValueError("scores must have at least one dimension, got a scalar")
-    if not gate_scale > 0:
-        raise ValueError(f"gate_scale must be positive, got {gate_scale}")
-    rows = z.reshape(-1, z.shape[-1])
-    return _Gate.apply(rows, gate_scale, probabilities).reshape(z.shape)  # type: ignore[no-any-return]
-
-
-def sparsemax(z: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """argmin_p ‖p − z‖² over the probability simplex along `dim` (the paper's Eq. 4).
-
-    Args:
-        z: scores of any shape and float dtype, finite.
-        dim: the dimension that is projected.
-
-    Returns:
-        Probabilities of the shape and dtype of z; exactly zero outside the support. Differentiable, gradient
-        g − mean_S(g) on the support.
-    """
-    return gate(z.movedim(dim, -1)).movedim(-1, dim)

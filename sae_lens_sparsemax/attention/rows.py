@@ -1,0 +1,84 @@
+"""Sums over lists of rows: sparse matrices in CSR form against tables, and the lists turned from rows to columns.
+
+Over CSR lists (a token's concepts) these are the context and dL/d(query), over the transposed (CSC) lists (a concept's
+tokens) dL/d(keys) and dL/d(values). Every sum has a fixed order on the CPU and in the kernels.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch.nn.functional import embedding_bag
+
+from sae_lens_sparsemax.attention import kernels
+
+# torch says once per process that its CSR tensors are in beta, which would surprise in the middle of a training run.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 1), check_invariants=False)
+
+
+def row_offsets(row: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """(n_rows + 1,) where each row's entries begin once (nnz,) entries are sorted by their row."""
+    crow = torch.zeros(n_rows + 1, dtype=torch.int64, device=row.device)
+    torch.cumsum(torch.bincount(row, minlength=n_rows), 0, out=crow[1:])
+    return crow
+
+
+def weighted_rows(
+    offsets: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    table: torch.Tensor,
+    more_weights: torch.Tensor | None = None,
+    more_table: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(N, d) Σ_j w_j table[index_j] over each of N lists, plus the same over a second table where one is given.
+
+    Args:
+        offsets: (N + 1,) where each list begins. index: (nnz,) rows of the tables.
+        weights, more_weights: (nnz,) and table, more_table: (M, d), all of one float dtype.
+    """
+    if kernels.usable(table):
+        from sae_lens_sparsemax.attention.kernels.weighted_rows import weighted_rows as run
+
+        return run(offsets, index, weights, table, more_weights, more_table)
+    if more_weights is not None and more_table is not None:
+        # One pass over both tables, laid end to end.
+        index = torch.stack([index, index + len(table)], 1).flatten()
+        weights = torch.stack([weights, more_weights], 1).flatten()
+        offsets, table = 2 * offsets, torch.cat([table, more_table])
+    if table.device.type != "cpu":
+        return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+    # With beta = 0 the library behind the product writes each row once, into memory that nobody had to clear.
+    out = table.new_empty(len(offsets) - 1, table.shape[1])
+    return torch.addmm(out, _csr(offsets, index, weights, len(table)), table, beta=0, out=out)
+
+
+def sampled_product(crow: torch.Tensor, col: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """(nnz,) the inner products left[row] · right[col] of (N, d) and (M, d) at the entries of CSR lists."""
+    pattern = _csr(crow, col, left.new_zeros(col.numel()), len(right))
+    return torch.sparse.sampled_addmm(pattern, left, right.T).values()
+
+
+def transpose(col: torch.Tensor, n_concepts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order of the entries by concept, stable in the token, and (M + 1,) where each concept's begin."""
+    return torch.argsort(col, stable=True), row_offsets(col, n_concepts)
+
+
+def coo(index: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """The sparse COO matrix of (2, nnz) indices in row order, each once, and (nnz,) values."""
+    return torch.sparse_coo_tensor(index, values, shape, is_coalesced=True, check_invariants=False)
+
+
+def scale_rows(matrix: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """(N, M) sparse COO (coalesced) or dense, each row times its (N, 1) factor."""
+    if not matrix.is_sparse:
+        return matrix * factor
+    index = matrix.indices()
+    return coo(index, matrix.values() * factor.squeeze(-1)[index[0]], (matrix.shape[0], matrix.shape[1]))
+
+
+def _csr(crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, n_columns: int) -> torch.Tensor:
+    return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, n_columns), check_invariants=False)

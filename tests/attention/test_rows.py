@@ -1,0 +1,32 @@
+"""Sums over lists of rows against dense products."""
+
+import torch
+
+from sae_lens_sparsemax.attention.rows import coo, sampled_product, scale_rows, transpose, weighted_rows
+
+
+def test_weighted_rows_is_a_sparse_product():
+    table, offsets = torch.randn(5, 3), torch.tensor([0, 2, 2, 3])
+    index, weights = torch.tensor([4, 1, 0]), torch.tensor([0.5, 2.0, -1.0])
+    expected = torch.stack([0.5 * table[4] + 2 * table[1], torch.zeros(3), -table[0]])
+    torch.testing.assert_close(weighted_rows(offsets, index, weights, table), expected)
+
+
+def test_two_tables_are_summed_over_the_same_lists():
+    tables, weights = torch.randn(2, 5, 3), torch.randn(2, 3)
+    offsets, index = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 1, 0])
+    both = weighted_rows(offsets, index, weights[0], tables[0], weights[1], tables[1])
+    apart = sum(weighted_rows(offsets, index, w, t) for w, t in zip(weights, tables, strict=True))
+    torch.testing.assert_close(both, apart)
+
+
+def test_lists_of_a_matrix_scale_sample_and_transpose_as_the_matrix_does():
+    dense = torch.tensor([[0.0, 2.0, -1.0], [0.0, 0.0, 0.0], [3.0, 0.0, 4.0]])
+    row, col = dense.nonzero(as_tuple=True)
+    crow, factor = torch.tensor([0, 2, 2, 4]), torch.tensor([[2.0], [1.0], [-1.0]])
+    matrix = coo(torch.stack([row, col]), dense[row, col], (3, 3))
+    assert torch.equal(scale_rows(matrix, factor).to_dense(), scale_rows(dense, factor))
+    left, right = torch.randn(3, 5), torch.randn(3, 5)
+    torch.testing.assert_close(sampled_product(crow, col, left, right), (left @ right.T)[row, col])
+    order, offsets = transpose(col, 3)
+    assert torch.equal(dense[row, col][order], torch.tensor([3.0, 2.0, -1.0, 4.0])) and offsets.tolist() == [0, 1, 2, 4]
