@@ -7,6 +7,8 @@ from typing import Any
 
 from sae_lens import SAE
 
+from sae_lens_sparsemax.display.tables import markdown_table
+
 FRONT_MATTER = """\
 ---
 library_name: saelens
@@ -94,7 +96,7 @@ def _training(sae: SAE[Any]) -> dict[str, Any]:
         "data set": metadata.dataset_path,
         "context": metadata.context_size,
         "structure": details.get("structure"),
-        "target L0": "none" if target is None else target,
+        "target L0": "none" if target is None else str(target),
         "loss weighting": details.get("loss_weighting"),
         "dtype": sae.cfg.dtype,
         "SAELens": metadata.sae_lens_training_version,
@@ -103,14 +105,6 @@ def _training(sae: SAE[Any]) -> dict[str, Any]:
 
 def _table(rows: Mapping[str, dict[str, Any]]) -> str:
     """A Markdown table with one row per SAE."""
-    names = list(next(iter(rows.values())))
-    lines = ["| id | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for sae_id, row in rows.items():
-        lines.append("| " + " | ".join(_cell(value) for value in (sae_id, *row.values())) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None or value == "":
-        return UNKNOWN
-    return " ".join(str(value).replace("|", "\\|").split())
+    header = ["id", *next(iter(rows.values()))]
+    cells = ([sae_id, *(None if value == "" else value for value in row.values())] for sae_id, row in rows.items())
+    return markdown_table(header, cells, missing=UNKNOWN) + "\n"

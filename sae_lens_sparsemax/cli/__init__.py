@@ -4,3 +4,6 @@ A module has HELP (one line), EPILOG (examples and more), OPTIONS (the long opti
 `--key value` replaces a key of its configuration, else None), add_arguments(parser), and run(options, overrides),
 which does the work and returns the exit status. It imports torch and SAELens only when it runs.
 """
+
+STOPPED = 130
+"""The shell's status for a command ended by Ctrl-C."""

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from sae_lens_sparsemax.cli.printing import STOPPED
+from sae_lens_sparsemax.cli import STOPPED
 
 HELP = "Store the activations that a vision run trains on, to train from them."
 OPTIONS = {"--debug", "--help"}

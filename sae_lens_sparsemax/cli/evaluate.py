@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sae_lens_sparsemax.cli.printing import print_table
+from sae_lens_sparsemax.display.tables import text_table
 
 HELP = "Measure a saved SAE of any SAELens architecture."
 OPTIONS = {"--suite", "--config", "--groups", "--output", "--overwrite", "--debug", "--help"}
@@ -111,7 +111,7 @@ def _saelens(options: argparse.Namespace, settings: dict[str, Any], beside_text:
     result = evaluate_sae(load_sae(options.path, given.device), given)
     on = result["on"]
     print(f"\n{options.path} at {on['hook_name']} of {on['model']}, on {on['dataset']} ({on['dataset_split']})")
-    print_table(results_table(result))
+    print(text_table(results_table(result)))
     folder = Path(options.path)
     output = options.output or (folder / "evaluation.json" if folder.is_dir() else None)
     if output is not None:
@@ -134,5 +134,5 @@ def _suite(options: argparse.Namespace, suite: Any, settings: dict[str, Any]) ->
     )
     for title, rows in tables(result.results):
         print(f"\n{title}")
-        print_table(rows)
+        print(text_table(rows))
     print(f"\nReport: {result.report}; all measures: {result.folder / 'results.json'}")

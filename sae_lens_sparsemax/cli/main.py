@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_lens_sparsemax.cli import (
+    STOPPED,
     app,
     cache_activations,
     compare,
@@ -18,7 +19,6 @@ from sae_lens_sparsemax.cli import (
     suggest_k,
     train,
 )
-from sae_lens_sparsemax.cli.printing import STOPPED
 from sae_lens_sparsemax.training.memory import keep_freed_memory
 
 COMMANDS: dict[str, Any] = {

@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from sae_lens_sparsemax.cli.printing import STOPPED, print_table
+from sae_lens_sparsemax.cli import STOPPED
+from sae_lens_sparsemax.display.tables import text_table
 
 HELP = "Train and evaluate an SAE on a small embedded model; needs no network."
 OPTIONS = None
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa:
         print("Stopped.", file=sys.stderr)
         return STOPPED
     print(f"\nTrained, saved, loaded back and evaluated on held-out {_HELD_OUT[what]} in {seconds:.0f} s.")
-    print_table(results_table(evaluation))
+    print(text_table(results_table(evaluation)))
     print(f"""\
 In {folder}:
   sae_weights.safetensors, cfg.json    the SAE: sae_lens.SAE.load_from_disk("{folder}")

@@ -10,6 +10,7 @@ from sae_lens_sparsemax.cli.quickstart_text import QuickstartResult, train_and_e
 from sae_lens_sparsemax.data.drawings import CAPTION
 from sae_lens_sparsemax.data.images import class_names_of, load_image_dataset
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
+from sae_lens_sparsemax.display.tables import percent
 from sae_lens_sparsemax.evaluation.eval_images import load_eval_images
 from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
@@ -82,17 +83,17 @@ def evaluate_on_drawings(folder: Path) -> dict[str, Any]:
     }
 
 
-def results_table(result: dict[str, Any]) -> list[tuple[str, str]]:
+def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
     """The rows of the table that the command prints: what was measured, and its value."""
     ours, model, on = result["reconstruction"], result["model"], result["on"]
     return [
-        ("L0, mean", f"{ours['l0']:.1f}"),
+        ("L0, mean", ours["l0"]),
         ("L0, 5th / 50th / 95th percentile", " / ".join(f"{ours[f'l0_p{p}']:.0f}" for p in (5, 50, 95))),
-        ("explained variance", f"{ours['explained_variance']:.4f}"),
-        ("cosine similarity", f"{ours['cosine_similarity']:.4f}"),
-        (f"zero-shot accuracy, {on['n_classes']} classes", f"{100 * model['zero_shot_accuracy_without_sae']:.1f} %"),
-        ("the same with the SAE spliced in", f"{100 * model['zero_shot_accuracy']:.1f} %"),
-        ("contrastive loss", f"{model['contrastive_loss_without_sae']:.4f}"),
-        ("the same with the SAE spliced in", f"{model['contrastive_loss']:.4f}"),
-        (f"dead in {ours['n_tokens']:,} tokens", f"{100 * ours['dead_fraction']:.2f} %"),
+        ("explained variance", ours["explained_variance"]),
+        ("cosine similarity", ours["cosine_similarity"]),
+        (f"zero-shot accuracy, {on['n_classes']} classes", percent(model["zero_shot_accuracy_without_sae"])),
+        ("the same with the SAE spliced in", percent(model["zero_shot_accuracy"])),
+        ("contrastive loss", model["contrastive_loss_without_sae"]),
+        ("the same with the SAE spliced in", model["contrastive_loss"]),
+        (f"dead in {ours['n_tokens']:,} tokens", percent(ours["dead_fraction"], 2)),
     ]

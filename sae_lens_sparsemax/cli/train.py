@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from sae_lens_sparsemax.cli.printing import STOPPED
+from sae_lens_sparsemax.cli import STOPPED
 
 HELP = "Train an SAE as a YAML file says."
 OPTIONS = {"--resume", "--overwrite", "--dry-run", "--debug", "--help"}

@@ -1,17 +1,16 @@
 """The tables of a comparison, as Markdown for people and CSV for programs."""
 
-import csv
-import io
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.matched import matched_values
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import Point
+from sae_lens_sparsemax.display.tables import csv_table, markdown_table, mean_and_std, number
 from sae_lens_sparsemax.files import atomic_write_text
 
 # Measures shown in the Markdown table, where they exist, with their heading and number of digits. The CSV
@@ -40,9 +39,9 @@ def write_tables(cfg: CompareConfig, points: Sequence[Point], results: Sequence[
 
     Everything that is written comes from the results, so the files can be rebuilt at any time.
     """
-    atomic_write_text(folder / "table.csv", _csv(point_row(cfg, point) for point in points))
-    atomic_write_text(folder / "matched.csv", _csv(asdict(value) for value in matched_values(cfg, points)))
-    atomic_write_text(folder / "runs.csv", _csv(run_row(result) for result in results))
+    atomic_write_text(folder / "table.csv", csv_table(point_row(cfg, point) for point in points))
+    atomic_write_text(folder / "matched.csv", csv_table(asdict(value) for value in matched_values(cfg, points)))
+    atomic_write_text(folder / "runs.csv", csv_table(run_row(result) for result in results))
     table = folder / "table.md"
     atomic_write_text(table, markdown(cfg, points, results))
     return table
@@ -56,8 +55,8 @@ def point_row(cfg: CompareConfig, point: Point) -> dict[str, Any]:
         "lr": point.lr,
         "lr_at_edge": point.lr_at_edge,
         "seeds": len(point.results),
-        "training_dead_fraction": _mean(result.training_dead_fraction for result in point.results),
-        "training_seconds": _mean(result.training_seconds for result in point.results),
+        "training_dead_fraction": fmean(result.training_dead_fraction for result in point.results),
+        "training_seconds": fmean(result.training_seconds for result in point.results),
     }
     for dataset in cfg.evaluation_sets:
         for measure in _measures(point.results, dataset):
@@ -97,12 +96,12 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
                 f"{point.sparsity_field} {point.sparsity:g}",
                 f"{point.lr:g}{'*' if point.lr_at_edge else ''}",
                 *(_cell(point, dataset, measure) for measure in columns),
-                f"{_mean(r.training_dead_fraction for r in point.results):.4f}",
-                f"{_mean(r.training_seconds for r in point.results):.0f}",
+                fmean(r.training_dead_fraction for r in point.results),
+                number(fmean(r.training_seconds for r in point.results), 0),
             ]
             for point in points
         ]
-        lines += ["", f"## {dataset}", "", *_markdown_table(header, rows), *_matched_tables(cfg, points, dataset)]
+        lines += ["", f"## {dataset}", "", markdown_table(header, rows), *_matched_tables(cfg, points, dataset)]
     chosen = {(point.arm, point.sparsity, point.lr) for point in points}
     first = cfg.evaluation_sets[0]
     rows = [
@@ -110,17 +109,17 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
             result.arm,
             f"{result.sparsity_field} {result.sparsity:g}",
             f"{result.lr:g}",
-            str(result.seed),
-            _number(result.metrics["validation"]["explained_variance"], 4),
-            _number(result.metrics[first]["explained_variance"], 4),
-            _number(result.metrics[first]["l0"], 1),
-            _number(result.metrics[first]["dead_fraction"], 4),
+            result.seed,
+            number(result.metrics["validation"]["explained_variance"], 4),
+            number(result.metrics[first]["explained_variance"], 4),
+            number(result.metrics[first]["l0"], 1),
+            number(result.metrics[first]["dead_fraction"], 4),
             "best" if (result.arm, result.sparsity, result.lr) in chosen else "",
         ]
         for result in results
     ]
     header = ["arm", "setting", "lr", "seed", "EV validation", f"EV {first}", f"L0 {first}", "dead", ""]
-    return "\n".join([*lines, "", "## All runs", "", *_markdown_table(header, rows), ""])
+    return "\n".join([*lines, "", "## All runs", "", markdown_table(header, rows), ""])
 
 
 def _matched_tables(cfg: CompareConfig, points: Sequence[Point], dataset: str) -> list[str]:
@@ -129,45 +128,18 @@ def _matched_tables(cfg: CompareConfig, points: Sequence[Point], dataset: str) -
     for measure in dict.fromkeys(value.measure for value in here):
         name, digits = COLUMNS[measure]
         rows = [
-            [arm, *(_mean_and_std(v.mean, v.std, digits) for v in here if (v.arm, v.measure) == (arm, measure))]
+            [arm, *(mean_and_std(v.mean, v.std, digits) for v in here if (v.arm, v.measure) == (arm, measure))]
             for arm in dict.fromkeys(value.arm for value in here)
         ]
         header = [f"{name} at L0", *(f"{l0:g}" for l0 in cfg.matched_l0)]
-        lines += ["", f"### {name} at the same L0 on {dataset}, interpolated", "", *_markdown_table(header, rows)]
+        lines += ["", f"### {name} at the same L0 on {dataset}, interpolated", "", markdown_table(header, rows)]
     return lines
 
 
 def _cell(point: Point, dataset: str, measure: str) -> str:
     digits = COLUMNS[measure][1]
-    return _mean_and_std(point.mean(dataset, measure), point.std(dataset, measure), digits)
-
-
-def _mean_and_std(mean: float, std: float, digits: int) -> str:
-    return _number(mean, digits) + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "n/a" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    return mean_and_std(point.mean(dataset, measure), point.std(dataset, measure), digits)
 
 
 def _measures(results: Iterable[RunResult], dataset: str) -> list[str]:
     return list(dict.fromkeys(m for result in results for m in result.metrics.get(dataset, {})))
-
-
-def _csv(rows: Iterable[dict[str, Any]]) -> str:
-    rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)

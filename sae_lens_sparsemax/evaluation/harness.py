@@ -6,7 +6,6 @@ Model, hook, data and context are read from the SAE's metadata, and can be repla
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_sparsemax.data.texts import load_text_dataset, require_one_context
+from sae_lens_sparsemax.display.tables import percent
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.models.language_models import (
     check_width,
@@ -160,12 +160,12 @@ def open_text(sae: SAE[Any], settings: EvaluationSettings) -> OpenText:
     return OpenText(model, store, excluded, on)
 
 
-def results_table(result: dict[str, Any]) -> list[tuple[str, str]]:
+def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
     """The rows of the table that ``sparsemax-sae evaluate`` prints: what was measured, and its value."""
     ours = result["reconstruction"]
     ce = result["saelens"]["model_performance_preservation"]
     kl = result["saelens"]["model_behavior_preservation"]
-    rows: list[tuple[str, Any]] = [
+    return [
         ("L0, mean", ours["l0"]),
         ("L0, 5th / 50th / 95th percentile", " / ".join(f"{ours[f'l0_p{p}']:.0f}" for p in (5, 50, 95))),
         ("explained variance", ours["explained_variance"]),
@@ -176,9 +176,8 @@ def results_table(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("CE loss score (1 is best)", ce["ce_loss_score"]),
         ("KL divergence with SAE", kl["kl_div_with_sae"]),
         ("norm out / norm in", result["saelens"]["shrinkage"]["l2_ratio"]),
-        (f"dead in {ours['n_tokens']:,} tokens", f"{100 * ours['dead_fraction']:.2f} %"),
+        (f"dead in {ours['n_tokens']:,} tokens", percent(ours["dead_fraction"], 2)),
     ]
-    return [(name, value if isinstance(value, str) else _number(value)) for name, value in rows]
 
 
 def _resolve(sae: SAE[Any], settings: EvaluationSettings) -> dict[str, Any]:
@@ -205,7 +204,3 @@ def _resolve(sae: SAE[Any], settings: EvaluationSettings) -> dict[str, Any]:
 def _activations(store: ActivationsStore, n_batches: int) -> Iterator[torch.Tensor]:
     for _ in range(n_batches):
         yield store.get_filtered_llm_batch()
-
-
-def _number(value: float) -> str:
-    return "not finite" if not math.isfinite(value) else f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"

@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from sae_lens_sparsemax.display.tables import markdown_table
+
 LABELS = {
     "sparsemax": "sparsemax (scores)",
     "probabilities": "sparsemax (probabilities)",
@@ -21,12 +23,12 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: one row per problem, time and memory of every pass that was measured in any of them."""
     names = [name for name in LABELS if any(f"{name}_time" in row for row in rows)]
     header = ["N", "M", "support", "floor, ms"] + [f"{LABELS[name]}: time, memory" for name in names]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in rows:
-        cells = [str(row["n_tokens"]), f"{row['d_sae']:,}", str(row["support"]), f"{row['floor_ms']:.0f}"]
-        cells += [_cell(row.get(f"{name}_time"), row.get(f"{name}_memory")) for name in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = (
+        [str(row["n_tokens"]), row["d_sae"], row["support"], f"{row['floor_ms']:.0f}"]
+        + [_cell(row.get(f"{name}_time"), row.get(f"{name}_memory")) for name in names]
+        for row in rows
+    )
+    return markdown_table(header, cells)
 
 
 def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from sae_lens_sparsemax.display.tables import markdown_table
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 from sae_lens_sparsemax.settings.overrides import split_overrides
 from sae_lens_sparsemax.training.config_file import load_config
@@ -135,17 +136,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def as_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
     """Markdown: what a step costs in each form, and the shares of the time between two steps."""
-    lines = [
-        "| form | SAE step | tokens/s with the model | peak memory | " + " | ".join(SHARES) + " |",
-        "|" + "---|" * (4 + len(SHARES)),
-    ]
-    for form, row in rows:
-        shares = " | ".join(f"{row['shares'][name]:.0%}" for name in SHARES)
-        lines.append(
-            f"| {form} | {1e3 * row['step_seconds']:.0f} ms | {row['tokens_per_second']:.0f} "
-            f"| {row['peak_rss_gb']:.2f} GB | {shares} |"
-        )
-    return "\n".join(lines)
+    cells = (
+        [
+            form,
+            f"{1e3 * row['step_seconds']:.0f} ms",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['peak_rss_gb']:.2f} GB",
+            *(f"{row['shares'][name]:.0%}" for name in SHARES),
+        ]
+        for form, row in rows
+    )
+    return markdown_table(["form", "SAE step", "tokens/s with the model", "peak memory", *SHARES], cells)
 
 
 if __name__ == "__main__":

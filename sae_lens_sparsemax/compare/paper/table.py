@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_lens_sparsemax.compare.paper.recipe import Recipe
-from sae_lens_sparsemax.evaluation.suite.report import markdown_table, number
+from sae_lens_sparsemax.display.tables import csv_table, markdown_table
 from sae_lens_sparsemax.files import atomic_write_text
 
 Rows = dict[str, list[float | None]]
@@ -60,19 +58,15 @@ def row(recipe: Recipe, groups: Mapping[str, Any]) -> list[float | None]:
 
 def write_table(recipe: Recipe, rows: Rows, folder: Path, command: str) -> Path:
     """Write `table.md` and `table.csv` and return the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["SAE", *recipe.columns])
-    writer.writerows([name, *values] for name, values in rows.items())
-    atomic_write_text(folder / "table.csv", text.getvalue())
-    names = list(recipe.columns.values())
-    shown = [[name, *map(_cell, values, names)] for name, values in rows.items()]
+    header = ["SAE", *recipe.columns]
+    csv = csv_table(dict(zip(header, [name, *values], strict=True)) for name, values in rows.items())
+    atomic_write_text(folder / "table.csv", csv)
+    shown = [[name, *map(_cell, values, recipe.columns.values())] for name, values in rows.items()]
     lines = [f"# {recipe.title}", "", f"`{command}`", "", "## Measured", ""]
-    lines += markdown_table(["SAE", *recipe.columns], shown)
+    lines += [markdown_table(header, shown)]
     if recipe.paper:
         said = [[name, *(f"{value:g}" for value in values)] for name, values in recipe.paper.items()]
-        lines += ["", "## The paper", "", *markdown_table(["SAE", *(recipe.paper_columns or recipe.columns)], said)]
+        lines += ["", "## The paper", "", markdown_table(["SAE", *(recipe.paper_columns or recipe.columns)], said)]
     if recipe.notes:
         lines += ["", recipe.notes.strip()]
     table = folder / "table.md"
@@ -91,8 +85,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _cell(value: float | None, name: str) -> str:
+def _cell(value: float | None, name: str) -> float | str | None:
     """A value as it is shown; accuracies in per cent, as in the paper."""
-    if value is None:
-        return "n/a"
-    return f"{100 * value:.1f}" if name.endswith((".classes", ".images")) else number(value)
+    is_accuracy = value is not None and name.endswith((".classes", ".images"))
+    return f"{100 * value:.1f}" if is_accuracy else value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_lens_sparsemax.display.tables import markdown_table, number, percent
 from sae_lens_sparsemax.files import atomic_write_text
 
-Row = tuple[str, str]
+Row = tuple[str, Any]
 
 _RECONSTRUCTION = {
     "explained_variance": "explained variance, 1 − FVU",
@@ -42,7 +43,7 @@ def write_report(results: Mapping[str, Any], pictures: Iterable[Path], folder: P
         "",
     ]
     for title, rows in tables(results):
-        lines += [f"## {title}", "", "| measure | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""]
+        lines += [f"## {title}", "", markdown_table(["measure", "value"], rows), ""]
     lines += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
     lines += ["", "All measures, with the settings they were taken at: `results.json` and one file for each group.", ""]
     path = folder / "report.md"
@@ -63,77 +64,58 @@ def tables(results: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
 
 def _rows(part: str, value: Any) -> list[Row]:
     if part == "reconstruction":
-        return [("tokens or images", f"{value['n_tokens']:,}"), *_named(_RECONSTRUCTION, value), _l0("L0", value, "l0")]
+        return [("tokens or images", value["n_tokens"]), *_named(_RECONSTRUCTION, value), _l0("L0", value, "l0")]
     if part in ("cross_entropy", "divergence"):
         return _named(_PREDICTIONS, value)
     if part == "geometry":
-        rest = [(name, number(value[name])) for name in ("cknna_acts", "cknna_recon", "decoder_orthogonality")]
+        rest = [(name, value[name]) for name in ("cknna_acts", "cknna_recon", "decoder_orthogonality")]
         return [*_rows("reconstruction", value["reconstruction"]), *rest]
     if part == "against_complexity":
         return [
-            ("L0 and complexity of the image, rank correlation", number(value["spearman"])),
-            ("L0 and complexity of the image, linear correlation", number(value["pearson"])),
+            ("L0 and complexity of the image, rank correlation", value["spearman"]),
+            ("L0 and complexity of the image, linear correlation", value["pearson"]),
         ]
     if part == "monosemanticity":
-        return [(name.replace("_", " "), number(x)) for name, x in value.items()]
+        return [(name.replace("_", " "), x) for name, x in value.items()]
     if part == "zero_shot":
         return zero_shot_rows(value)
     if part == "names":
         return name_rows(value)
     if isinstance(value, Mapping):
         return [_l0(f"L0 {part.replace('_', ' ')}".replace(" l0", ""), value, "mean")] if "mean" in value else []
-    return [(part.replace("_", " "), number(value))]
+    return [(part.replace("_", " "), value)]
 
 
 def zero_shot_rows(value: Mapping[str, Any]) -> list[Row]:
     """Accuracy over images, in per cent: of the plain model, with all concepts, and with some on or off."""
-    rows = [
-        ("images tested", f"{value['n_images']:,}"),
-        ("threshold", number(value["threshold"])),
-        ("no SAE", percent(value["no_sae"])),
-        ("all concepts on", percent(value["all_concepts"])),
+    rows: list[Row] = [
+        ("images tested", value["n_images"]),
+        ("threshold", value["threshold"]),
+        ("no SAE", percent(value["no_sae"]["images"])),
+        ("all concepts on", percent(value["all_concepts"]["images"])),
     ]
     for masked in value["masked"]:
         concepts = "" if masked["concepts"] == "top" else f", {masked['concepts'].replace('_', '-')} concepts"
-        rows.append((f"{masked['switch']}_{masked['n']}, {masked['mask']} mask{concepts}", percent(masked["accuracy"])))
+        name = f"{masked['switch']}_{masked['n']}, {masked['mask']} mask{concepts}"
+        rows.append((name, percent(masked["accuracy"]["images"])))
     return rows
 
 
 def name_rows(value: Mapping[str, Any]) -> list[Row]:
     """How many guessed names fit other images, in per cent, of all concepts and of those of one class."""
-    rows = [("images, half to name from", f"{value['n_images']:,}")]
+    rows: list[Row] = [("images, half to name from", value["n_images"])]
     for kind, n, suffix in (("concepts", "n_concepts", ""), ("concepts of one class", "n_one_class", "_one_class")):
-        rows.append((f"{kind} judged", f"{value[n]:,}"))
+        rows.append((f"{kind} judged", value[n]))
         for source, text in (("from_images", "top images"), ("from_decoder", "the decoder")):
-            share = value[source + suffix]
-            rows.append((f"right names, from {text}", "not defined" if share is None else f"{100 * share:.1f} %"))
-    return [*rows, ("right names, at random", f"{100 * value['chance']:.1f} %")]
-
-
-def percent(accuracy: Mapping[str, float]) -> str:
-    """An accuracy over images, in per cent."""
-    return f"{100 * accuracy['images']:.1f} %"
-
-
-def number(value: Any) -> str:
-    """A number in four digits; words as they are."""
-    if value is None:
-        return "not defined"
-    if isinstance(value, float):
-        return f"{value:.4f}" if 1e-3 <= abs(value) < 10 or value == 0 else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+            rows.append((f"right names, from {text}", percent(value[source + suffix])))
+    return [*rows, ("right names, at random", percent(value["chance"]))]
 
 
 def _named(names: Mapping[str, str], values: Mapping[str, Any]) -> list[Row]:
-    return [(text, number(values[name])) for name, text in names.items() if name in values]
+    return [(text, values[name]) for name, text in names.items() if name in values]
 
 
 def _l0(title: str, values: Mapping[str, Any], mean: str) -> Row:
     prefix = "l0_" if mean == "l0" else ""
-    low, middle, high = (values[f"{prefix}p{percent}"] for percent in (5, 50, 95))
-    return (f"{title}, mean (p5 / p50 / p95)", f"{values[mean]:.2f} ({low:.0f} / {middle:.0f} / {high:.0f})")
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    low, middle, high = (number(values[f"{prefix}p{p}"], 0) for p in (5, 50, 95))
+    return (f"{title}, mean (p5 / p50 / p95)", f"{number(values[mean], 2)} ({low} / {middle} / {high})")

@@ -1,0 +1,1 @@
+"""How results look, whoever shows them: tables and plots."""
