@@ -14,7 +14,7 @@ from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS, SparsemaxSAECon
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PRESETS",
