@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text
 from sae_lens_sparsemax.data.image_loader import Position
+from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text
 
 MANIFEST_FILENAME = "manifest.json"
 _TENSOR = "activations"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
-from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.data.images import ImageDataset
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
 # Enough to tell data sets apart without reading one of terabytes.
 _IMAGES_IN_FINGERPRINT = 32

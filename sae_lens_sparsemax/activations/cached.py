@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from sae_lens_sparsemax.activations.vision_store import ActivationBatch
 from sae_lens_sparsemax.activations.cache_files import MANIFEST_FILENAME, Shard, read_manifest, read_shard
 from sae_lens_sparsemax.activations.cache_identity import require_same
+from sae_lens_sparsemax.activations.vision_store import ActivationBatch
 from sae_lens_sparsemax.data.image_loader import Position
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sae_lens_sparsemax.activations.mixing import ResumableMixer
-from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.data.image_loader import ImageLoader, Position
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.tokens import Tokens, read_hook, token_slice
 
 STORE_STATE_FILENAME = "vision_activations_store.safetensors"

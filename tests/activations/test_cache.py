@@ -18,16 +18,16 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 
-from tests.support.places import REPOSITORY
-from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.training.checkpoints import list_checkpoints
-from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.activations.cache_files import read_manifest
 from sae_lens_sparsemax.activations.cache_identity import dataset_fingerprint, weights_sha256
-from sae_lens_sparsemax.training.cache_runner import VisionCacheActivationsRunner
 from sae_lens_sparsemax.activations.cached import CachedActivations
+from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.data.images import encoded_images
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.training.cache_runner import VisionCacheActivationsRunner
+from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
+from tests.support.places import REPOSITORY
 from tests.support.tiny_images import gray_levels
 from tests.support.tiny_training import config, make_files
 

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.activations.vision_store import ModelActivations, VisionActivationsStore
-from sae_lens_sparsemax.data.images import encoded_images
 from sae_lens_sparsemax.data.image_loader import ImageLoader
+from sae_lens_sparsemax.data.images import encoded_images
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.tokens import hook_width, layers_to_run, n_tokens_per_image
 from tests.support.tiny_images import gray_levels, plain_processor
 from tests.support.tiny_vision_models import tiny_model
