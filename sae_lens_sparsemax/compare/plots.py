@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.selection import Point
+from sae_lens_sparsemax.display.plots import INK, SMALL, log_scale, panels, save_figure, series_style, style
 
 # What is plotted, where it was measured, with the label of the axis.
 MEASURES = {
@@ -25,40 +24,27 @@ MEASURES = {
 # A value of the model itself, to which the measure tends, drawn as a dashed line.
 _REFERENCES = {"zero_shot_accuracy": "zero_shot_accuracy_without_sae"}
 
-# Okabe and Ito's colours, and three of Tol's, told apart by readers with any colour vision, and by shape without
-# colour. As many as shapes less one, so that a colour never has the same shape twice.
-_COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#882255", "#999933",
-    "#332288",
-)  # fmt: skip
-_MARKERS = "osD^vP*X<>hd"
-
 
 def write_plots(cfg: CompareConfig, points: Sequence[Point], folder: Path) -> list[Path]:
     """
     Write `pareto_<measure>.png` for every measure that exists, a panel per evaluation set, and `pareto.png` of all.
     """
-    panels: dict[str, list[tuple[str, str]]] = {}
+    measured: dict[str, list[tuple[str, str]]] = {}
     for measure in MEASURES:
         for dataset in cfg.evaluation_sets:
             if any(point.values(dataset, measure) for point in points):
-                panels.setdefault(measure, []).append((dataset, measure))
-    figures = {f"pareto_{measure}.png": _figure(points, here, len(here)) for measure, here in panels.items()}
-    everything = [panel for here in panels.values() for panel in here]
+                measured.setdefault(measure, []).append((dataset, measure))
+    figures = {f"pareto_{measure}.png": _figure(points, here, len(here)) for measure, here in measured.items()}
+    everything = [panel for here in measured.values() for panel in here]
     # The columns are evaluation sets, or measures where there is one set.
     n_columns = len(cfg.evaluation_sets) if len(cfg.evaluation_sets) > 1 else min(3, len(everything))
     figures["pareto.png"] = _figure(points, everything, n_columns)
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=150)
-    return [folder / name for name in figures]
+    return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
-def _figure(points: Sequence[Point], panels: Sequence[tuple[str, str]], n_columns: int) -> Figure:
-    n_rows = -(-len(panels) // n_columns)
-    figure = Figure(figsize=(5.2 * n_columns + 2, 4.2 * n_rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, (dataset, measure) in enumerate(panels):
-        axes = figure.add_subplot(n_rows, n_columns, i + 1)
+def _figure(points: Sequence[Point], shown: Sequence[tuple[str, str]], n_columns: int) -> Figure:
+    figure, all_axes = panels(len(shown), 5.2, 4.2, n_columns=n_columns, legend=2)
+    for axes, (dataset, measure) in zip(all_axes, shown, strict=True):
         for number, arm in enumerate(dict.fromkeys(point.arm for point in points)):
             here = [p for p in points if p.arm == arm and p.values(dataset, measure)]
             here.sort(key=lambda p: p.mean(dataset, "l0"))
@@ -68,22 +54,16 @@ def _figure(points: Sequence[Point], panels: Sequence[tuple[str, str]], n_column
                 xerr=[p.std(dataset, "l0") for p in here],
                 yerr=[p.std(dataset, measure) for p in here],
                 label=arm,
-                color=_COLOURS[number % len(_COLOURS)],
-                marker=_MARKERS[number % len(_MARKERS)],
+                **series_style(number),
                 markersize=5,
                 linewidth=1.2,
                 capsize=2,
             )
         _add_reference(axes, points, dataset, measure)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("L0 (mean active concepts)")
-        axes.set_ylabel(MEASURES[measure])
+        log_scale(axes, "x", base=2)
+        style(axes, dataset, "L0 (mean active concepts)", MEASURES[measure], grid="both")
         if measure == "explained_variance":
             spread_below_one(axes)
-        axes.set_title(dataset)
-        axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
@@ -114,7 +94,7 @@ def _add_reference(axes: Axes, points: Sequence[Point], dataset: str, measure: s
     reference = _REFERENCES.get(measure)
     values = [value for point in points for value in point.values(dataset, reference)] if reference else []
     if values:
-        axes.axhline(values[0], color="black", linestyle="--", linewidth=1)
+        axes.axhline(values[0], color=INK, linestyle="--", linewidth=1)
         axes.annotate(
-            "without SAE", (0.01, values[0]), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=8
+            "without SAE", (0.01, values[0]), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=SMALL
         )

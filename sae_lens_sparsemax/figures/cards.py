@@ -8,9 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 
-from sae_lens_sparsemax.figures.patches import draw_patch_mask
-from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
-from sae_lens_sparsemax.figures.style import (
+from sae_lens_sparsemax.display.plots import (
     BLUE,
     INK,
     LARGE,
@@ -24,6 +22,8 @@ from sae_lens_sparsemax.figures.style import (
     shortened,
     style,
 )
+from sae_lens_sparsemax.figures.patches import draw_patch_mask
+from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
 
 _WIDTH = 9.0
 _PER_ROW = 5

@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sae_lens_sparsemax.display.plots import INK, NORMAL, concept_label, new_figure
 from sae_lens_sparsemax.explore.concepts.encoding import top_concepts
 from sae_lens_sparsemax.explore.concepts.image import ImageConcepts, Pooling
 from sae_lens_sparsemax.figures.patches import draw_patch_mask
 from sae_lens_sparsemax.figures.spikes import draw_spikes
-from sae_lens_sparsemax.figures.style import INK, NORMAL, concept_label, new_figure
 
 _WIDTH, _ROW = 12.0, 2.7
 _SPIKES = 2.6

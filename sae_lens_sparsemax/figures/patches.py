@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sae_lens_sparsemax.figures.style import INK, NORMAL, ORANGE, SMALL, new_figure
+from sae_lens_sparsemax.display.plots import INK, NORMAL, ORANGE, SMALL, new_figure
 
 _DARKEST = 0.7
 _LONG_SIDE = 4.0

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 
-from sae_lens_sparsemax.figures.style import BLUE, INK, ORANGE, as_vector, say
+from sae_lens_sparsemax.display.plots import BLUE, INK, ORANGE, as_vector, say
 
 _FONT = "DejaVu Sans Mono"  # comes with matplotlib
 _EM = 0.602  # width of its characters, in font sizes

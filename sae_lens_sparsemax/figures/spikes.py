@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sae_lens_sparsemax.figures.style import (
+from sae_lens_sparsemax.display.plots import (
     BLUE,
     INK,
+    NORMAL,
     QUIET,
     SMALL,
     VERMILION,
@@ -97,7 +98,7 @@ def _label(axes: Axes, concepts: np.ndarray, acts: np.ndarray, names: Mapping[in
         # The title goes above the labels: as high as the longest of them reaches.
         longest = max(len(concept_label(concept, names)) for concept in concepts.tolist())
         axes.set_title(
-            axes.get_title(loc="left"), loc="left", fontsize=9, color=INK, pad=16 + 2.9 * longest, parse_math=False
+            axes.get_title(loc="left"), loc="left", fontsize=NORMAL, color=INK, pad=16 + 2.9 * longest, parse_math=False
         )
 
 

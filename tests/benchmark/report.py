@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from sae_lens_sparsemax.display.plots import QUIET, SMALL, new_figure, save_figure, series_style, style
 from sae_lens_sparsemax.display.tables import markdown_table
 
 LABELS = {
@@ -42,25 +41,24 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
     if other is not None:
         chosen = [r for r in rows if (r["d_sae"], r["support"]) == (other["d_sae"], other["support"])]
         panels.append((f"M = {other['d_sae']:,}, support {other['support']}", "n_tokens", chosen))
-    figure = Figure(figsize=(3.6 * len(panels), 3.8), layout="constrained")
+    figure = new_figure(3.6 * len(panels), 3.8)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, key, panel) in zip(axes, panels, strict=True):
-        for colour, (name, label) in enumerate(LABELS.items()):
+        for number, (name, label) in enumerate(LABELS.items()):
             points = [(row[key], row[f"{name}_time"]) for row in panel if f"{name}_time" in row]
             if points:
-                axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label, color=f"C{colour}")
-        axis.axhline(1, color="grey", linewidth=1, linestyle=":", label="score product")
-        label = "concepts M" if key == "d_sae" else "tokens N"
-        axis.set(xscale="log", yscale="log", title=title, xlabel=label)
+                axis.plot(*zip(*sorted(points), strict=True), label=label, **series_style(number))
+        axis.axhline(1, color=QUIET, linewidth=1, linestyle=":", label="score product")
+        axis.set(xscale="log", yscale="log")
+        style(axis, title, "concepts M" if key == "d_sae" else "tokens N", grid="both")
         ticks = sorted({row[key] for row in panel})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False, rotation=30)
         axis.minorticks_off()
         axis.set_yticks([1, 2, 3, 5, 10, 20, 30], ["1", "2", "3", "5", "10", "20", "30"])
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("forward + backward / score product")
+    axes[0].set_ylabel("forward + backward / score product", fontsize=SMALL, color=QUIET)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside upper center", frameon=False)
-    figure.savefig(path, dpi=100)
+    figure.legend(handles, labels, fontsize=SMALL, ncols=len(labels), loc="outside upper center", frameon=False)
+    save_figure(figure, path)
 
 
 def _cell(time: float | None, memory: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What was measured beside what the paper says, as Markdown, CSV and, for top-n accuracy, a picture."""
+"""What was measured beside what the paper says, as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -87,5 +87,4 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _cell(value: float | None, name: str) -> float | str | None:
     """A value as it is shown; accuracies in per cent, as in the paper."""
-    is_accuracy = value is not None and name.endswith((".classes", ".images"))
-    return f"{100 * value:.1f}" if is_accuracy else value
+    return f"{100 * value:.1f}" if value is not None and name.endswith((".classes", ".images")) else value
