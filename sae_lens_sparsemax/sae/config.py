@@ -47,6 +47,7 @@ class SparsemaxSAEConfig(SAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_positive(self, "d_in")
         _check_gate(self)
 
 
@@ -58,6 +59,9 @@ def number_or_none(text: str) -> float | None:
 @dataclass
 class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     """Training configuration of the sparsemax SAE. The defaults are what measured best (see the README).
+
+    d_in may be 0 as long as the width is not known: a run reads it from the model's hook and replaces it
+    (`dataclasses.replace(cfg, d_in=width)`); an SAE is built of a positive one only.
 
     Args:
         activations: Activations on the support S of sparsemax(g·z): the "scores" z themselves (released code), or the
@@ -109,6 +113,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         # Loaders that find no class for the architecture can say which import brings it.
         self.metadata.package = PACKAGE
         _check_gate(self)
+        if self.d_in < 0:
+            raise ValueError(f"d_in must be positive, or 0 until the hook tells, got {self.d_in}")
         _check_choice(self, "structure", Structure)
         _check_choice(self, "loss_weighting", LossWeighting)
         _check_choice(self, "b_dec_init", BDecInit)
@@ -141,7 +147,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
 def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     _check_choice(cfg, "activations", Activations)
     _check_choice(cfg, "gate", Gate)
-    _check_positive(cfg, "gate_scale", "d_in", "d_sae")
+    _check_positive(cfg, "gate_scale", "d_sae")
     if cfg.gate == "relu" and cfg.activations != "scores":
         raise ValueError(f"gate='relu' has activations='scores' only, got {cfg.activations!r}")
 

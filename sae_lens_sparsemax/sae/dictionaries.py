@@ -15,6 +15,37 @@ from torch import nn
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 
 
+class ComputedTensor(torch.Tensor):
+    """A matrix computed from parameters when it is asked for, which refuses to be written to.
+
+    A write would change this temporary and nothing else, while whoever writes (SAELens's folds, its
+    `init_sae_to_match_feature_dict`, a user) means the SAE. Views of it refuse as well; every other result is a
+    plain tensor. But: memory shared with numpy is not watched.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        is_write = name in ("__setitem__", "__set__") or (
+            name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        )
+        # __iadd__ and its like, but neither __invert__ nor __index__.
+        is_write |= name.startswith("__i") and hasattr(torch.Tensor, "__" + name[3:])
+        # Whoever makes a parameter of the matrix means to own it.
+        written = kwargs.get("out", args[0] if is_write and args else None)
+        if isinstance(written, cls) and not isinstance(written, nn.Parameter):
+            raise ValueError(
+                f"W_enc and W_dec of a training SAE with shared concepts are computed from its parameters, so {name} "
+                "would change a temporary and nothing else: write to sae.dictionary.concepts, W_k, W_v, or save the "
+                "SAE for inference and write to the folded matrices"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs)
+            if type(result) is torch.Tensor and any(_share_memory(result, arg) for arg in args):
+                return result.as_subclass(cls)
+            return result
+
+
 class CrossAttentionDictionary(nn.Module):
     """Concepts C that are keys and values at once: Z = u W_q W_kᵀ Cᵀ and W_dec = C W_v (the paper's Eq. 3).
 
@@ -61,7 +92,7 @@ class CrossAttentionDictionary(nn.Module):
     @property
     def W_enc(self) -> torch.Tensor:
         """(d, M) W_q W_kᵀ Cᵀ."""
-        return self.query_map(self.concepts.dtype) @ self.concepts.T
+        return (self.query_map(self.concepts.dtype) @ self.concepts.T).as_subclass(ComputedTensor)
 
     @property
     def b_enc(self) -> torch.Tensor:
@@ -71,7 +102,7 @@ class CrossAttentionDictionary(nn.Module):
     @property
     def W_dec(self) -> torch.Tensor:
         """(M, d) C W_v."""
-        return self.concepts @ self.W_v
+        return (self.concepts @ self.W_v).as_subclass(ComputedTensor)
 
     def fold_input_map(self, matrix: torch.Tensor) -> None:
         """Take queries u in place of u · matrix: W_q W_kᵀ becomes matrix · W_q W_kᵀ."""
@@ -151,15 +182,13 @@ def build_dictionary(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device
     return kind(cfg, dtype, device)
 
 
-def arrange(state_dict: dict[str, Any]) -> None:
-    """Lay loaded tensors out in memory as a new dictionary's are; values and shapes stay."""
-    if "dictionary.W_enc" in state_dict:
-        state_dict["dictionary.W_enc"] = state_dict["dictionary.W_enc"].T.contiguous().T
-
-
 def _random_directions(n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     rows = torch.randn(n, d, dtype=dtype, device=device)
     return rows / rows.norm(dim=-1, keepdim=True)
+
+
+def _share_memory(result: torch.Tensor, source: Any) -> bool:
+    return isinstance(source, ComputedTensor) and result.untyped_storage()._cdata == source.untyped_storage()._cdata
 
 
 def _replace(parameter: nn.Parameter, value: torch.Tensor) -> None:

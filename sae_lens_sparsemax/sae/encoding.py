@@ -1,61 +1,16 @@
-"""From an SAE's input to gated activations: what inference and training share, on tensors alone."""
+"""From queries to gated activations and on to sums of decoder rows: what both SAEs share, on tensors alone."""
 
 from __future__ import annotations
 
-import math
-
 import torch
+from torch import nn
 
 from sae_lens_sparsemax.attention.cross_attention import select
 from sae_lens_sparsemax.attention.gate import gate, support_activations
+from sae_lens_sparsemax.attention.rows import row_offsets, weighted_rows
 
-
-def check_finite(sae_in: torch.Tensor, hook_name: str | None, step: int | None = None) -> None:
-    """Refuse NaN and infinite activations, which sparsemax cannot rank and which would ruin the weights.
-
-    Raises:
-        ValueError: naming the hook, the training step where there is one, and how many tokens are affected.
-    """
-    # A sum is one pass without a temporary; only when it is not finite is the culprit looked for.
-    if torch.isfinite(sae_in.sum()):
-        return
-    bad = ~torch.isfinite(sae_in).reshape(-1, sae_in.shape[-1]).all(-1)
-    if not bad.any():
-        return
-    where = f"activations at {hook_name or 'the input of the SAE'}"
-    when = "" if step is None else f" in training step {step}"
-    raise ValueError(f"{where}{when} are not finite: {int(bad.sum())} of {bad.numel()} tokens hold NaN or infinity")
-
-
-def check_width(x: torch.Tensor, d_in: int, has_heads: bool = False) -> None:
-    """Refuse inputs that are not d_in wide; a width of 1 would otherwise be spread over b_dec without a word.
-
-    Args:
-        x: (..., d_in), or (..., n_heads, d_head) if it has heads.
-
-    Raises:
-        ValueError: giving both widths.
-    """
-    if math.prod(x.shape[-2:] if has_heads else x.shape[-1:]) != d_in:
-        wanted = "(..., n_heads, d_head) with n_heads * d_head" if has_heads else "(..., d_in) with d_in"
-        raise ValueError(f"expected activations {wanted} = {d_in}, got {tuple(x.shape)}")
-
-
-def split_norm(sae_in: torch.Tensor, unit_norm_query: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries, and what multiplies their activations.
-
-    Args:
-        sae_in: (..., d) activations with b_dec subtracted, of any float dtype.
-        unit_norm_query: x/‖x‖ and ‖x‖ if true; x and 1 if false, or 0 where x = 0, which has no active concept.
-
-    Returns:
-        (..., d) queries and (..., 1) factors, in float32 (float64 stays).
-    """
-    wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    if not unit_norm_query:
-        return wide, (norm > 0).to(wide.dtype)
-    return wide / norm.clamp_min(torch.finfo(wide.dtype).tiny), norm
+# Share of non-zero activations below which a weighted sum of decoder rows beats the matrix product.
+MAX_LIST_DENSITY = 0.05
 
 
 def dense_scores(query: torch.Tensor, W_enc: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -80,7 +35,9 @@ def dense_activations(
 ) -> torch.Tensor:
     """(..., M) dense sparsemax activations without a second matrix of that size, and without gradient.
 
-    Args: (..., d) queries and (M, d) keys of one float dtype, (M,) bias or None, g, and the kind of activation.
+    Args:
+        query: (..., d), keys: (M, d), of one float dtype. bias: (M,) or None.
+        gate_scale: g. probabilities: activations g·z − τ if true, else z.
     """
     rows = query.reshape(-1, query.shape[-1])
     with torch.autocast(query.device.type, enabled=False):
@@ -90,3 +47,28 @@ def dense_activations(
     acts = query.new_zeros(rows.shape[0], keys.shape[0])
     acts[support.row, support.col] = support_activations(support, gate_scale, probabilities)
     return acts.reshape(*query.shape[:-1], keys.shape[0])
+
+
+def linear_decode(feature_acts: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """feature_acts · table, (..., M) · (M, d), through lists of non-zeros where they are few.
+
+    Takes sparse COO (N, M) activations too. With gradients it is the plain product: a gradient with respect to
+    activations is wanted at inactive concepts as well.
+    """
+    if feature_acts.is_sparse:
+        with torch.autocast(table.device.type, enabled=False):
+            return torch.sparse.mm(feature_acts.to(table.dtype), table)
+    if torch.is_grad_enabled() and (feature_acts.requires_grad or table.requires_grad):
+        return feature_acts @ table
+    rows = feature_acts.reshape(-1, feature_acts.shape[-1])
+    if rows.is_floating_point() and rows.dtype in (torch.float32, torch.float64) and rows.dtype == table.dtype:
+        row, col = rows.nonzero(as_tuple=True)
+        if col.numel() <= MAX_LIST_DENSITY * rows.numel():
+            context = weighted_rows(row_offsets(row, rows.shape[0]), col, rows[row, col], table)
+            return context.reshape(*feature_acts.shape[:-1], table.shape[-1])
+    return feature_acts @ table
+
+
+def is_hooked(point: nn.Module) -> bool:
+    """Whether a hook point has hooks, forward or backward."""
+    return bool(point._forward_hooks or point._backward_hooks)

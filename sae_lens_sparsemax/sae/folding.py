@@ -1,30 +1,26 @@
-"""From training parameters to the two linear maps of the inference SAE, rounded once.
+"""What folds into plain linear maps, exactly, and what does not and is refused.
 
-W_enc = W_q W_kᵀ Cᵀ (d × M), b_enc = 0, W_dec = C W_v (M × d); for the MLP structure they are the parameters.
+Training parameters fold into W_enc = W_q W_kᵀ Cᵀ (d × M), b_enc = 0 and W_dec = C W_v (M × d), rounded once; for the
+MLP structure they are the parameters. A normalisation of the activations folds into the dictionary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-PREFIX = "dictionary."
+from sae_lens_sparsemax.sae.dictionaries import Dictionary
+from sae_lens_sparsemax.sae.weights import PREFIX, drop_old_gate_scale
+
 CROSS_ATTENTION, MLP = {"concepts", "W_k", "W_v"}, {"W_enc", "b_enc", "W_dec"}
-TRAINING_STATE = ("gate_scale", "b_dec_is_initialised")
-
-
-def is_training_checkpoint(state_dict: dict[str, Any]) -> bool:
-    """Whether these are the weights of a training SAE."""
-    return any(name.startswith(PREFIX) for name in state_dict)
 
 
 def fold_checkpoint(state_dict: dict[str, Any]) -> None:
     """Turn a training state dict into an inference one, in place.
 
-    The gate scale is dropped: the config file beside the weights carries it in full precision. The products are made
-    in float64 and rounded to the dtype of the weights.
+    The products are made in float64 and rounded to the dtype of the weights. What only training needs is dropped.
 
     Args:
         state_dict: weights of a training SAE, with the prefix "dictionary.".
@@ -37,8 +33,9 @@ def fold_checkpoint(state_dict: dict[str, Any]) -> None:
     if missing := sorted((MLP if is_mlp else CROSS_ATTENTION) - own.keys()):
         raise ValueError(f"this training checkpoint is missing {', '.join(PREFIX + name for name in missing)}")
     folded = {name: value.contiguous() for name, value in own.items()} if is_mlp else _fold_cross_attention(own)
-    for name in [PREFIX + name for name in own] + list(TRAINING_STATE):
+    for name in (*(PREFIX + name for name in own), "b_dec_is_initialised"):
         state_dict.pop(name, None)
+    drop_old_gate_scale(state_dict)
     state_dict.update(folded)
 
 
@@ -56,26 +53,55 @@ def _fold_cross_attention(own: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     }
 
 
-def check_weights(state_dict: dict[str, Any], module: nn.Module) -> None:
-    """Refuse a state dict that is not exactly what the module holds.
+@torch.no_grad()
+def fold_scaling(dictionary: Dictionary, b_dec: nn.Parameter, factor: float, unit_norm_query: bool) -> None:
+    """Let a training SAE take raw activations x in place of factor · x; the supports do not change."""
+    # With unit-norm queries the scale cancels in the scores and stands in ‖x‖ already.
+    if not unit_norm_query:
+        identity = torch.eye(len(b_dec), dtype=torch.float64, device=b_dec.device)
+        dictionary.fold_input_map(identity * factor)
+        dictionary.fold_output_map(identity / factor)
+    b_dec.data /= factor
+
+
+@torch.no_grad()
+def fold_whitening(
+    dictionary: Dictionary,
+    b_dec: nn.Parameter,
+    mean: torch.Tensor,
+    matrix: torch.Tensor,
+    inverse: torch.Tensor,
+    b_dec_is_subtracted: bool,
+) -> None:
+    """Let a training SAE with raw queries take activations x in place of whitened ones, (x − mean) · matrix.
+
+    Args:
+        mean: (d,). matrix and its inverse: (d, d).
+        b_dec_is_subtracted: whether scores are made from x − b_dec, so that b_dec takes the mean up.
 
     Raises:
-        ValueError: naming the tensors that are missing, unknown, or of another shape.
+        NotImplementedError: there is no bias that could take the mean up; nothing has been changed then.
     """
-    wanted = module.state_dict()
-    problems = []
-    if missing := sorted(wanted.keys() - state_dict.keys()):
-        problems.append(f"missing {', '.join(missing)}")
-    if unknown := sorted(state_dict.keys() - wanted.keys()):
-        problems.append(f"unknown {', '.join(unknown)}")
-    problems += [
-        f"{name} has shape {_shape(state_dict[name])}, not {_shape(wanted[name])}"
-        for name in sorted(wanted.keys() & state_dict.keys())
-        if _shape(state_dict[name]) != _shape(wanted[name])
-    ]
-    if problems:
-        raise ValueError(f"these weights do not fit {type(module).__name__}: {'; '.join(problems)}")
+    mean, matrix, inverse = (tensor.to(b_dec.device, torch.float64) for tensor in (mean, matrix, inverse))
+    if not b_dec_is_subtracted:
+        dictionary.fold_input_shift(mean @ matrix)
+    dictionary.fold_input_map(matrix)
+    dictionary.fold_output_map(inverse)
+    b_dec.data.copy_(b_dec.double() @ inverse + mean)
 
 
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
+def refuse_whitened_norm(unit_norm_query: bool) -> None:
+    """Whitening cannot be folded behind x/‖x‖."""
+    if unit_norm_query:
+        raise NotImplementedError(
+            "a whitening cannot be folded into a sparsemax SAE with unit_norm_query=True: its norms are those of "
+            "whitened activations; train with unit_norm_query=False or without covariance_whitening"
+        )
+
+
+def refuse_W_dec_norm() -> NoReturn:
+    """Decoder norms cannot be moved into the scores."""
+    raise NotImplementedError(
+        "decoder norms cannot be folded into a sparsemax SAE: scaling the scores of concepts against each other "
+        "changes which of them sparsemax selects"
+    )

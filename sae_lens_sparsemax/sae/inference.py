@@ -12,21 +12,13 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.attention.cross_attention import select
 from sae_lens_sparsemax.attention.gate import support_activations
-from sae_lens_sparsemax.attention.rows import row_offsets, weighted_rows
+from sae_lens_sparsemax.attention.rows import weighted_rows
 from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig
-from sae_lens_sparsemax.sae.encoding import (
-    check_finite,
-    check_width,
-    dense_activations,
-    dense_scores,
-    gate_scores,
-    split_norm,
-)
-from sae_lens_sparsemax.sae.folding import check_weights, fold_checkpoint, is_training_checkpoint
-
-# Share of non-zero activations below which a weighted sum of decoder rows beats the matrix product.
-MAX_LIST_DENSITY = 0.05
+from sae_lens_sparsemax.sae.encoding import dense_activations, dense_scores, gate_scores, is_hooked, linear_decode
+from sae_lens_sparsemax.sae.folding import fold_checkpoint, refuse_W_dec_norm, refuse_whitened_norm
+from sae_lens_sparsemax.sae.queries import checked_queries
+from sae_lens_sparsemax.sae.weights import check_weights, is_training_checkpoint
 
 
 class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
@@ -51,8 +43,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         Raises:
             ValueError: x holds NaN or infinity.
         """
-        sae_in = self._checked_input(x)
-        query, factor = split_norm(sae_in, self.cfg.unit_norm_query)
+        query, factor = checked_queries(self, x)
         if self._runs_unobserved(query):
             acts = dense_activations(
                 query,
@@ -76,8 +67,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         """Reconstructions (..., d_in), without an N × d_sae matrix unless a hook, a gradient or the error term asks."""
         if not self._runs_unobserved(x) or is_hooked(self.hook_sae_acts_post) or self.use_error_term:
             return super().forward(x)
-        sae_in = self._checked_input(x)
-        query, factor = split_norm(sae_in, self.cfg.unit_norm_query)
+        query, factor = checked_queries(self, x)
         rows = query.reshape(-1, query.shape[-1])
         with torch.autocast(rows.device.type, enabled=False):
             found = select(rows, self.W_enc.T.to(rows.dtype), self.b_enc.to(rows.dtype), self.cfg.gate_scale)
@@ -92,11 +82,6 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
     @property
     def _probabilities(self) -> bool:
         return self.cfg.activations == "probabilities"
-
-    def _checked_input(self, x: torch.Tensor) -> torch.Tensor:
-        check_width(x, self.cfg.d_in, self.hook_z_reshaping_mode)
-        check_finite(x, self.cfg.metadata.hook_name)
-        return self.process_sae_in(x)
 
     def _finish(self, sae_out: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(sae_out + self.b_dec)
@@ -149,52 +134,10 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
 
     @override
-    def fold_W_dec_norm(self) -> None:
-        """Refused: scores are compared with each other, so rescaling one concept's changes every support.
+    def fold_and_get_W_dec_norm(self) -> torch.Tensor:
+        """Refused, and `fold_W_dec_norm` with it: rescaling one concept's scores changes every support.
 
         Raises:
             NotImplementedError: always.
         """
         refuse_W_dec_norm()
-
-
-def linear_decode(feature_acts: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """feature_acts · table, (..., M) · (M, d), through lists of non-zeros where they are few.
-
-    Takes sparse COO (N, M) activations too. With gradients it is the plain product: a gradient with respect to
-    activations is wanted at inactive concepts as well.
-    """
-    if feature_acts.is_sparse:
-        with torch.autocast(table.device.type, enabled=False):
-            return torch.sparse.mm(feature_acts.to(table.dtype), table)
-    if torch.is_grad_enabled() and (feature_acts.requires_grad or table.requires_grad):
-        return feature_acts @ table
-    rows = feature_acts.reshape(-1, feature_acts.shape[-1])
-    if rows.is_floating_point() and rows.dtype in (torch.float32, torch.float64) and rows.dtype == table.dtype:
-        row, col = rows.nonzero(as_tuple=True)
-        if col.numel() <= MAX_LIST_DENSITY * rows.numel():
-            context = weighted_rows(row_offsets(row, rows.shape[0]), col, rows[row, col], table)
-            return context.reshape(*feature_acts.shape[:-1], table.shape[-1])
-    return feature_acts @ table
-
-
-def refuse_whitened_norm(unit_norm_query: bool) -> None:
-    """Whitening cannot be folded behind x/‖x‖."""
-    if unit_norm_query:
-        raise NotImplementedError(
-            "a whitening cannot be folded into a sparsemax SAE with unit_norm_query=True: its norms are those of "
-            "whitened activations; train with unit_norm_query=False or without covariance_whitening"
-        )
-
-
-def refuse_W_dec_norm() -> None:
-    """Decoder norms cannot be moved into the scores."""
-    raise NotImplementedError(
-        "decoder norms cannot be folded into a sparsemax SAE: scaling the scores of concepts against each other "
-        "changes which of them sparsemax selects"
-    )
-
-
-def is_hooked(point: nn.Module) -> bool:
-    """Whether a hook point has hooks, forward or backward."""
-    return bool(point._forward_hooks or point._backward_hooks)

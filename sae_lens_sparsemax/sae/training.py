@@ -1,29 +1,87 @@
-"""The sparsemax SAE in training: queries, the gate and its control, and a sparse training pass."""
+"""The sparsemax SAE in training: its parameters, a sparse training pass, and the gate that follows a target L0."""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import torch
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
+from torch import nn
 from typing_extensions import override
 
 from sae_lens_sparsemax.attention.cross_attention import Attention, attend
-from sae_lens_sparsemax.sae.encoding import (
-    check_finite,
-    check_width,
-    dense_activations,
-    dense_scores,
-    gate_scores,
-    split_norm,
+from sae_lens_sparsemax.attention.rows import scale_rows
+from sae_lens_sparsemax.files import save_atomically
+from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.dictionaries import build_dictionary
+from sae_lens_sparsemax.sae.encoding import dense_activations, dense_scores, gate_scores, is_hooked, linear_decode
+from sae_lens_sparsemax.sae.folding import (
+    fold_checkpoint,
+    fold_scaling,
+    fold_whitening,
+    refuse_W_dec_norm,
+    refuse_whitened_norm,
 )
-from sae_lens_sparsemax.sae.gate_control import next_gate_scale
-from sae_lens_sparsemax.sae.inference import is_hooked, linear_decode
-from sae_lens_sparsemax.sae.projected_query import projected_query
-from sae_lens_sparsemax.sae.step_metrics import batch_metrics
-from sae_lens_sparsemax.sae.training_parameters import SparsemaxParameters
+from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
+from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm
+from sae_lens_sparsemax.sae.weights import prepare_for_training, saved_gate_scale
 
 
-class SparsemaxTrainingSAE(SparsemaxParameters):
-    """The cross-attention sparsemax SAE in training (the paper's Eq. 3, and its variants); see SparsemaxParameters."""
+class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
+    """The cross-attention sparsemax SAE in training (the paper's Eq. 3, and its variants).
+
+    Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q`, and `b_dec`; or
+    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp". `W_enc` and `W_dec`
+    are computed from the parameters: read them; with shared concepts, writing to them raises a ValueError.
+
+    The gate scale g is `cfg.gate_scale`, which only `gate_scale` reads and writes here. A float of the config is exact
+    in every file and copy, whereas a buffer is rounded with the weights by `.to(dtype)` and by SAELens's loaders, and
+    the inference SAE takes g from its config anyway. So each SAE has a config of its own.
+    """
+
+    b_dec_is_initialised: torch.Tensor
+
+    def __init__(self, cfg: SparsemaxTrainingSAEConfig, use_error_term: bool = False) -> None:
+        if cfg.d_in < 1:
+            raise ValueError(f"d_in must be the width of the activations when an SAE is built, got {cfg.d_in}")
+        # Training moves the gate scale in the config, which two SAEs or two runs may have been given.
+        super().__init__(copy.deepcopy(cfg), use_error_term)
+
+    @override
+    def initialize_weights(self) -> None:
+        self.dictionary = build_dictionary(self.cfg, self.dtype, self.device)
+        self.b_dec = nn.Parameter(
+            torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device),
+            requires_grad=self.cfg.b_dec_init != "fixed_zeros",
+        )
+        ready = self.cfg.b_dec_init != "first_batch_mean"
+        self.register_buffer("b_dec_is_initialised", torch.tensor(ready, device=self.device))
+
+    @property
+    def gate_scale(self) -> float:
+        """g, the multiple of the scores that the gate looks at."""
+        return self.cfg.gate_scale
+
+    @gate_scale.setter
+    def gate_scale(self, value: float) -> None:
+        self.cfg.gate_scale = value
+
+    @property
+    def W_enc(self) -> torch.Tensor:  # type: ignore[override]
+        """(d_in, d_sae) encoder, computed."""
+        return self.dictionary.W_enc
+
+    @property
+    def b_enc(self) -> torch.Tensor:
+        """(d_sae,) encoder bias; zeros with shared concepts."""
+        return self.dictionary.b_enc
+
+    @property
+    def W_dec(self) -> torch.Tensor:  # type: ignore[override]
+        """(d_sae, d_in) decoder, computed."""
+        return self.dictionary.W_dec
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -32,10 +90,10 @@ class SparsemaxTrainingSAE(SparsemaxParameters):
     @override
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Dense activations and dense scores, (..., d_sae) each, seen by every hook."""
-        query, factor = split_norm(self._checked_input(x), self.cfg.unit_norm_query)
-        projected = self._project(query)
-        hidden_pre = self.hook_sae_acts_pre(dense_scores(projected, self.dictionary.keys.T, self.dictionary.bias))
-        acts = gate_scores(hidden_pre, self.cfg.gate, self._gate_scale, self._probabilities)
+        query, factor = checked_queries(self, x)
+        scores = dense_scores(self._project(query), self.dictionary.keys.T, self.dictionary.bias)
+        hidden_pre = self.hook_sae_acts_pre(scores)
+        acts = gate_scores(hidden_pre, self.cfg.gate, self.gate_scale, self._probabilities)
         return self.hook_sae_acts_post((acts * factor).to(self.dtype)), hidden_pre
 
     @override
@@ -43,13 +101,13 @@ class SparsemaxTrainingSAE(SparsemaxParameters):
         """Dense activations (..., d_sae); without gradients or hooks on scores, in the memory of one such matrix."""
         if torch.is_grad_enabled() or is_hooked(self.hook_sae_acts_pre) or self.cfg.gate != "sparsemax":
             return super().encode(x)
-        query, factor = split_norm(self._checked_input(x), self.cfg.unit_norm_query)
+        query, factor = checked_queries(self, x)
         bias = self.dictionary.bias
         acts = dense_activations(
             self._project(query),
             self.dictionary.keys.to(query.dtype),
             None if bias is None else bias.to(query.dtype),
-            self._gate_scale,
+            self.gate_scale,
             self._probabilities,
         )
         return self.hook_sae_acts_post((acts * factor).to(self.dtype))
@@ -73,21 +131,21 @@ class SparsemaxTrainingSAE(SparsemaxParameters):
         self._initialise_b_dec(x)
         if self._can_run_sparse(x):
             attention, factor = self._attend(x)
-            feature_acts = _scale_rows(attention.acts, factor)
-            hidden_pre = attention.scores
+            feature_acts, hidden_pre = scale_rows(attention.acts, factor), attention.scores
             sae_out = self._finish((attention.context * factor).to(self.dtype))
-            l0 = attention.counts.sum().item() / max(1, attention.counts.numel())
-            metrics = batch_metrics(feature_acts, attention.tau, attention.score_std)
+            # x = 0 has scores that all tie, and no active concept.
+            l0, tau, score_std = attention.counts * (factor.squeeze(-1) > 0), attention.tau, attention.score_std
         else:
             feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
             sae_out = self.decode(feature_acts)
-            l0 = feature_acts.count_nonzero().item() / max(1, feature_acts.shape[:-1].numel())
-            metrics = batch_metrics(feature_acts, None, hidden_pre.detach()[:16].std(correction=0))
-        metrics["gate_scale"] = self._gate_scale
+            l0, tau = feature_acts.count_nonzero(-1).flatten(), None
+            score_std = hidden_pre.detach()[:16].std(correction=0)
+        metrics = {**batch_metrics(l0, tau, score_std), "gate_scale": self.gate_scale}
         losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
         losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))
         if self.cfg.target_l0 is not None and self.training:
-            self._set_gate_scale(next_gate_scale(self._gate_scale, l0, self.cfg.target_l0, self.cfg.target_l0_rate))
+            mean_l0 = l0.sum().item() / max(1, l0.numel())
+            self.gate_scale = next_gate_scale(self.gate_scale, mean_l0, self.cfg.target_l0, self.cfg.target_l0_rate)
         return TrainStepOutput(
             sae_in=x,
             sae_out=sae_out,
@@ -116,12 +174,7 @@ class SparsemaxTrainingSAE(SparsemaxParameters):
         own = self.dictionary
         query, factor = self._projected_query(x)
         attention = attend(
-            query,
-            own.keys,
-            own.values,
-            own.bias,
-            gate_scale=self._gate_scale,
-            probabilities=self._probabilities,
+            query, own.keys, own.values, own.bias, gate_scale=self.gate_scale, probabilities=self._probabilities
         )
         return attention, factor
 
@@ -156,10 +209,13 @@ class SparsemaxTrainingSAE(SparsemaxParameters):
             per_token = torch.where(norm > 0, per_token / norm.clamp_min(torch.finfo(norm.dtype).tiny), per_token)
         return per_token.mean()
 
-    def _checked_input(self, x: torch.Tensor) -> torch.Tensor:
-        check_width(x, self.cfg.d_in, self.hook_z_reshaping_mode)
-        check_finite(x, self.cfg.metadata.hook_name)
-        return self.process_sae_in(x)
+    @torch.no_grad()
+    def _initialise_b_dec(self, x: torch.Tensor) -> None:
+        if not self.b_dec_is_initialised:
+            # b_dec lives where the SAE computes, which layer_norm moves away from x.
+            x = self.run_time_activation_norm_fn_in(x)
+            self.b_dec.copy_(x.reshape(-1, x.shape[-1]).double().mean(0))
+            self.b_dec_is_initialised.fill_(True)
 
     def _can_run_sparse(self, x: torch.Tensor) -> bool:
         hooked = is_hooked(self.hook_sae_acts_pre) or is_hooked(self.hook_sae_acts_post)
@@ -169,10 +225,62 @@ class SparsemaxTrainingSAE(SparsemaxParameters):
     def _probabilities(self) -> bool:
         return self.cfg.activations == "probabilities"
 
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """Refuse, with a ValueError, weights that are not a training checkpoint of this structure."""
+        prepare_for_training(state_dict, self)
 
-def _scale_rows(acts: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    if not acts.is_sparse:
-        return acts * factor
-    index = acts.indices()
-    values = acts.values() * factor.squeeze(-1)[index[0]]
-    return torch.sparse_coo_tensor(index, values, acts.shape, is_coalesced=True, check_invariants=False)
+    @override
+    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
+        """Continue from a checkpoint: its weights, and the gate scale of its config."""
+        super().load_weights_from_checkpoint(checkpoint_path)
+        self.gate_scale = saved_gate_scale(checkpoint_path)
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Files hold contiguous tensors, whatever layout training prefers."""
+        for name, value in state_dict.items():
+            state_dict[name] = value.contiguous()
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        fold_checkpoint(state_dict)
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Write a training checkpoint; files already there are replaced only by complete ones."""
+        return save_atomically(path, super().save_model)
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Write the folded SAE that `SAE.load_from_disk` reads as a SparsemaxSAE."""
+        return save_atomically(path, super().save_inference_model)
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Take raw activations x in place of scaling_factor · x, exactly: the supports do not change."""
+        fold_scaling(self.dictionary, self.b_dec, scaling_factor, self.cfg.unit_norm_query)
+        self.cfg.normalize_activations = "none"
+
+    @override
+    def fold_activation_whitening(
+        self, mean: torch.Tensor, whitening_matrix: torch.Tensor, unwhitening_matrix: torch.Tensor
+    ) -> None:
+        """Take raw activations in place of whitened ones (x − mean) M, exactly; raw queries only.
+
+        Raises:
+            NotImplementedError: unit-norm queries, which the config refuses beforehand.
+        """
+        refuse_whitened_norm(self.cfg.unit_norm_query)
+        subtracted = self.cfg.apply_b_dec_to_input
+        fold_whitening(self.dictionary, self.b_dec, mean, whitening_matrix, unwhitening_matrix, subtracted)
+        self.cfg.normalize_activations = "none"
+
+    @override
+    def fold_and_get_W_dec_norm(self) -> torch.Tensor:
+        """Refused, and `fold_W_dec_norm` with it: rescaling one concept's scores changes every support.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        refuse_W_dec_norm()

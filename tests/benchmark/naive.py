@@ -6,7 +6,7 @@ import torch
 from typing_extensions import override
 
 from sae_lens_sparsemax.sae.dictionaries import CrossAttentionDictionary
-from sae_lens_sparsemax.sae.encoding import split_norm
+from sae_lens_sparsemax.sae.queries import split_norm
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
 

@@ -60,7 +60,7 @@ def sparsemax_pass(
     torch.manual_seed(0)
     sae = sae_class(cfg)
     x = problem.activations()
-    sae._set_gate_scale(gate_scale_for(sae, x, problem.support))
+    sae.gate_scale = gate_scale_for(sae, x, problem.support)
     return _training_pass(sae, x)
 
 
@@ -90,7 +90,7 @@ def gate_scale_for(sae: SparsemaxTrainingSAE, x: torch.Tensor, support: int) -> 
     low, high = 1e-3, 1e4
     for _ in range(40):
         middle = (low * high) ** 0.5
-        sae._set_gate_scale(middle)
+        sae.gate_scale = middle
         with torch.no_grad():
             l0 = sae.encode(sample).count_nonzero().item() / len(sample)
         low, high = (middle, high) if l0 > support else (low, middle)

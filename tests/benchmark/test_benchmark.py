@@ -30,7 +30,7 @@ def test_the_gate_is_set_to_the_support_asked_for():
     problem = Problem(n_tokens=64, d_in=32, d_sae=1024, support=20)
     sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=32, d_sae=1024, target_l0=None))
     x = problem.activations()
-    sae._set_gate_scale(gate_scale_for(sae, x, 20))
+    sae.gate_scale = gate_scale_for(sae, x, 20)
     with torch.no_grad():
         assert sae.encode(x).count_nonzero(-1).float().mean().item() == pytest.approx(20, rel=0.05)
 

@@ -1,8 +1,10 @@
 """Configurations: what is refused, the presets, and what survives a round trip."""
 
+import dataclasses
+
 import pytest
 
-from sae_lens_sparsemax import PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax import PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 
 
 def config(**settings) -> SparsemaxTrainingSAEConfig:
@@ -35,7 +37,6 @@ def test_inference_config_refuses_unknown_choices_too(field):
     [
         ("gate_scale", 0.0),
         ("gate_scale", float("nan")),
-        ("d_in", 0),
         ("d_sae", -4),
         ("target_l0", 0.0),
         ("target_l0_rate", -0.1),
@@ -46,6 +47,18 @@ def test_inference_config_refuses_unknown_choices_too(field):
 def test_numbers_that_must_be_positive_are_refused_otherwise(field, value):
     with pytest.raises(ValueError, match=f"{field} must be positive, got {value}"):
         config(**{field: value})
+
+
+def test_a_width_may_be_unknown_in_a_training_config_until_an_sae_is_built():
+    unknown = config(d_in=0)
+    with pytest.raises(ValueError, match="d_in must be the width of the activations when an SAE is built, got 0"):
+        SparsemaxTrainingSAE(unknown)
+    known = dataclasses.replace(unknown, d_in=8)
+    assert known == config(d_in=8) and SparsemaxTrainingSAE(known).W_dec.shape == (64, 8)
+    with pytest.raises(ValueError, match="d_in must be positive, or 0 until the hook tells, got -1"):
+        config(d_in=-1)
+    with pytest.raises(ValueError, match="d_in must be positive, got 0"):
+        SparsemaxSAEConfig(d_in=0, d_sae=64)
 
 
 def test_a_target_above_the_number_of_concepts_is_refused():

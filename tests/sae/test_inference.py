@@ -8,7 +8,8 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxSAEConfig, sparsemax
-from sae_lens_sparsemax.sae import inference as sae_module
+from sae_lens_sparsemax.attention import cross_attention
+from sae_lens_sparsemax.sae import encoding
 from tests.support.small_sae import D_IN, D_SAE, inputs, small_sae
 
 
@@ -57,8 +58,8 @@ def test_forward_is_decode_after_encode_and_decode_is_linear(settings, shape, mo
     expected = (by_definition(sae, x) @ sae.W_dec + sae.b_dec).detach()
     with torch.no_grad():
         for density in (0.0, 1.0):  # plain products, and lists
-            monkeypatch.setattr(sae_module, "MAX_LIST_DENSITY", density)
-            monkeypatch.setitem(sae_module.select.__globals__["MAX_SPARSE_DENSITY"], "cpu", density)
+            monkeypatch.setattr(encoding, "MAX_LIST_DENSITY", density)
+            monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
             torch.testing.assert_close(sae(x), expected, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(sae(x), expected, rtol=1e-9, atol=1e-9)
@@ -203,3 +204,14 @@ def test_decoder_norms_are_not_folded(tmp_path):
     sae.save_model(tmp_path)
     with pytest.raises(NotImplementedError, match="decoder norms cannot be folded"):
         SAE.load_from_disk(tmp_path, fold_W_dec_norm=True)
+
+
+@pytest.mark.parametrize(
+    "sae", [new_sae(), small_sae(), small_sae(structure="mlp")], ids=["inference", "shared", "mlp"]
+)
+def test_no_way_of_folding_decoder_norms_changes_anything(sae):
+    before = copy.deepcopy(sae.state_dict())
+    for fold in (sae.fold_W_dec_norm, sae.fold_and_get_W_dec_norm):
+        with pytest.raises(NotImplementedError, match="changes which of them sparsemax selects"):
+            fold()
+    torch.testing.assert_close(sae.state_dict(), before, rtol=0, atol=0)

@@ -42,12 +42,12 @@ def test_a_training_checkpoint_loads_bit_for_bit_as_a_training_sae(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("loader", [SAE, TrainingSAE])
-def test_loading_in_another_dtype_keeps_g_in_float64(loader, dtype, tmp_path):
+def test_loading_in_another_dtype_keeps_g_exact(loader, dtype, tmp_path):
     small_sae(gate_scale=1 / 3, query_projection=True).save_model(tmp_path)
     sae = loader.load_from_disk(tmp_path, dtype=dtype)
     assert sae.cfg.gate_scale == 1 / 3
     if loader is TrainingSAE:
-        assert sae.gate_scale.dtype == torch.float64 and sae.gate_scale.item() == 1 / 3
+        assert sae.gate_scale == 1 / 3
         assert sae.b_dec_is_initialised.dtype == torch.bool and sae.b_dec_is_initialised
     with torch.no_grad():
         out = sae(inputs(dtype=getattr(torch, dtype)))
@@ -134,7 +134,7 @@ def test_resuming_takes_g_from_the_checkpoint(tmp_path):
     small_sae(gate_scale=1 / 3).save_model(tmp_path)
     sae = small_sae(gate_scale=5.0)
     sae.load_weights_from_checkpoint(tmp_path)
-    assert sae.cfg.gate_scale == sae.gate_scale.item() == 1 / 3
+    assert sae.cfg.gate_scale == sae.gate_scale == 1 / 3
 
 
 def test_an_inference_folder_is_no_training_sae(tmp_path):
@@ -156,3 +156,26 @@ def test_an_offset_that_is_no_parameter_stays_none_after_loading(tmp_path):
     small_sae(b_dec_init="fixed_zeros").save_model(tmp_path)
     loaded = TrainingSAE.load_from_disk(tmp_path)
     assert not loaded.b_dec.requires_grad and loaded.dictionary.concepts.requires_grad
+
+
+@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+def test_files_of_version_0_1_with_g_among_the_weights_load(structure, tmp_path):
+    sae, x = small_sae(structure=structure, gate_scale=1 / 3), inputs()
+    sae.save_model(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    save_file(weights | {"gate_scale": torch.tensor(1 / 3, dtype=torch.float64)}, tmp_path / WEIGHTS)
+    resumed = small_sae(structure=structure, seed=1)
+    resumed.load_weights_from_checkpoint(tmp_path)
+    for loaded in (TrainingSAE.load_from_disk(tmp_path), resumed):
+        assert loaded.gate_scale == 1 / 3
+        torch.testing.assert_close(loaded.state_dict(), sae.state_dict(), rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(SAE.load_from_disk(tmp_path)(x), sae(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"architecture": "topk"}', '{"gate_scale": "wide"}'])
+def test_a_checkpoint_without_its_gate_scale_is_refused(text, tmp_path):
+    small_sae().save_model(tmp_path)
+    (tmp_path / "cfg.json").unlink() if text is None else (tmp_path / "cfg.json").write_text(text)
+    with pytest.raises(ValueError, match=r"cfg\.json must be the config of a sparsemax SAE with its gate_scale"):
+        small_sae().load_weights_from_checkpoint(tmp_path)

@@ -140,7 +140,7 @@ def test_g_follows_the_target_in_training_and_rests_in_evaluation():
     sae, x = small_sae(target_l0=3.0, target_l0_rate=0.1, gate_scale=0.3), inputs()
     first = sae.training_forward_pass(step_input(x))
     assert dense(first.feature_acts).count_nonzero(-1).float().mean() > 3
-    assert sae.cfg.gate_scale == sae.gate_scale.item() > 0.3
+    assert sae.cfg.gate_scale == sae.gate_scale > 0.3
     moved = sae.cfg.gate_scale
     sae.eval()
     sae.training_forward_pass(step_input(x))
@@ -155,7 +155,7 @@ def test_g_follows_the_target_in_training_and_rests_in_evaluation():
 def test_without_a_target_g_rests():
     sae = small_sae(target_l0=None, gate_scale=0.3)
     sae.training_forward_pass(step_input(inputs()))
-    assert sae.cfg.gate_scale == sae.gate_scale.item() == 0.3
+    assert sae.cfg.gate_scale == sae.gate_scale == 0.3
 
 
 def test_saes_of_one_config_have_each_their_own_gate():
@@ -204,7 +204,7 @@ def test_presets_train(preset):
 def test_training_in_another_dtype_keeps_the_precision_of_g_and_the_flag(structure, dtype):
     sae = small_sae(structure=structure, query_projection=True, gate_scale=1 / 3).to(dtype)
     assert {p.dtype for p in sae.parameters()} == {dtype}
-    assert sae.gate_scale.dtype == torch.float64 and sae.gate_scale.item() == 1 / 3
+    assert sae.gate_scale == 1 / 3
     assert sae.b_dec_is_initialised.dtype == torch.bool
     output = sae.training_forward_pass(step_input(inputs(dtype=dtype)))
     output.loss.backward()
@@ -226,10 +226,10 @@ def test_in_half_precision_the_supports_are_those_of_the_rounded_weights_in_floa
 def test_moves_to_the_meta_device_and_back_keep_g():
     sae = small_sae(gate_scale=1 / 3)
     sae.to("meta")
-    assert sae.W_dec.device.type == "meta" and sae.gate_scale.dtype == torch.float64
+    assert sae.W_dec.device.type == "meta" and sae.gate_scale == 1 / 3
     sae.to_empty(device="cpu")
-    assert sae.gate_scale.item() == 1 / 3
-    assert small_sae(gate_scale=1 / 3).to("cpu").gate_scale.item() == 1 / 3
+    assert sae.gate_scale == 1 / 3
+    assert small_sae(gate_scale=1 / 3).to("cpu").gate_scale == 1 / 3
 
 
 def test_decoder_norms_are_not_folded():
@@ -243,3 +243,13 @@ def test_more_than_two_dimensions_are_encoded_token_by_token():
     shaped = sae.training_forward_pass(step_input(x.reshape(5, 8, D_IN)))
     torch.testing.assert_close(shaped.feature_acts.reshape(40, -1), dense(flat.feature_acts))
     torch.testing.assert_close(shaped.loss, flat.loss)
+
+
+def test_tokens_without_active_concepts_count_as_none():
+    sae, x = small_sae(target_l0=4.0), inputs()
+    sae.b_dec.data.zero_()
+    x[:20] = 0
+    output = sae.training_forward_pass(step_input(x))
+    l0 = dense(output.feature_acts).count_nonzero(-1)
+    assert l0[:20].sum() == 0 and output.metrics["l0_p5"]() == 0
+    assert output.metrics["l0_p95"]() == torch.quantile(l0.float(), 0.95)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from sae_lens_sparsemax.sae.encoding import split_norm
-from sae_lens_sparsemax.sae.projected_query import projected_query
+from sae_lens_sparsemax.sae.queries import projected_query, split_norm
 
 
 @pytest.mark.parametrize("unit_norm_query", [True, False])

@@ -1,0 +1,76 @@
+"""Computed matrices: read like any tensor, and never written to in vain."""
+
+import copy
+
+import pytest
+import torch
+from sae_lens.synthetic import FeatureDictionary, init_sae_to_match_feature_dict
+from torch import nn
+
+from tests.support.small_sae import D_IN, D_SAE, small_sae
+
+WRITES = {
+    "item": lambda W: W.__setitem__(0, 1.0),
+    "item of data": lambda W: W.data.__setitem__((slice(None), slice(2)), 1.0),
+    "item of a view": lambda W: W.detach().T[1].__setitem__(0, 1.0),
+    "in-place operator": lambda W: W.data.__imul__(2),
+    "in-place method": lambda W: W.data.div_(2),
+    "initialisation": lambda W: nn.init.zeros_(W),
+    "out": lambda W: torch.mul(torch.ones(1), 2, out=W),
+    "data": lambda W: setattr(W, "data", torch.zeros_like(W)),
+}
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_writing_to_a_computed_matrix_is_refused(name, write):
+    sae = small_sae()
+    before = copy.deepcopy(sae.state_dict())
+    with torch.no_grad(), pytest.raises(ValueError, match="would change a temporary and nothing else"):
+        write(getattr(sae, name))
+    torch.testing.assert_close(sae.state_dict(), before, rtol=0, atol=0)
+
+
+def test_replacing_a_computed_matrix_is_refused():
+    with pytest.raises((AttributeError, KeyError), match="W_dec"):
+        small_sae().W_dec = torch.zeros(D_SAE, D_IN)
+    with pytest.raises((AttributeError, KeyError), match="W_dec"):
+        small_sae().W_dec = nn.Parameter(torch.zeros(D_SAE, D_IN))
+
+
+def test_the_hosts_initialisation_from_features_is_no_silent_nothing():
+    features = FeatureDictionary(num_features=D_SAE, hidden_dim=D_IN)
+    with pytest.raises(ValueError, match="computed from its parameters"):
+        init_sae_to_match_feature_dict(small_sae(), features)
+
+
+def test_separate_matrices_are_parameters_and_take_writes():
+    sae = small_sae(structure="mlp")
+    sae.W_dec.data[0] = 7.0
+    assert sae.dictionary.W_dec[0].eq(7).all()
+    init_sae_to_match_feature_dict(sae, features := FeatureDictionary(num_features=D_SAE, hidden_dim=D_IN))
+    torch.testing.assert_close(sae.W_dec.data, features.feature_vectors.detach())
+
+
+def test_a_computed_matrix_reads_copies_and_differentiates_like_a_tensor():
+    sae = small_sae(dtype="float64")
+    W_dec, own = sae.W_dec, sae.dictionary
+    plain = (own.concepts @ own.W_v).detach()
+    assert (
+        torch.equal(W_dec, plain) and type(W_dec + 1) is type(W_dec.clone()) is type(W_dec.norm(dim=-1)) is torch.Tensor
+    )
+    assert (~W_dec.bool()).sum() == 0 and W_dec[0].tolist() == plain[0].tolist()
+    assert (W_dec.detach().numpy() == plain.numpy()).all()
+    (ours,) = torch.autograd.grad(W_dec.pow(2).sum(), own.W_v)
+    torch.testing.assert_close(ours, 2 * own.concepts.T @ plain)
+    owned = W_dec.detach().clone()
+    owned += 1
+    torch.testing.assert_close(owned, plain + 1)
+
+
+def test_a_parameter_made_of_a_computed_matrix_learns():
+    parameter = nn.Parameter(small_sae().W_dec)
+    before = parameter.detach().clone()
+    parameter.sum().backward()
+    torch.optim.SGD([parameter], lr=1.0).step()
+    torch.testing.assert_close(parameter.detach(), before - 1)
