@@ -10,7 +10,7 @@ But: no licence is chosen, and nothing is deleted from the repository.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,11 +26,47 @@ from sae_lens.constants import (
 )
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_lens_sparsemax.model_card import model_card
+from sae_lens_sparsemax.display.tables import markdown_table
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
 __all__ = ["model_card", "upload_saes"]
+
+FRONT_MATTER = """\
+---
+library_name: saelens
+tags:
+- sparse-autoencoder
+- mechanistic-interpretability
+- sae
+- sparsemax
+---
+"""
+
+LOADING = """\
+```python
+import sae_lens_sparsemax  # makes the architecture known to SAELens: pip install sae-lens-sparsemax
+from sae_lens import SAE
+
+sae = SAE.from_pretrained("{repo_id}", "{sae_id}")
+feature_acts = sae.encode(activations)  # (..., d_in) -> (..., d_sae)
+reconstruction = sae.decode(feature_acts)
+```
+"""
+
+ARCHITECTURE = """\
+## Architecture
+
+Each token selects its own number of concepts: the support of sparsemax(g · z), where z = u W_enc + b_enc are the
+scores of its query u against all concepts and g is the gate scale. With activations "scores" a selected concept is
+active with its score z, with "probabilities" with g · z − τ. If queries have unit norm, u = x/‖x‖ and ‖x‖ multiplies
+the activations. The reconstruction is linear in the activations: f W_dec + b_dec. W_enc and W_dec are the folded maps
+of a cross-attention between tokens and concepts, as in
+[Improving Sparse Autoencoder with Dynamic Attention](https://arxiv.org/abs/2604.14925), or were learnt separately
+where the structure is "mlp".
+"""
+
+UNKNOWN = "not recorded"
 
 
 def upload_saes(
@@ -60,12 +96,12 @@ def upload_saes(
         raise ValueError(f"repo_id must have the form 'user/name', got {repo_id!r}")
     with TemporaryDirectory() as scratch:
         folders: dict[str, SAE[Any] | Path | str] = {}
-        folded: dict[str, SparsemaxSAE] = {}
+        described: dict[str, SAE[Any]] = {}
         for number, (sae_id, source) in enumerate(saes.items()):
             _check_id(sae_id)
             folders[sae_id] = folder = Path(scratch) / str(number)
-            folded[sae_id] = _write_inference_form(sae_id, source, folder)
-        card = model_card(repo_id, folded)
+            described[sae_id] = _write_inference_form(sae_id, source, folder)
+        card = model_card(repo_id, described)
         upload_saes_to_huggingface(folders, repo_id, revision, add_default_readme=False)
     api = HfApi()
     if replace_card or not api.file_exists(repo_id, "README.md", revision=revision):
@@ -79,23 +115,26 @@ def upload_saes(
     return card
 
 
-def _write_inference_form(sae_id: str, source: SAE[Any] | Path | str, folder: Path) -> SparsemaxSAE:
+def _write_inference_form(sae_id: str, source: SAE[Any] | Path | str, folder: Path) -> SAE[Any]:
+    """Fill a folder with what is uploaded; returns an SAE that the card can describe."""
+    if not isinstance(source, SAE):
+        sae = _load_folder(sae_id, Path(source))
+        sae.save_model(folder)
+        for name in (SPARSITY_FILENAME, RUNNER_CFG_FILENAME):
+            if (Path(source) / name).exists():
+                shutil.copy(Path(source) / name, folder / name)
+        return sae
     if isinstance(source, SparsemaxTrainingSAE):
         _check_folded(sae_id, source)
         source.save_inference_model(folder)
     elif isinstance(source, SparsemaxSAE):
         _check_folded(sae_id, source)
         source.save_model(folder)
-    elif isinstance(source, SAE):
+    else:
         raise ValueError(
             f"SAE {sae_id!r} is a {type(source).__name__}; upload it with SAELens, this card is not for it"
         )
-    else:
-        _load_folder(sae_id, Path(source)).save_model(folder)
-        for name in (SPARSITY_FILENAME, RUNNER_CFG_FILENAME):
-            if (Path(source) / name).exists():
-                shutil.copy(Path(source) / name, folder / name)
-    return SparsemaxSAE.load_from_disk(folder)
+    return source
 
 
 def _load_folder(sae_id: str, folder: Path) -> SparsemaxSAE:
@@ -132,3 +171,64 @@ def _check_id(sae_id: str) -> None:
     path = PurePosixPath(sae_id)
     if not sae_id or path.is_absolute() or ".." in path.parts or "\\" in sae_id or sae_id == ".":
         raise ValueError(f"an SAE's id is its folder in the repository, such as 'layer_6/l0_32', got {sae_id!r}")
+
+
+def model_card(repo_id: str, saes: Mapping[str, SAE[Any]]) -> str:
+    """The text of README.md for a repository that holds these SAEs.
+
+    Args:
+        repo_id: "user/name" of the repository.
+        saes: from id to sparsemax SAE, trained or folded. What is not in their metadata is called not recorded.
+
+    Raises:
+        ValueError: there are no SAEs.
+    """
+    if not saes:
+        raise ValueError("a model card needs at least one SAE")
+    parts = [
+        FRONT_MATTER,
+        LOADING.format(repo_id=repo_id, sae_id=next(iter(saes))),
+        f"# Sparsemax SAEs: {repo_id}\n",
+        f"## SAEs\n\n{_table(_settings, saes)}\n",
+        f"## Training\n\n{_table(_training, saes)}\n",
+        ARCHITECTURE,
+    ]
+    return "\n".join(parts)
+
+
+def _settings(sae: SAE[Any]) -> dict[str, Any]:
+    cfg, metadata = sae.cfg, sae.cfg.metadata
+    dead = metadata.num_dead_features
+    return {
+        "model": metadata.model_name,
+        "hook": metadata.hook_name,
+        "d_in": cfg.d_in,
+        "d_sae": cfg.d_sae,
+        "activations": cfg.activations,
+        "unit-norm query": cfg.unit_norm_query,
+        "gate": cfg.gate,
+        "gate scale g": f"{cfg.gate_scale:.6g}",
+        "mean L0": None if metadata.l0 is None else f"{metadata.l0:.1f}",
+        "dead concepts": None if dead is None else f"{dead:.0f}",
+    }
+
+
+def _training(sae: SAE[Any]) -> dict[str, Any]:
+    metadata = sae.cfg.metadata
+    details = metadata.training_architecture_details or {}
+    target = details.get("target_l0", UNKNOWN)
+    return {
+        "data set": metadata.dataset_path,
+        "context": metadata.context_size,
+        "structure": details.get("structure"),
+        "target L0": "none" if target is None else str(target),
+        "loss weighting": details.get("loss_weighting"),
+        "dtype": sae.cfg.dtype,
+        "SAELens": metadata.sae_lens_training_version,
+    }
+
+
+def _table(describe: Callable[[SAE[Any]], dict[str, Any]], saes: Mapping[str, SAE[Any]]) -> str:
+    rows = {sae_id: describe(sae) for sae_id, sae in saes.items()}
+    cells = [[sae_id, *(None if value == "" else value for value in row.values())] for sae_id, row in rows.items()]
+    return markdown_table(["id", *next(iter(rows.values()))], cells, missing=UNKNOWN)
