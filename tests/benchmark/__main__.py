@@ -18,9 +18,9 @@ from tests.benchmark.report import as_table, plot_growth
 
 EPILOG = """\
 examples:
-  python -m tests.benchmark                         the README's table, about ten minutes on two cores
-  python -m tests.benchmark --d-sae 12288 --support 50
-  python -m tests.benchmark --d-sae 12288 --support 50 --tokens 1024 256 4096 --output bench/
+  python -m tests.benchmark                         the table of its README, about ten minutes on two cores
+  python -m tests.benchmark --d_sae 12288 --support 50
+  python -m tests.benchmark --d_sae 12288 --support 50 --tokens 1024 256 4096 --output bench/
   python -m tests.benchmark.training --help         whole steps on a language model
 
 Every figure is a ratio within one run: the median time of a forward and backward pass over that of the score product
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--d-sae", type=int, nargs="+", default=[3072, 6144, 12288, 24576, 49152], metavar="M")
+    parser.add_argument("--d_sae", type=int, nargs="+", default=[3072, 6144, 12288, 24576, 49152], metavar="M")
     parser.add_argument("--support", type=int, nargs="+", default=[10, 50, 300], help="concepts per token")
     parser.add_argument(
         "--tokens",
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens per batch; those after the first at the middle M and support only",
     )
-    parser.add_argument("--d-in", type=int, default=768, metavar="d")
+    parser.add_argument("--d_in", type=int, default=768, metavar="d")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=["sparsemax", "probabilities", "mlp", "topk", "topk_sparse", "naive"],
         help="what to measure beside the sparsemax SAE",
     )
-    parser.add_argument("--naive-up-to", type=int, default=24576, metavar="M", help="skip the naive form above this")
+    parser.add_argument("--naive_up_to", type=int, default=24576, metavar="M", help="skip the naive form above this")
     parser.add_argument("--output", help="folder for benchmark.json and benchmark.png")
     return parser
 

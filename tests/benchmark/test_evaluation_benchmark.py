@@ -6,7 +6,7 @@ from tests.benchmark.evaluation import main
 
 
 def test_every_token_is_evaluated_and_memory_reported(capsys):
-    main(["--images", "6", "--tokens", "200", "--d-in", "16", "--d-sae", "64", "--gate-scale", "3"])
+    main(["--images", "6", "--tokens", "200", "--d_in", "16", "--d_sae", "64", "--gate_scale", "3"])
     printed = capsys.readouterr().out
     assert "64 concepts, 1,200 tokens, L0 " in printed
     l0, peak, before = (float(x) for pair in re.findall(r"L0 ([\d.]+)|([\d.]+) GB", printed) for x in pair if x)

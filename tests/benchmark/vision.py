@@ -16,12 +16,13 @@ from tests.benchmark.vision_store import store_throughput
 
 EPILOG = """\
 examples:
-  python -m tests.benchmark.vision store --images photos.parquet --image-batch 16 --buffer-batches 2
-  python -m tests.benchmark.vision store --model path/to/clip --images cifar10.parquet --image-batch 256 \\
-      --train-batch 2048 --workers 1 --batches 20 --with-cache
-  python -m tests.benchmark.vision step --images photos.parquet
+  python -m tests.benchmark.vision store --dataset_path photos.parquet --image_batch 16 --buffer_batches 2
+  python -m tests.benchmark.vision store --model_name path/to/clip --dataset_path cifar10.parquet --image_batch 256 \\
+      --train_batch 2048 --workers 1 --batches 20 --with_cache
+  python -m tests.benchmark.vision step --dataset_path photos.parquet
 
-Without --model, the vision tower of CLIP ViT-B/16 with random weights; without --images, made-up photographs.
+Without --model_name, the vision tower of CLIP ViT-B/16 with random weights; without --dataset_path, made-up
+photographs.
 """
 _LABELS = {
     "model": "model alone, images ready",
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     problem = VisionProblem(**{field.name: getattr(args, field.name) for field in dataclasses.fields(VisionProblem)})
-    lines = [f"{machine('cpu')}; {problem.model}, {problem.hook_name}, {problem.image_batch} images at a time"]
+    lines = [f"{machine('cpu')}; {problem.model_name}, {problem.hook_name}, {problem.image_batch} images at a time"]
     if args.command == "store":
         speeds = store_throughput(problem, args.batches, args.rounds, with_cache=args.with_cache)
         lines += ["| | images a second | of the model alone |", "|---|---|---|"]
@@ -72,23 +73,27 @@ def _parser() -> argparse.ArgumentParser:
     store = commands.add_parser("store", help="images a second: model alone, decoding alone, store")
     store.add_argument("--batches", type=int, default=2, help="batches of images in each turn")
     store.add_argument("--rounds", type=int, default=5, help="turns of which the median counts")
-    store.add_argument("--with-cache", action="store_true", help="also read activations cached on disk")
+    store.add_argument("--with_cache", action="store_true", help="also read activations cached on disk")
     step = commands.add_parser("step", help="time and memory of a training step")
     step.add_argument("--steps", type=int, default=10, help="steps that count")
     for command in (store, step):
-        command.add_argument("--model", default=default.model, help=f"folder or hub id (default {RANDOM_VIT})")
-        command.add_argument("--images", help="parquet file, folder or hub id")
-        command.add_argument("--hook-name", default=default.hook_name)
         command.add_argument(
-            "--image-batch", type=int, default=default.image_batch, help="images the model sees at once"
+            "--model_name",
+            default=default.model_name,
+            help=f"folder or hub id (default {RANDOM_VIT})",
         )
-        command.add_argument("--train-batch", type=int, default=default.train_batch, help="tokens in a training batch")
+        command.add_argument("--dataset_path", help="parquet file, folder or hub id")
+        command.add_argument("--hook_name", default=default.hook_name)
         command.add_argument(
-            "--buffer-batches", type=int, default=default.buffer_batches, help="shuffle buffer, in batches"
+            "--image_batch", type=int, default=default.image_batch, help="images the model sees at once"
+        )
+        command.add_argument("--train_batch", type=int, default=default.train_batch, help="tokens in a training batch")
+        command.add_argument(
+            "--buffer_batches", type=int, default=default.buffer_batches, help="shuffle buffer, in batches"
         )
         command.add_argument("--workers", type=int, default=default.workers, help="processes that decode")
-        command.add_argument("--d-sae", type=int, default=default.d_sae, metavar="M")
-        command.add_argument("--target-l0", type=float, default=default.target_l0)
+        command.add_argument("--d_sae", type=int, default=default.d_sae, metavar="M")
+        command.add_argument("--target_l0", type=float, default=default.target_l0)
         command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     return parser
 

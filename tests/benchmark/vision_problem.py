@@ -23,9 +23,9 @@ RANDOM_VIT = "random-vit-b16"
 class VisionProblem:
     """A model, the images it sees and how they reach it; the defaults are the CLIP ViT-B/16 recipe's."""
 
-    model: str = RANDOM_VIT
+    model_name: str = RANDOM_VIT
     """Folder or hub id of a model, or the vision tower of CLIP ViT-B/16 with random weights."""
-    images: str | None = None
+    dataset_path: str | None = None
     """Parquet file, folder or hub id; None makes photographs of clouds up, 256 by 224 pixels as JPEG."""
     hook_name: str = "blocks.-2.hook_resid_post"
     image_batch: int = 32
@@ -41,8 +41,8 @@ class VisionProblem:
 
     def load_model(self) -> HookedViT:
         """The model with its image processor."""
-        if self.model != RANDOM_VIT:
-            return HookedViT.from_pretrained(self.model)
+        if self.model_name != RANDOM_VIT:
+            return HookedViT.from_pretrained(self.model_name)
         cfg = transformers.CLIPVisionConfig(
             hidden_size=768,
             intermediate_size=3072,
@@ -55,7 +55,7 @@ class VisionProblem:
 
     def load_images(self) -> Any:
         """The data set, with a column `image`."""
-        return load_image_dataset(self.images) if self.images is not None else _clouds(64)
+        return load_image_dataset(self.dataset_path) if self.dataset_path is not None else _clouds(64)
 
     def training_config(self, training_tokens: int, **kwargs: Any) -> VisionSAERunnerConfig[Any]:
         """A training run that saves nothing."""
@@ -63,8 +63,8 @@ class VisionProblem:
         sae.d_in = 0  # read from the hook by the runner; the config refuses it when it is made
         return VisionSAERunnerConfig(
             sae=sae,
-            model_name=self.model,
-            dataset_path=self.images or "",
+            model_name=self.model_name,
+            dataset_path=self.dataset_path or "",
             hook_name=self.hook_name,
             store_batch_size_images=self.image_batch,
             train_batch_size_tokens=self.train_batch,
