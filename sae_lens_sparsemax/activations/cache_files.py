@@ -1,7 +1,9 @@
 """The files of an activation cache: shards that are whole or reported as damaged, and the manifest that lists them.
 
-A shard is a safetensors file with one tensor, `activations` `(n_images, n_tokens, d_in)`. `manifest.json` says what
-they were made from and gives the size and SHA-256 of each. Both appear whole or not at all.
+A shard is a safetensors file with the tensors `activations` `(n_tokens, d_in)` and `lengths` `(n_inputs,)`, the tokens
+of each image or context in it. `manifest.json` says what they were made from and gives the size and SHA-256 of each.
+Both appear whole or not at all. In the first version of the format a shard held images alone, all of one length, as
+`activations` `(n_images, n_tokens, d_in)`; it is read as well.
 """
 
 import hashlib
@@ -11,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 
 from sae_lens_sparsemax.data.image_loader import Position
 from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text
 
 MANIFEST_FILENAME = "manifest.json"
-_TENSOR = "activations"
-_VERSION = 1
+_VERSION = 2
+_AGAIN = "'sparsemax-sae cache-activations' (or the same 'compare') with the same configuration makes it again"
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,18 @@ class Shard:
     """One file of activations."""
 
     file: str
-    n_images: int
-    n_bad_images: int
-    """Images left out while it was made."""
+    n_inputs: int
+    """Images or contexts in it."""
+    n_tokens: int
+    """Their tokens: rows of the file."""
+    n_bad_inputs: int
+    """Inputs left out while it was made."""
+    n_left_out: int
+    """Tokens left out for their norm while it was made."""
     n_bytes: int
     sha256: str
     position: Position
-    """Where the images continue after it."""
+    """Where the source continues after it."""
 
 
 @dataclass
@@ -42,25 +50,36 @@ class Manifest:
     made_from: dict[str, Any]
     """See `cache_identity` and `cache_order`."""
     dtype: str
-    n_tokens_per_image: int
     d_in: int
+    unit: str
+    """What the inputs are: images or contexts."""
     shards: list[Shard] = field(default_factory=list)
     first_errors: list[str] = field(default_factory=list)
-    """One sentence for each of the first images that could not be used."""
+    """One sentence for each of the first inputs that could not be used."""
     complete: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages that made it, for the record."""
     format_version: int = _VERSION
 
     @property
-    def n_images(self) -> int:
-        """Images whose activations are there."""
-        return sum(shard.n_images for shard in self.shards)
+    def n_inputs(self) -> int:
+        """Images or contexts whose activations are there."""
+        return sum(shard.n_inputs for shard in self.shards)
 
     @property
-    def n_bad_images(self) -> int:
-        """Images that could not be used."""
-        return sum(shard.n_bad_images for shard in self.shards)
+    def n_tokens(self) -> int:
+        """Activations that are there."""
+        return sum(shard.n_tokens for shard in self.shards)
+
+    @property
+    def n_bad_inputs(self) -> int:
+        """Inputs that could not be used."""
+        return sum(shard.n_bad_inputs for shard in self.shards)
+
+    @property
+    def n_left_out(self) -> int:
+        """Tokens left out for their norm."""
+        return sum(shard.n_left_out for shard in self.shards)
 
     @property
     def n_bytes(self) -> int:
@@ -88,19 +107,40 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["format_version"]
-        if version == _VERSION:
+        if version == 1:
+            values = _from_version_1(values)
+        if version in (1, _VERSION):
             return Manifest(**{**values, "shards": [Shard(**shard) for shard in values["shards"]]})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}. Cache the activations again.") from error
-    raise ValueError(f"{str(path)!r} has the format {version}; this version reads {_VERSION}.")
+    raise ValueError(f"{str(path)!r} has the format {version}; this version reads 1 and {_VERSION}.")
 
 
-def write_shard(folder: Path, number: int, acts: torch.Tensor, n_bad_images: int, position: Position) -> Shard:
-    """Write activations `(n_images, n_tokens, d_in)` as shard `number` and return its entry in the manifest."""
+def write_shard(
+    folder: Path,
+    number: int,
+    acts: torch.Tensor,
+    lengths: torch.Tensor,
+    position: Position,
+    *,
+    n_bad_inputs: int = 0,
+    n_left_out: int = 0,
+) -> Shard:
+    """Write shard `number` and return its entry in the manifest.
+
+    Args:
+        folder: of the cache.
+        number: of the shard, from 0.
+        acts: `(n_tokens, d_in)`.
+        lengths: tokens of each input, `(n_inputs,)`; they sum to `n_tokens`.
+        position: where the source continues after it.
+        n_bad_inputs, n_left_out: what was left out while it was made.
+    """
     name = f"activations-{number:05d}.safetensors"
-    data = save({_TENSOR: acts.contiguous()})
+    data = save({"activations": acts.contiguous(), "lengths": lengths})
     atomic_write_bytes(folder / name, data)
-    return Shard(name, len(acts), n_bad_images, len(data), hashlib.sha256(data).hexdigest(), position)
+    digest = hashlib.sha256(data).hexdigest()
+    return Shard(name, len(lengths), len(acts), n_bad_inputs, n_left_out, len(data), digest, position)
 
 
 def damage(folder: Path, shard: Shard) -> str | None:
@@ -120,16 +160,35 @@ def damage(folder: Path, shard: Shard) -> str | None:
     return None
 
 
-def read_shard(folder: Path, shard: Shard) -> torch.Tensor:
-    """The activations of a shard, `(n_images, n_tokens, d_in)`, after its checksum was found right.
+def read_shard(folder: Path, shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
+    """The activations of a shard, `(n_tokens, d_in)`, mapped into memory, and the tokens of each input, `(n_inputs,)`.
 
     Raises:
-        ValueError: the file is missing or not what was written.
+        ValueError: the file is missing or not what was written (its checksum is verified first).
     """
     wrong = damage(folder, shard)
     if wrong is not None:
-        raise ValueError(
-            f"The shard {str(folder / shard.file)!r} {wrong}; 'sparsemax-sae cache-activations' with the same "
-            "configuration makes it again."
-        )
-    return load_file(folder / shard.file)[_TENSOR]
+        raise ValueError(f"The shard {str(folder / shard.file)!r} {wrong}; {_AGAIN}.")
+    with safe_open(folder / shard.file, framework="pt") as file:
+        acts = file.get_tensor("activations")
+        if acts.ndim == 3:  # of version 1
+            return acts.flatten(0, 1), torch.full((len(acts),), acts.shape[1])
+        return acts, file.get_tensor("lengths")
+
+
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of images alone as one of this version; its files stay as they are."""
+    n_tokens = values["n_tokens_per_image"]
+    shards = [
+        {
+            "file": shard["file"],
+            "n_inputs": shard["n_images"],
+            "n_tokens": shard["n_images"] * n_tokens,
+            "n_bad_inputs": shard["n_bad_images"],
+            "n_left_out": 0,
+            **{name: shard[name] for name in ("n_bytes", "sha256", "position")},
+        }
+        for shard in values["shards"]
+    ]
+    kept = {key: value for key, value in values.items() if key != "n_tokens_per_image"}
+    return kept | {"unit": "images", "shards": shards, "format_version": _VERSION}

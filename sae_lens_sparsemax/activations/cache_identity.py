@@ -4,54 +4,71 @@ The weights decide which model it was, not its name: a model in another folder i
 """
 
 import hashlib
+import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
-from sae_lens_sparsemax.data.images import ImageDataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
+
+IMAGE_SETTINGS = (
+    "model_name", "autocast_model", "hook_name", "tokens", "dataset_path", "dataset_config", "dataset_split",
+    "image_column",
+)  # fmt: skip
+TEXT_SETTINGS = (
+    "model_name", "model_kwargs", "autocast_lm", "hook_name", "hook_head_index", "dataset_path", "dataset_config",
+    "dataset_split", "text_column", "held_out_fraction", "context_size", "seqpos_slice", "prepend_bos",
+    "exclude_special_tokens", "disable_concat_sequences", "sequence_separator_token", "use_chat_formatting",
+)  # fmt: skip
+"""Settings of a run that decide the activations of an input, or say which inputs there are."""
 
 # Enough to tell data sets apart without reading one of terabytes.
-_IMAGES_IN_FINGERPRINT = 32
+_ROWS_IN_FINGERPRINT = 32
 
 _NAMES = {
     "model_weights_sha256": "the model's weights",
     "image_processor": "the preprocessing",
-    "dataset_fingerprint": "the images",
+    "tokenizer_sha256": "the tokenizer",
+    "dataset_fingerprint": "the data",
 }
 
 
-def cache_identity(cfg: VisionSAERunnerConfig[Any], model: HookedViT) -> dict[str, Any]:
-    """All that decides the activations of an image, and the names of the images, as JSON values."""
-    identity = {
-        "model_name": cfg.model_name,
-        "model_weights_sha256": weights_sha256(model.tower),
-        "model_dtype": str(model.dtype).removeprefix("torch."),
-        "autocast_model": cfg.autocast_model,
-        "hook_name": model.resolve_hook_name(cfg.hook_name),
-        "tokens": cfg.tokens,
-        "image_processor": model.image_processor.to_dict() if model.image_processor is not None else None,
-        "dataset_path": cfg.dataset_path,
-        "dataset_config": cfg.dataset_config,
-        "dataset_split": cfg.dataset_split,
-        "image_column": cfg.image_column,
-    }
+def cache_identity(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides the activations of an image or context, and the names of the data, as JSON values.
+
+    Args:
+        model: `HookedViT` or a hooked language model.
+        settings: those of `IMAGE_SETTINGS` or `TEXT_SETTINGS`; the hook by the name that the model has for it.
+    """
+    identity = dict(settings)
+    if isinstance(model, HookedViT):
+        weights, dtype = model.tower, model.dtype
+        identity["image_processor"] = model.image_processor.to_dict() if model.image_processor is not None else None
+    else:
+        weights, dtype = model, next(model.parameters()).dtype
+        vocabulary = model.tokenizer.get_vocab() if getattr(model, "tokenizer", None) is not None else {}
+        identity["tokenizer_sha256"] = _sha256(vocabulary)
+    identity["model_weights_sha256"] = weights_sha256(weights)
+    identity["model_dtype"] = str(dtype).removeprefix("torch.")
     return json.loads(json.dumps(identity))
 
 
-def cache_order(cfg: VisionSAERunnerConfig[Any], data: ImageDataset) -> dict[str, Any]:
-    """What decides which image is where in a cache: needed to go on with it, not to train on it."""
-    return {
-        "dataset_fingerprint": dataset_fingerprint(data, cfg.image_column),
-        "streaming": not isinstance(data, Dataset),
-        "seed": cfg.seed,
-        "store_batch_size_images": cfg.store_batch_size_images,
-        "cached_activations_dtype": cfg.cached_activations_dtype,
-    }
+def cache_order(
+    data: Dataset | IterableDataset, image_column: str | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides which input is where in a cache: needed to go on with it, not to train on it.
+
+    Args:
+        data: what it is made from.
+        image_column: column with the images; None for text.
+        settings: further settings of the run that decide it.
+    """
+    fingerprint = dataset_fingerprint(data, image_column)
+    return {"dataset_fingerprint": fingerprint, "streaming": not isinstance(data, Dataset), **settings}
 
 
 def require_same(found: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
@@ -77,22 +94,24 @@ def weights_sha256(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def dataset_fingerprint(data: ImageDataset, image_column: str) -> str:
-    """SHA-256 over the number of images, where known, and the encoded bytes of 32 of them.
+def dataset_fingerprint(data: Dataset | IterableDataset, image_column: str | None = None) -> str:
+    """SHA-256 over the number of rows, where known, and 32 of them: the encoded bytes of images, or whole rows.
 
     Those are evenly spaced in data with random access, and the first ones of a stream. `datasets` has a
     fingerprint of its own, but it is another one in each process for data made in memory, and streams have none.
     """
+    if image_column is not None:
+        data = data.select_columns([image_column])
     if isinstance(data, Dataset):
         n_rows = len(data)
-        rows = sorted({n_rows * i // _IMAGES_IN_FINGERPRINT for i in range(_IMAGES_IN_FINGERPRINT)})
-        images = data.select(rows)[image_column]
+        rows = data.select(sorted({n_rows * i // _ROWS_IN_FINGERPRINT for i in range(_ROWS_IN_FINGERPRINT)}))
     else:
         n_rows = -1
-        images = (row[image_column] for row in data.take(_IMAGES_IN_FINGERPRINT))
-    digest = hashlib.sha256(f"{n_rows} images\n".encode())
-    for image in images:
-        digest.update(hashlib.sha256(_bytes_of(image)).digest())
+        rows = itertools.islice(data, _ROWS_IN_FINGERPRINT)
+    digest = hashlib.sha256(f"{n_rows} {'images' if image_column is not None else 'rows'}\n".encode())
+    for row in rows:
+        encoded = _bytes_of(row[image_column]) if image_column is not None else _sha256(row).encode()  # type: ignore[index]
+        digest.update(hashlib.sha256(encoded).digest())
     return digest.hexdigest()
 
 
@@ -103,6 +122,10 @@ def _bytes_of(encoded: Any) -> bytes:
         return encoded["bytes"]
     path = Path(encoded["path"])
     return path.read_bytes() if path.is_file() else str(path).encode()
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _difference(found: Any, expected: Any) -> str:

@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Measure and write as the arguments say; returns the exit status."""
-    from sae_lens_sparsemax.compare.mean_l0 import mean_l0, training_settings
-    from sae_lens_sparsemax.compare.suggest_k import write_matched_settings
+    from sae_lens_sparsemax.compare.suggest_k import mean_l0, training_settings, write_matched_settings
     from sae_lens_sparsemax.settings.overrides import apply_overrides
     from sae_lens_sparsemax.settings.yaml_reader import read_yaml
 

@@ -30,7 +30,7 @@ class TextData:
     split: str = "train"
     """Split of a Hugging Face data set."""
     text_column: str = "text"
-    """Column that holds the documents; in a `.txt` file every line that is not empty is one."""
+    """Column that holds the documents; a blank line separates those of a `.txt` file."""
     held_out: bool = False
     """Take the held-out documents of the training data instead of `path`."""
 

@@ -8,7 +8,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.compare.config import CompareConfig
-from sae_lens_sparsemax.compare.language_model import LanguageModelSource
 from sae_lens_sparsemax.compare.loading import config_from_yaml
 from sae_lens_sparsemax.compare.plots import write_plots
 from sae_lens_sparsemax.compare.runs import (
@@ -19,10 +18,11 @@ from sae_lens_sparsemax.compare.runs import (
     train_and_evaluate,
 )
 from sae_lens_sparsemax.compare.selection import best_points
-from sae_lens_sparsemax.compare.sources import ActivationSource
-from sae_lens_sparsemax.compare.synthetic import SyntheticSource
+from sae_lens_sparsemax.compare.sources import ComparedActivations
+from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
 from sae_lens_sparsemax.compare.tables import write_tables
-from sae_lens_sparsemax.compare.vision import VisionSource
+from sae_lens_sparsemax.compare.text_source import TextSource
+from sae_lens_sparsemax.compare.vision_source import VisionSource
 from sae_lens_sparsemax.files import save_json
 
 
@@ -62,10 +62,10 @@ def compare(cfg: CompareConfig) -> Path:
     return write_tables(cfg, points, results, folder)
 
 
-def _source(cfg: CompareConfig) -> ActivationSource:
+def _source(cfg: CompareConfig) -> ComparedActivations:
     if cfg.synthetic_model is not None:
         return SyntheticSource(cfg)
-    return VisionSource(cfg) if cfg.images is not None else LanguageModelSource(cfg)
+    return VisionSource(cfg) if cfg.images is not None else TextSource(cfg)
 
 
 def compare_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Path:

@@ -15,7 +15,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig, fingerprint
-from sae_lens_sparsemax.compare.sources import ActivationSource, Metrics
+from sae_lens_sparsemax.compare.sources import ComparedActivations, Metrics
 from sae_lens_sparsemax.files import load_json, save_json
 
 _RESULT = "result.json"
@@ -39,7 +39,7 @@ class RunSettings:
         """Name of the run's folder."""
         return f"{self.arm.name}_{self.arm.sparsity_field}-{self.sparsity:g}_lr-{self.lr:g}_seed-{self.seed}"
 
-    def fingerprint(self, cfg: CompareConfig, source: ActivationSource) -> str:
+    def fingerprint(self, cfg: CompareConfig, source: ComparedActivations) -> str:
         """Hash of everything that a result depends on, so that a stale result is not taken for this one."""
         run = {key: getattr(cfg, key) for key in ("d_sae", "steps", "batch_size", "trainer", "b_dec_init")}
         arm = {"architecture": self.arm.architecture, "field": self.arm.sparsity_field, "sae": self.arm.sae}
@@ -89,7 +89,7 @@ def all_runs(cfg: CompareConfig) -> list[RunSettings]:
     ]
 
 
-def finished_run(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> RunResult | None:
+def finished_run(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> RunResult | None:
     """The saved result of a run, if there is one with the same settings."""
     path = run_folder(cfg, run) / _RESULT
     if not path.exists():
@@ -101,7 +101,7 @@ def finished_run(cfg: CompareConfig, run: RunSettings, source: ActivationSource)
     return result if result.fingerprint == run.fingerprint(cfg, source) else None
 
 
-def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> RunResult:
+def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> RunResult:
     """Train one SAE, save its inference form and its result in the run's folder, and return the result."""
     sae = _untrained_sae(cfg, run, source)
     trainer_cfg = SAETrainerConfig(
@@ -142,7 +142,7 @@ def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ActivationS
     return result
 
 
-def evaluate_chosen(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> RunResult:
+def evaluate_chosen(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> RunResult:
     """Add the slow measures to a finished run, unless it has them already, and return its result."""
     result = load_json(RunResult, run_folder(cfg, run) / _RESULT)
     if result.chosen_fingerprint != source.chosen_fingerprint:
@@ -163,7 +163,7 @@ def load_run(cfg: CompareConfig, run: RunSettings) -> SAE[Any]:
     return SAE.load_from_disk(run_folder(cfg, run), device=cfg.device)
 
 
-def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ActivationSource) -> TrainingSAE[Any]:
+def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> TrainingSAE[Any]:
     common: dict[str, Any] = {"d_in": source.d_in, "d_sae": cfg.d_sae, "device": cfg.device}
     common["metadata"] = SAEMetadata(**source.metadata)
     sae_cfg = run.arm.sae_config(run.sparsity, **common)

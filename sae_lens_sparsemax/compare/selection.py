@@ -1,21 +1,31 @@
-"""
-Choosing each architecture's best learning rate, and averaging over seeds.
+"""What is compared of the finished runs: each architecture at its best learning rate, and all of them at the same L0.
 
 All choices are made by explained variance on the validation set. Where the rate leaves L0 alone (`k`, `target_l0`),
 every value of the sparsity field keeps its best rate. Where the rate moves L0, as under a penalty with a coefficient,
 that would choose the rate with the densest codes; such an arm gets one rate, the one whose line lies highest over
 the range of log L0 that all its rates reach.
+
+Coefficients of a sparsity penalty do not hit an L0 that was asked for. For comparisons at the same L0, an arm has a
+line in the plane of L0 and a measure: between the points that were measured, each seed's line is interpolated
+linearly in log L0.
 """
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig
-from sae_lens_sparsemax.compare.lines import lines, mean_height
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.sources import VALIDATION
+
+MATCHED_MEASURES = ("explained_variance", "ce_loss_score", "zero_shot_accuracy", "mcc", "f1", "dead_fraction")
+"""What is interpolated, where it was measured."""
+
+# How far beyond its ends a line is prolonged: an SAE asked for an L0 of 8 may have 8.2.
+_SLACK = math.log(1.05)
 
 
 @dataclass(frozen=True)
@@ -90,3 +100,97 @@ def _validation_score(results: tuple[RunResult, ...]) -> float:
     scores = [result.metrics[VALIDATION]["explained_variance"] for result in results]
     # A diverged run (NaN, saved as null) must lose against every other.
     return statistics.fmean(-math.inf if s is None or math.isnan(s) else s for s in scores)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measure as a function of log L0, from the runs of one arm and seed."""
+
+    log_l0: np.ndarray
+    """Increasing."""
+    values: np.ndarray
+    """The measure at each."""
+
+    def at(self, l0: float) -> float:
+        """The measure at an L0; NaN where the line does not reach, up to 5 % beyond its ends."""
+        x = math.log(l0)
+        n = len(self.log_l0)
+        if n == 0 or not self.log_l0[0] - _SLACK <= x <= self.log_l0[-1] + _SLACK:
+            return math.nan
+        if n == 1:
+            return float(self.values[0])
+        right = min(max(int(np.searchsorted(self.log_l0, x)), 1), n - 1)
+        (x0, x1), (y0, y1) = self.log_l0[right - 1 : right + 1], self.values[right - 1 : right + 1]
+        return float(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+
+
+def lines(results: Iterable[RunResult], dataset: str, measure: str) -> list[Line]:
+    """
+    One line for each seed, of the runs in which the measure is finite; runs of one L0 are averaged.
+
+    Args:
+        results: Runs of one arm, at any values of its sparsity field.
+        dataset: Evaluation set.
+        measure: Name of the measure.
+    """
+    by_seed: dict[int, dict[float, list[float]]] = {}
+    for result in results:
+        metrics = result.metrics.get(dataset, {})
+        l0, value = metrics.get("l0"), metrics.get(measure)
+        here = by_seed.setdefault(result.seed, {})
+        if l0 is not None and value is not None and l0 > 0 and math.isfinite(value):
+            here.setdefault(math.log(l0), []).append(value)
+    return [
+        Line(np.array(sorted(found)), np.array([statistics.fmean(found[x]) for x in sorted(found)]))
+        for found in by_seed.values()
+    ]
+
+
+def at_l0(seed_lines: Sequence[Line], l0: float) -> list[float]:
+    """The measure at an L0 for every seed, or nothing if the line of any seed does not reach it."""
+    values = [line.at(l0) for line in seed_lines]
+    return [] if any(math.isnan(value) for value in values) else values
+
+
+def mean_height(seed_lines: Sequence[Line], lowest: float, highest: float) -> float:
+    """Mean of a measure over a range of log L0 and over seeds; each line must have points on both its sides."""
+    grid = np.linspace(lowest, highest, 65)
+    return statistics.fmean(float(np.interp(grid, line.log_l0, line.values).mean()) for line in seed_lines)
+
+
+@dataclass(frozen=True)
+class MatchedValue:
+    """One measure of one arm at one L0."""
+
+    dataset: str
+    """Evaluation set."""
+    measure: str
+    """Name of the measure."""
+    arm: str
+    """Name of the arm."""
+    l0: float
+    """The L0 it is interpolated to."""
+    mean: float
+    """Mean over seeds; NaN where the line of some seed does not reach this L0."""
+    std: float
+    """Sample standard deviation over seeds; NaN for fewer than two."""
+
+
+def matched_values(cfg: CompareConfig, points: Sequence[Point]) -> list[MatchedValue]:
+    """Every measure that exists, of every arm, at every L0 of `cfg.matched_l0`."""
+    found = []
+    for dataset in cfg.evaluation_sets:
+        for measure in MATCHED_MEASURES:
+            if not any(point.values(dataset, measure) for point in points):
+                continue
+            for arm in dict.fromkeys(point.arm for point in points):
+                results = [result for point in points if point.arm == arm for result in point.results]
+                seed_lines = lines(results, dataset, measure)
+                for l0 in cfg.matched_l0:
+                    values = at_l0(seed_lines, l0)
+                    if measure == "dead_fraction":  # a line that is prolonged may leave what a share can be
+                        values = [min(max(value, 0.0), 1.0) for value in values]
+                    mean = statistics.fmean(values) if values else math.nan
+                    std = statistics.stdev(values) if len(values) > 1 else math.nan
+                    found.append(MatchedValue(dataset, measure, arm, l0, mean, std))
+    return found

@@ -1,18 +1,33 @@
-"""What the activations of a comparison come from, as the runs see it."""
+"""What the activations of a comparison come from, as the runs see it, and what sources that run a model share."""
 
+import json
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from sae_lens import SAE
 
+from sae_lens_sparsemax.activations.cache_reader import ActivationTable
+from sae_lens_sparsemax.activations.cache_writer import SHARD_BYTES, Batches, CacheWriter
+from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint
+from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
+
+logger = logging.getLogger(__name__)
+
 VALIDATION = "validation"
 """Name of the set on which the best learning rate is chosen; it is never reported as a result."""
+
+TRAIN = "train"
+"""Name of the activations that are trained on."""
 
 Metrics = dict[str, float | int]
 
 
-class ActivationSource(Protocol):
+class ComparedActivations(Protocol):
     """Training batches that are the same for every SAE, and the measures an SAE is judged by."""
 
     d_in: int
@@ -39,3 +54,75 @@ class ActivationSource(Protocol):
     def evaluate_chosen(self, sae: SAE[Any]) -> dict[str, Metrics]:
         """Further measures by evaluation set, too slow for every run; taken at the best learning rates."""
         ...
+
+
+class CapturedActivations(ABC):
+    """`ComparedActivations` of a model that reads its data once: they are kept in caches, one for each set.
+
+    Args:
+        cfg: the settings of the comparison.
+        settings: all of them that decide the activations; the caches lie in a folder named after them.
+    """
+
+    unit: str
+    """What the model reads: images or contexts."""
+
+    def __init__(self, cfg: CompareConfig, settings: dict[str, Any]) -> None:
+        self.cfg = cfg
+        self.settings = json.loads(json.dumps(settings))  # as a manifest gives them back
+        n_tokens = [cfg.n_stored_tokens, cfg.n_validation_tokens, cfg.n_evaluation_tokens]
+        self.fingerprint = fingerprint(settings | {"n_tokens": n_tokens})
+        activations = Path(cfg.output_path) / "activations"
+        self.folder = activations / fingerprint(settings)
+        if earlier := sorted(path.parent for path in activations.glob("*/*/complete.json")):
+            logger.warning(
+                "Activations of an earlier version, in %s, are not read; they are computed again. Delete the folder to "
+                "free its space.",
+                earlier[0],
+            )
+
+    def capture(self) -> None:
+        """Store what is not there yet: activations to train on, to choose learning rates on, and to report on."""
+        cfg = self.cfg
+        self.train = self._table(TRAIN, cfg.n_stored_tokens)
+        self.held_out = {VALIDATION: self._table(VALIDATION, cfg.n_validation_tokens)}
+        self.held_out |= {name: self._table(name, cfg.n_evaluation_tokens) for name in cfg.evaluation_sets}
+        self.d_in = self.train.d_in
+
+    def batches(self, seed: int) -> Iterator[torch.Tensor]:
+        """Training batches; every epoch is a permutation of all tokens fixed by the seed."""
+        return self.train.shuffled(self.cfg.batch_size, seed)
+
+    def mean(self) -> torch.Tensor:
+        """Mean of all stored training activations, shape (d_in,)."""
+        return self.train.mean
+
+    def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:
+        """Reconstruction and sparsity on the held-out activations of every set."""
+        return {
+            name: asdict(evaluate_reconstruction(sae, table.in_order(self.cfg.batch_size), progress=False))
+            for name, table in self.held_out.items()
+        }
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width of the activations at the hook."""
+
+    @abstractmethod
+    def stream(self, name: str) -> Batches:
+        """One pass over the inputs of a set, the same every time."""
+
+    def _table(self, name: str, n_tokens: int) -> ActivationTable:
+        folder = self.folder / name.replace(" ", "_")
+        made_from = self.settings | {"set": name}
+        try:
+            return ActivationTable(folder, n_tokens, made_from)
+        except ValueError as error:  # absent, unfinished or damaged: stored, as far as it is not there
+            logger.info("%s", error)
+        writer = CacheWriter(folder, made_from, self.width, self.cfg.activation_dtype, self.unit, SHARD_BYTES)
+        description = f"Activations, {name}"
+        manifest = writer.write(self.stream(name), n_tokens, description)
+        if manifest.n_tokens < n_tokens:
+            raise ValueError(f"{description}: the data gave only {manifest.n_tokens} of {n_tokens} activations")
+        return ActivationTable(folder, n_tokens, made_from)

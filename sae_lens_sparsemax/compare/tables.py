@@ -7,9 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from sae_lens_sparsemax.compare.config import CompareConfig
-from sae_lens_sparsemax.compare.matched import matched_values
 from sae_lens_sparsemax.compare.runs import RunResult
-from sae_lens_sparsemax.compare.selection import Point
+from sae_lens_sparsemax.compare.selection import Point, matched_values
 from sae_lens_sparsemax.display.tables import csv_table, markdown_table, mean_and_std, number
 from sae_lens_sparsemax.files import atomic_write_text
 

@@ -8,7 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset
 from sae_lens import SAE
 
-from sae_lens_sparsemax.activations.vision_store import ModelActivations
+from sae_lens_sparsemax.activations.sources import ImageActivations
 from sae_lens_sparsemax.data.image_loader import ImageLoader, decode_image
 from sae_lens_sparsemax.data.images import class_names_of, first_rows, load_image_dataset
 from sae_lens_sparsemax.explore.samples import SampleBatch
@@ -71,7 +71,7 @@ class ImageStream:
         self.rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(_SEED))[: self.n_samples]
         """Row in the data set of each sample."""
         loader = ImageLoader(data, self.model.image_processor, 1)
-        self._activations = ModelActivations(self.model, loader, self.hook_name, self.tokens)
+        self._activations = ImageActivations(self.model, loader, self.hook_name, self.tokens)
 
     @property
     def patch_grid(self) -> tuple[int, int]:

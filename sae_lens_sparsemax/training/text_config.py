@@ -40,6 +40,10 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
     """Leave out of training the documents whose hash falls into twice this fraction: one share for validation, one
     for ``sparsemax-sae evaluate --suite text``; see ``training.held_out.part_of_document``."""
 
+    cached_activations_dtype: str = "float32"
+    """Type of the numbers that `sparsemax-sae cache-activations` stores in `cached_activations_path`, which training
+    then reads in place of the model; float16 and bfloat16 take half the space."""
+
     def __post_init__(self) -> None:
         self._check_names()
         self._check_numbers()
@@ -59,6 +63,7 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
             ("lr_scheduler_name", self.lr_scheduler_name.lower(), _SCHEDULERS),
             ("model_class_name", self.model_class_name, _MODEL_CLASSES),
             ("dtype", self.dtype, tuple(DTYPE_MAP)),
+            ("cached_activations_dtype", self.cached_activations_dtype, tuple(DTYPE_MAP)),
         ):
             if value not in valid:
                 raise ValueError(

@@ -23,21 +23,16 @@ from sae_lens.training.sae_trainer import SAETrainer
 from transformer_lens.hook_points import HookedRootModule
 from typing_extensions import override
 
-from sae_lens_sparsemax.activations.text_store import ResumableActivationsStore
-from sae_lens_sparsemax.data.held_out import part_of_dataset
-from sae_lens_sparsemax.data.texts import load_text_dataset, require_one_context
-from sae_lens_sparsemax.models.language_models import (
-    check_width,
-    hook_width,
-    load_language_model,
-    resolve_hook_name,
-)
+from sae_lens_sparsemax.activations.store import MixedActivationsStore, ResumableActivationsStore
+from sae_lens_sparsemax.data.texts import require_one_context
+from sae_lens_sparsemax.models.language_models import check_width, hook_width, resolve_hook_name
 from sae_lens_sparsemax.training.checkpoints import (
     check_checkpoint,
     continue_after_checkpoint,
     make_checkpoints_atomic,
 )
 from sae_lens_sparsemax.training.log import TrainingLog
+from sae_lens_sparsemax.training.sources import cached_source, language_model, reads_cache, text_dataset
 from sae_lens_sparsemax.training.stopping import stop_between_steps
 
 logger = logging.getLogger(__name__)
@@ -66,29 +61,38 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         override_sae: TrainingSAE[Any] | None = None,
     ) -> None:
         cfg = copy.copy(cfg)
+        prefetch = int(cfg.prefetch_llm_batches)
+        if from_cache := reads_cache(cfg):
+            # Read by a store of ours, which reads ahead by itself and can be resumed all the same.
+            cfg.use_cached_activations = cfg.prefetch_llm_batches = False
         if cfg.resume_from_checkpoint is not None and cfg.prefetch_llm_batches:
             # The host starts the thread that reads ahead before it restores the position in the data.
             raise ValueError("A run cannot be resumed with 'prefetch_llm_batches'; set it to false.")
         torch.manual_seed(cfg.seed)
-        model: Any = override_model
-        if model is None:
-            model = load_language_model(
-                cfg.model_class_name,
-                cfg.model_name,
-                cfg.hook_name,
-                cfg.llm_device or cfg.device,
-                cfg.model_from_pretrained_kwargs,
-            )
+        model: Any = override_model if override_model is not None else language_model(cfg)
         cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
         width = check_width(cfg.sae.d_in, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
         cfg.sae = dataclasses.replace(cfg.sae, d_in=width)
-        dataset = override_dataset if override_dataset is not None else _load_dataset(cfg)
+        if from_cache and override_dataset is not None:
+            raise ValueError("Cached activations are read instead of text: give a data set or a cache, not both.")
+        dataset = override_dataset if override_dataset is not None else text_dataset(cfg)
+        source = cached_source(cfg, model) if from_cache else None
         with _without_override_warnings():
             super().__init__(cfg, dataset, model, override_sae)
         store: Any = ResumableActivationsStore.from_config(self.model, cfg, dataset)
         store.is_prefetching = bool(cfg.prefetch_llm_batches)
         require_one_context(store, cfg.dataset_path)
-        self.activations_store = self.evaluator.activations_store = store
+        self.activations_store: Any = store
+        self.evaluator.activations_store = store
+        if source is not None:
+            # SAELens's evaluation still takes its contexts from the text.
+            self.activations_store = MixedActivationsStore(
+                source,
+                cfg.train_batch_size_tokens,
+                cfg.n_batches_in_buffer * store.training_context_size,
+                cfg.activations_mixing_fraction,
+                prefetch,
+            )
         if cfg.resume_from_checkpoint is not None:
             check_checkpoint(cfg.resume_from_checkpoint, self.sae)
 
@@ -114,6 +118,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             with stop_between_steps(trainer, save):
                 return trainer.fit()
         finally:
+            if isinstance(self.activations_store, MixedActivationsStore):
+                self.activations_store.close()
             if log is not None:
                 log.close()
 
@@ -145,18 +151,6 @@ def use_fused_adam(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if all(p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in group["params"]):
             group["fused"], group["foreach"] = True, False
-
-
-def _load_dataset(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
-    dataset = load_text_dataset(
-        cfg.dataset_path,
-        split=getattr(cfg, "dataset_split", "train"),
-        config=getattr(cfg, "dataset_config", None),
-        text_column=getattr(cfg, "text_column", "text"),
-        streaming=cfg.streaming,
-    )
-    fraction = getattr(cfg, "held_out_fraction", 0.0)
-    return part_of_dataset(dataset, "train", fraction, cfg.dataset_path) if fraction else dataset
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
-from sae_lens_sparsemax.activations.vision_store import VisionActivationsStore
+from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.data.images import ImageDataset, load_image_dataset
 from sae_lens_sparsemax.evaluation.eval_images import load_evaluator
 from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator
@@ -23,9 +23,9 @@ from sae_lens_sparsemax.models.metadata import model_metadata
 from sae_lens_sparsemax.models.tokens import hook_width
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint
 from sae_lens_sparsemax.training.eval_log import EvaluationLog
+from sae_lens_sparsemax.training.sources import image_source, vision_model
 from sae_lens_sparsemax.training.text_runner import TrainingRunner
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
-from sae_lens_sparsemax.training.vision_sources import activation_source, model_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ class VisionSAETrainingRunner(TrainingRunner):
         cfg = copy.deepcopy(cfg)
         self.cfg: Any = cfg
         torch.manual_seed(cfg.seed)
-        self.model: Any = override_model or model_of(cfg)
+        self.model: Any = override_model or vision_model(cfg)
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)
         _check_heads(cfg)
         width = check_width(cfg.sae.d_in, hook_width(cfg.hook_name, self.model), cfg.hook_name)
         cfg.sae = dataclasses.replace(cfg.sae, d_in=width)
-        self.activations_store: Any = VisionActivationsStore(
-            activation_source(cfg, self.model, override_dataset),
+        self.activations_store: Any = MixedActivationsStore(
+            image_source(cfg, self.model, override_dataset),
             cfg.train_batch_size_tokens,
             cfg.n_batches_in_buffer * cfg.train_batch_size_tokens,
             cfg.activations_mixing_fraction,
@@ -84,12 +84,11 @@ class VisionSAETrainingRunner(TrainingRunner):
         try:
             return super().run_trainer_with_interruption_handling(trainer)
         finally:
-            self.activations_store.close()
             store = self.activations_store
-            logger.info("Trained on %d tokens of %d images.", trainer.n_training_samples, store.n_images)
-            if store.n_bad_images:
+            logger.info("Trained on %d tokens of %d images.", trainer.n_training_samples, store.n_inputs)
+            if store.n_bad_inputs:
                 logger.warning(
-                    "%d images could not be used. The first: %s", store.n_bad_images, store.source.first_errors[:1]
+                    "%d images could not be used. The first: %s", store.n_bad_inputs, store.source.first_errors[:1]
                 )
 
     @override
@@ -139,7 +138,7 @@ class VisionSAETrainingRunner(TrainingRunner):
 
         def build_with_images(output: Any, n_training_samples: int) -> dict[str, Any]:
             store = self.activations_store
-            counts = {"details/n_training_images": store.n_images, "details/n_bad_images": store.n_bad_images}
+            counts = {"details/n_training_images": store.n_inputs, "details/n_bad_images": store.n_bad_inputs}
             return build(output, n_training_samples) | counts
 
         trainer.build_train_step_log_dict = build_with_images

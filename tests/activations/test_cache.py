@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 
 from sae_lens_sparsemax.activations.cache_files import read_manifest
 from sae_lens_sparsemax.activations.cache_identity import dataset_fingerprint, weights_sha256
-from sae_lens_sparsemax.activations.cached import CachedActivations
+from sae_lens_sparsemax.activations.cache_reader import CachedActivations
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.data.images import encoded_images
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.training.cache_runner import VisionCacheActivationsRunner
+from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
 from tests.support.places import REPOSITORY
@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 
 def make_cache(folder: Path, path: Path, dataset=None, **kwargs):
     cfg = config(folder, cached_activations_path=str(path), **kwargs)
-    return VisionCacheActivationsRunner(cfg, override_dataset=dataset, shard_bytes=SHARD_BYTES).run()
+    return cache_activations(cfg, override_dataset=dataset, shard_bytes=SHARD_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 def test_a_run_on_the_cache_ends_with_the_weights_of_a_run_on_the_model(folder, tmp_path):
     manifest = make_cache(folder, tmp_path / "cache")
-    assert manifest.n_images < 100, "a second pass would be in another order"
+    assert manifest.n_inputs < 100, "a second pass would be in another order"
     found = weights(VisionSAETrainingRunner(config(folder, cached_activations_path=str(tmp_path / "cache"))))
     assert_equal(found, weights(VisionSAETrainingRunner(config(folder))))
 
@@ -164,7 +164,7 @@ def test_killed_at_a_random_moment_caching_goes_on_to_the_same_files(folder, cac
 def test_more_images_are_added_to_what_is_there(folder, cache, tmp_path):
     path = tmp_path / "grown"
     # 96 tokens and 48 in the buffer are in 29 images; one more batch, and what fills the last batch.
-    assert make_cache(folder, path, training_tokens=96).n_images == 36
+    assert make_cache(folder, path, training_tokens=96).n_inputs == 36
     make_cache(folder, path, training_tokens=1000)
     grown, whole = (
         torch.cat([load_file(folder / shard.file)["activations"] for shard in read_manifest(folder).shards])
@@ -247,7 +247,7 @@ def test_the_same_model_in_another_folder_is_welcome(folder, cache, tmp_path):
         ({"seed": 7}, "'seed'"),
         ({"cached_activations_dtype": "float16"}, "'cached_activations_dtype'"),
         ({"store_batch_size_images": 8}, "'store_batch_size_images'"),
-        ({"dataset": gray_levels(101)}, "the images"),
+        ({"dataset": gray_levels(101)}, "the data"),
         ({"cached_activations_path": None}, "must name the folder"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -259,7 +259,7 @@ def test_a_cache_is_not_continued_with_something_else(folder, cache, kwargs, mes
     )
     before = files(cache)
     with pytest.raises(ValueError, match=message):
-        VisionCacheActivationsRunner(cfg, override_dataset=dataset, shard_bytes=SHARD_BYTES)
+        cache_activations(cfg, override_dataset=dataset, shard_bytes=SHARD_BYTES)
     assert files(cache) == before
 
 
@@ -270,7 +270,7 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(folder, tmp_path, mo
         make_cache(folder, tmp_path / "deep" / "cache", training_tokens=1000)
     assert not (tmp_path / "deep").exists()
     manifest = make_cache(folder, tmp_path / "cache", training_tokens=1000, cached_activations_dtype="float16")
-    assert manifest.n_images == 100
+    assert manifest.n_inputs == 100
 
 
 def test_activations_beyond_the_stored_type_are_refused(folder, tmp_path):
@@ -280,7 +280,7 @@ def test_activations_beyond_the_stored_type_are_refused(folder, tmp_path):
         model.tower.embeddings.position_embedding.weight[0, 0] = 1e4
         model.tower.pre_layrnorm.weight *= 1e5
     with pytest.raises(ValueError, match="not finite as float16"):
-        VisionCacheActivationsRunner(cfg, override_model=model).run()
+        cache_activations(cfg, override_model=model)
 
 
 def test_broken_images_are_left_out_counted_and_reported(folder, tmp_path, caplog):
@@ -294,18 +294,18 @@ def test_broken_images_are_left_out_counted_and_reported(folder, tmp_path, caplo
     )
     cfg = {"training_tokens": 2000, "max_bad_image_fraction": 0.1, "n_batches_in_buffer": 1}
     manifest = make_cache(folder, tmp_path / "cache", dataset=harmed, **cfg)
-    assert (manifest.n_images, manifest.n_bad_images) == (195, 5)
+    assert (manifest.n_inputs, manifest.n_bad_inputs) == (195, 5)
     assert manifest.first_errors[0].startswith(f"row {order[4]}: UnidentifiedImageError")
     runner = VisionSAETrainingRunner(config(folder, cached_activations_path=str(tmp_path / "cache"), **cfg))
     runner.run()
-    assert runner.activations_store.n_bad_images >= 5
+    assert runner.activations_store.n_bad_inputs >= 5
     assert f"row {order[4]}: UnidentifiedImageError" in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_streams_and_tables_are_stored_once(folder, tmp_path, streaming):
     manifest = make_cache(folder, tmp_path / "cache", streaming=streaming, training_tokens=10_000)
-    assert manifest.n_images == 100 and manifest.complete
+    assert manifest.n_inputs == 100 and manifest.complete
     again = make_cache(folder, tmp_path / "cache", streaming=streaming, training_tokens=10_000)
     assert again == manifest
 

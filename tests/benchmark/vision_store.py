@@ -11,11 +11,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from sae_lens_sparsemax.activations.vision_store import ActivationSource, VisionActivationsStore
+from sae_lens_sparsemax.activations.sources import ActivationSource
+from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.tokens import layers_to_run
-from sae_lens_sparsemax.training.cache_runner import VisionCacheActivationsRunner
-from sae_lens_sparsemax.training.vision_sources import activation_source
+from sae_lens_sparsemax.training.cache_runner import cache_activations
+from sae_lens_sparsemax.training.sources import image_source
 from tests.benchmark.vision_problem import VisionProblem
 
 
@@ -38,15 +39,15 @@ def store_throughput(
     model, data = problem.load_model(), problem.load_images()
     cfg = problem.training_config(10**12)
     cfg.hook_name = model.resolve_hook_name(cfg.hook_name)
-    source = activation_source(cfg, model, data)
+    source = image_source(cfg, model, data)
     with TemporaryDirectory() as folder:
         turns = {"model": _model_alone(model, source, cfg.hook_name, n_batches)}
         turns["decoding"] = _decoding(source, n_batches)
         turns["store"] = _store(problem, source, n_batches)
         if with_cache:
             cfg.cached_activations_path = str(Path(folder) / "cache")
-            VisionCacheActivationsRunner(cfg, model, data).run()
-            turns["cache"] = _store(problem, activation_source(cfg, model, None), n_batches)
+            cache_activations(cfg, model, data)
+            turns["cache"] = _store(problem, image_source(cfg, model, None), n_batches)
         found: dict[str, list[float]] = {name: [] for name in turns}
         for round_number in range(rounds + 1):
             for name, turn in turns.items():
@@ -78,14 +79,14 @@ def _decoding(source: ActivationSource, n_batches: int) -> Callable[[], int]:
 
 
 def _store(problem: VisionProblem, source: ActivationSource, n_batches: int) -> Callable[[], int]:
-    store = VisionActivationsStore(source, problem.train_batch, problem.buffer_batches * problem.train_batch)
+    store = MixedActivationsStore(source, problem.train_batch, problem.buffer_batches * problem.train_batch)
 
     def turn() -> int:
-        if not store.n_images:
+        if not store.n_inputs:
             next(store)  # fills the shuffle buffer
-        before = store.n_images
-        while store.n_images - before < n_batches * problem.image_batch:
+        before = store.n_inputs
+        while store.n_inputs - before < n_batches * problem.image_batch:
             next(store)
-        return store.n_images - before
+        return store.n_inputs - before
 
     return turn

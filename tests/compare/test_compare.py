@@ -7,7 +7,8 @@ import torch
 import yaml
 from sae_lens import SAE
 
-from sae_lens_sparsemax.activations.compare_cache import ActivationShards
+from sae_lens_sparsemax.activations import cache_writer
+from sae_lens_sparsemax.activations.cache_reader import ActivationTable
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare import compare_from_yaml
 from sae_lens_sparsemax.compare.runs import all_runs, load_run, train_and_evaluate
@@ -130,38 +131,37 @@ def test_language_model_comparison_measures_reconstruction_and_cross_entropy(tmp
 
 
 def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, language_model_settings, monkeypatch):
-    from sae_lens_sparsemax.activations import compare_cache as activation_cache
-    from sae_lens_sparsemax.compare import language_model
+    from sae_lens_sparsemax.compare import sources, text_source
 
     language_model_settings["n_cross_entropy_tokens"] = 0
     path = write(tmp_path, language_model_settings)
-    monkeypatch.setattr(activation_cache, "SHARD_BYTES", 16 * 4 * 100)
-    whole = activation_cache._write_shard
+    monkeypatch.setattr(sources, "SHARD_BYTES", 16 * 4 * 100)
+    whole = cache_writer.write_shard
     n_written = 0
 
-    def fail_at_third(*args):
+    def fail_at_third(*args, **kwargs):
         nonlocal n_written
         n_written += 1
         if n_written == 3:
             raise KeyboardInterrupt
-        whole(*args)
+        return whole(*args, **kwargs)
 
-    monkeypatch.setattr(activation_cache, "_write_shard", fail_at_third)
+    monkeypatch.setattr(cache_writer, "write_shard", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         compare_from_yaml(path)
-    monkeypatch.setattr(activation_cache, "_write_shard", whole)
+    monkeypatch.setattr(cache_writer, "write_shard", whole)
     table = compare_from_yaml(path)
     (train,) = table.parent.glob("activations/*/train")
-    resumed = activation_cache.ActivationShards(train)
+    resumed = ActivationTable(train, 640)
     rows = resumed.rows(torch.arange(len(resumed)))
 
     other = write(tmp_path / "afresh", language_model_settings)
     fresh_table = compare_from_yaml(other)
     (train,) = fresh_table.parent.glob("activations/*/train")
-    fresh = activation_cache.ActivationShards(train)
+    fresh = ActivationTable(train, 640)
     assert torch.equal(rows, fresh.rows(torch.arange(len(fresh))))
 
-    monkeypatch.setattr(language_model, "load_model", None)  # nothing is left to do for the model
+    monkeypatch.setattr(text_source, "load_language_model", None)  # nothing is left to do for the model
     compare_from_yaml(path)
 
 
@@ -172,9 +172,9 @@ def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_pa
     norms = json.loads((folder / "norms.json").read_text())
     assert norms["max"] == pytest.approx(1.05 * norms["median"])
     for name in ("train", "validation", "same", "other"):
-        shards = ActivationShards(folder / name)
-        assert shards.rows(torch.arange(len(shards))).norm(dim=-1).max() <= norms["max"]
-        assert json.loads((folder / name / "complete.json").read_text())["left_out_for_their_norm"] > 0
+        stored = ActivationTable(folder / name, 200)
+        assert stored.rows(torch.arange(200)).norm(dim=-1).max() <= norms["max"]
+        assert stored.manifest.n_left_out > 0
     for run in table.parent.glob("runs/*"):
         assert SAE.load_from_disk(run).cfg.metadata.max_norm == norms["max"]
 
@@ -206,7 +206,7 @@ def test_command_line_takes_overrides_and_reports_mistakes_in_one_line(tmp_path,
 
 def test_all_architectures_train_on_the_same_batches(tmp_path):
     from sae_lens_sparsemax.compare.loading import config_from_dict
-    from sae_lens_sparsemax.compare.synthetic import SyntheticSource
+    from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
 
     cfg = config_from_dict(SYNTHETIC)
     assert len(all_runs(cfg)) == 10
@@ -222,7 +222,7 @@ def test_all_architectures_train_on_the_same_batches(tmp_path):
 @pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])
 def test_decoder_biases_start_at_the_mean_in_whatever_units_the_sae_works(tmp_path, normalisation):
     from sae_lens_sparsemax.compare.loading import config_from_dict
-    from sae_lens_sparsemax.compare.synthetic import SyntheticSource
+    from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
 
     arm = {"name": "L1", "architecture": "standard", "sparsity_field": "l1_coefficient", "sparsities": [1]}
     arm |= {"lrs": [1e-12], "sae": {"normalize_activations": normalisation}}

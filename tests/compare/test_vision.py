@@ -8,10 +8,12 @@ import torch
 import yaml
 from sae_lens import SAE
 
-from sae_lens_sparsemax.compare import compare_from_yaml
+from sae_lens_sparsemax.activations import cache_writer
+from sae_lens_sparsemax.compare import compare_from_yaml, sources
 from sae_lens_sparsemax.compare.config import IMAGE_SET
 from sae_lens_sparsemax.compare.loading import config_from_dict
-from sae_lens_sparsemax.compare.vision import VisionSource
+from sae_lens_sparsemax.compare.sources import VALIDATION
+from sae_lens_sparsemax.compare.vision_source import VisionSource
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from tests.support.tiny_images import gray_levels
@@ -64,32 +66,30 @@ def test_every_training_image_is_in_one_part_with_the_tokens_asked_for(settings,
     data = gray_levels(N_IMAGES).cast_column("image", gray_levels(1).features["image"].__class__(decode=False))
     with torch.no_grad():
         expected = tokens_of(data, range(N_IMAGES), model, "blocks.0.hook_resid_post", positions).flatten(0, 1)
-    stored = torch.cat([*source.train.in_order(64), *source.validation.in_order(64)])
-    assert len(source.train) == 30 * n_kept and len(source.validation) == 10 * n_kept
+    stored = torch.cat([*source.train.in_order(64), *source.held_out[VALIDATION].in_order(64)])
+    assert len(source.train) == 30 * n_kept and len(source.held_out[VALIDATION]) == 10 * n_kept
     distance = torch.cdist(expected, stored, compute_mode="donot_use_mm_for_euclid_dist")
     assert distance.min(dim=1).values.max() < 1e-4
     assert torch.equal(distance.argmin(dim=1).sort().values, torch.arange(len(stored)))
 
 
 def test_captures_that_were_interrupted_give_the_same_activations(settings, monkeypatch):
-    from sae_lens_sparsemax.activations import compare_cache as activation_cache
-
     whole = VisionSource(config_from_dict(settings))
     rows = torch.cat(list(whole.train.in_order(64)))
-    monkeypatch.setattr(activation_cache, "SHARD_BYTES", 32 * 4 * 40)
-    write, calls = activation_cache._write_shard, []
+    monkeypatch.setattr(sources, "SHARD_BYTES", 32 * 4 * 40)
+    write, calls = cache_writer.write_shard, []
 
-    def fail_at_third(*arguments):
+    def fail_at_third(*arguments, **kwargs):
         calls.append(None)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        write(*arguments)
+        return write(*arguments, **kwargs)
 
-    monkeypatch.setattr(activation_cache, "_write_shard", fail_at_third)
+    monkeypatch.setattr(cache_writer, "write_shard", fail_at_third)
     settings["output_path"] += "_again"
     with pytest.raises(KeyboardInterrupt):
         VisionSource(config_from_dict(settings))
-    monkeypatch.setattr(activation_cache, "_write_shard", write)
+    monkeypatch.setattr(cache_writer, "write_shard", write)
     assert torch.equal(torch.cat(list(VisionSource(config_from_dict(settings)).train.in_order(64))), rows)
 
 

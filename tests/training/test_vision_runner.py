@@ -15,7 +15,7 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.training.cache_runner import VisionCacheActivationsRunner
+from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
@@ -100,7 +100,7 @@ VisionSAETrainingRunner(cfg).run()
 def test_killed_at_a_random_moment_the_run_resumes_to_the_same_weights(folder, tmp_path, number, cached):
     cache = str(tmp_path / "cache") if cached else None
     if cache is not None:
-        VisionCacheActivationsRunner(config(folder, cached_activations_path=cache), shard_bytes=8_192).run()
+        cache_activations(config(folder, cached_activations_path=cache), shard_bytes=8_192)
     process = subprocess.Popen(
         [sys.executable, "-c", _TRAIN, str(folder), str(tmp_path), cache or ""],
         env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "", "HF_HUB_OFFLINE": "1"},

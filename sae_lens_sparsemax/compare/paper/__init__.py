@@ -1,8 +1,8 @@
 """
 The tables and figures of the sparsemax paper, one command each, full-size or small.
 
-`recipe` reads what a table needs, `saes` trains the SAEs that are not there yet, `runner` measures them with a
-suite, `table` sets what was measured beside what the paper says.
+`recipe` reads what a table needs, `runner` trains the SAEs that are not there yet and measures them with a suite,
+`table` sets what was measured beside what the paper says.
 """
 
 from sae_lens_sparsemax.compare.paper.recipe import Recipe, load_recipe

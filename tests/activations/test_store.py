@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from sae_lens_sparsemax.activations.vision_store import ModelActivations, VisionActivationsStore
+from sae_lens_sparsemax.activations.sources import ImageActivations
+from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.data.image_loader import ImageLoader
 from sae_lens_sparsemax.data.images import encoded_images
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
@@ -16,13 +17,13 @@ from tests.support.tiny_vision_models import tiny_model
 HOOK = "blocks.1.hook_resid_post"
 
 
-def source(model, *, tokens="all", hook_name=HOOK, n_images=10, **kwargs) -> ModelActivations:
+def source(model, *, tokens="all", hook_name=HOOK, n_images=10, **kwargs) -> ImageActivations:
     images = ImageLoader(encoded_images(gray_levels(n_images), "image"), plain_processor(), 4, seed=0)
-    return ModelActivations(model, images, hook_name, tokens, **kwargs)
+    return ImageActivations(model, images, hook_name, tokens, **kwargs)
 
 
-def store(model, prefetch=0, **kwargs) -> VisionActivationsStore:
-    return VisionActivationsStore(source(model, **kwargs), 8, 48, 0.5, prefetch)
+def store(model, prefetch=0, **kwargs) -> MixedActivationsStore:
+    return MixedActivationsStore(source(model, **kwargs), 8, 48, 0.5, prefetch)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +63,10 @@ def test_dtype_is_as_asked_for(tiny_clip):
 def test_store_serves_each_token_of_a_pass_once(tiny_clip):
     tokens = source(tiny_clip, n_images=16)
     expected = torch.cat([batch.acts for batch in itertools.islice(tokens.batches(), 4)])
-    one_pass = VisionActivationsStore(tokens, 8, 80, 0)
+    one_pass = MixedActivationsStore(tokens, 8, 80, 0)
     served = torch.cat([next(one_pass) for _ in range(10)])
     assert torch.equal(served, expected)
-    assert one_pass.n_images == 16
+    assert one_pass.n_inputs == 16
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -88,7 +89,7 @@ def test_a_checkpoint_continues_bit_for_bit(tiny_clip, tmp_path, stop_after, pre
     rest = [next(second) for _ in range(30 - stop_after)]
     second.close()
     assert all(torch.equal(a, b) for a, b in zip(rest, expected[stop_after:], strict=True))
-    assert second.n_images == whole.n_images
+    assert second.n_inputs == whole.n_inputs
 
 
 def test_the_model_can_be_used_while_the_store_is_paused(tiny_clip, pixels):
@@ -102,7 +103,7 @@ def test_the_model_can_be_used_while_the_store_is_paused(tiny_clip, pixels):
 
 
 def test_a_folder_without_a_store_is_refused(tiny_clip, tmp_path):
-    with pytest.raises(ValueError, match="no state of a vision store"):
+    with pytest.raises(ValueError, match="no state of a store of mixed activations"):
         store(tiny_clip).load_from_checkpoint(tmp_path)
 
 

@@ -20,7 +20,7 @@ _BATCHES_FOR_MEAN = 100
 
 
 class SyntheticSource:
-    """An `ActivationSource` that draws from one synthetic model; batch i of a seed never changes."""
+    """`ComparedActivations` drawn from one synthetic model; batch i of a seed never changes."""
 
     def __init__(self, cfg: CompareConfig) -> None:
         assert cfg.synthetic_model is not None

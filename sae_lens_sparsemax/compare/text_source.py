@@ -1,0 +1,204 @@
+"""Activations of a language model as the source of a comparison: captured once, then read from disk."""
+
+import gc
+import json
+import math
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from sae_lens import SAE
+from sae_lens.training.activations_store import ActivationsStore
+from safetensors.torch import load_file, save
+
+from sae_lens_sparsemax.activations.cache_writer import Batches
+from sae_lens_sparsemax.activations.sources import TextActivations
+from sae_lens_sparsemax.compare.config import CompareConfig, TextData, fingerprint
+from sae_lens_sparsemax.compare.sources import TRAIN, VALIDATION, CapturedActivations, Metrics
+from sae_lens_sparsemax.data.held_out import part_of_dataset
+from sae_lens_sparsemax.data.texts import load_text_dataset
+from sae_lens_sparsemax.evaluation.cross_entropy import (
+    CrossEntropyBaseline,
+    evaluate_cross_entropy,
+    evaluate_cross_entropy_baseline,
+)
+from sae_lens_sparsemax.files import atomic_write_bytes, file_facts, load_json, save_json
+from sae_lens_sparsemax.models.language_models import (
+    excluded_token_ids,
+    hook_width,
+    load_language_model,
+    resolve_hook_name,
+)
+
+# Settings that change which activations are stored. Those not named here only concern the runs.
+_CACHE_SETTINGS = (
+    "model_name",
+    "model_class_name",
+    "hook_name",
+    "training_data",
+    "evaluation_data",
+    "held_out_fraction",
+    "context_size",
+    "prepend_bos",
+    "exclude_special_tokens",
+    "max_norm_over_median",
+    "store_batch_size_prompts",
+    "activation_dtype",
+)
+
+
+class TextSource(CapturedActivations):
+    """Runs a language model once; the model is loaded only when it is needed."""
+
+    unit = "contexts"
+
+    def __init__(self, cfg: CompareConfig) -> None:
+        texts = [cfg.training_data, *cfg.evaluation_data.values()]
+        settings = {key: asdict(cfg)[key] for key in _CACHE_SETTINGS}
+        settings["files"] = file_facts([cfg.model_name, *(text.path for text in texts)])
+        super().__init__(cfg, settings)
+        self.chosen_fingerprint = fingerprint({"n_cross_entropy_tokens": cfg.n_cross_entropy_tokens})
+        recorded = (
+            "model_name", "model_class_name", "hook_name", "context_size", "prepend_bos", "exclude_special_tokens",
+        )  # fmt: skip
+        self.metadata: dict[str, Any] = {key: getattr(cfg, key) for key in recorded}
+        self.capture()
+        if cfg.max_norm_over_median is not None:
+            # Later measurements of a saved SAE then leave out what its training left out.
+            self.metadata["max_norm"] = self._max_norm
+        if "model" in self.__dict__:  # its memory is free for the training; it is loaded again when it is needed
+            del self.model
+            gc.collect()
+
+    def evaluate_chosen(self, sae: SAE[Any]) -> dict[str, Metrics]:
+        """Cross-entropy with the SAE spliced in, on every set of text."""
+        if self.cfg.n_cross_entropy_tokens == 0:
+            return {}
+        return {name: self._cross_entropy(sae, name) for name in self.cfg.evaluation_sets}
+
+    @property
+    def width(self) -> int:
+        """Width of the activations at the hook, heads side by side."""
+        return hook_width(self.model, self._hook_name)
+
+    def stream(self, name: str) -> Batches:
+        """The contexts of a set, without special tokens and tokens of outlying norm."""
+        return lambda position: TextActivations(self._store(name), self._max_norm).batches(position)
+
+    @cached_property
+    def model(self) -> Any:
+        """The language model, with hooks only where they are needed."""
+        assert self.cfg.model_name is not None and self.cfg.hook_name is not None
+        return load_language_model(self.cfg.model_class_name, self.cfg.model_name, self.cfg.hook_name, self.cfg.device)
+
+    @property
+    def _hook_name(self) -> str:
+        assert self.cfg.hook_name is not None
+        return resolve_hook_name(self.model, self.cfg.hook_name)
+
+    @property
+    def _special_tokens(self) -> list[int]:
+        # Asked first, so that the model is not loaded for nothing.
+        return excluded_token_ids(True, self.model) if self.cfg.exclude_special_tokens else []
+
+    @cached_property
+    def _max_norm(self) -> float:
+        """Largest norm that is kept, from the median over the first batch of training text."""
+        if self.cfg.max_norm_over_median is None:
+            return math.inf
+        path = self.folder / "norms.json"
+        if not path.exists():
+            norms = self._store(TRAIN).get_filtered_llm_batch().norm(dim=-1)
+            median = norms.median().item()
+            save_json({"median": median, "max": self.cfg.max_norm_over_median * median}, path)
+        return json.loads(path.read_text())["max"]
+
+    def _store(self, name: str) -> ActivationsStore:
+        special = torch.tensor(self._special_tokens, dtype=torch.long)
+        return ActivationsStore(
+            model=self.model,
+            dataset=self._text(name),
+            streaming=False,
+            hook_name=self._hook_name,
+            hook_head_index=None,
+            context_size=self.cfg.context_size,
+            d_in=self.width,
+            n_batches_in_buffer=1,
+            total_training_tokens=1,  # only used for a warning about repeated epochs, which never happen here
+            store_batch_size_prompts=self.cfg.store_batch_size_prompts,
+            train_batch_size_tokens=self.cfg.batch_size,
+            prepend_bos=self.cfg.prepend_bos,
+            normalize_activations="none",
+            device=torch.device("cpu"),
+            dtype="float32",
+            exclude_special_tokens=special if len(special) else None,
+        )
+
+    def _text(self, name: str) -> Dataset | IterableDataset:
+        """The documents of a set: a part of the training text by their hash, or all of a text of its own."""
+        cfg = self.cfg
+        data = cfg.evaluation_data.get(name)
+        if data is not None and not data.held_out:
+            return load_text(data, f"evaluation_data.{name}")
+        part = name if name in (TRAIN, VALIDATION) else "held_out"
+        text = load_text(cfg.training_data, "training_data")
+        return part_of_dataset(text, part, cfg.held_out_fraction, str(cfg.training_data.path))
+
+    def _cross_entropy(self, sae: SAE[Any], name: str) -> Metrics:
+        cfg = self.cfg
+        batches = self._tokens(name).to(cfg.device).split(cfg.store_batch_size_prompts)
+        path = self.folder / name / f"tokens-{cfg.n_cross_entropy_tokens}.baseline.json"
+        if not path.exists():
+            save_json(
+                evaluate_cross_entropy_baseline(
+                    self.model, self._hook_name, batches, ignore_tokens=self._special_tokens
+                ),
+                path,
+            )
+        measured = evaluate_cross_entropy(
+            self.model,
+            sae,
+            batches,
+            load_json(CrossEntropyBaseline, path),
+            hook_name=self._hook_name,
+            ignore_tokens=self._special_tokens,
+            max_norm=self._max_norm,
+        )
+        return asdict(measured)
+
+    def _tokens(self, name: str) -> torch.Tensor:
+        """The first contexts of a set, `n_cross_entropy_tokens` tokens or a few more, (n, context), kept on disk."""
+        n_tokens = self.cfg.n_cross_entropy_tokens
+        path = self.folder / name / f"tokens-{n_tokens}.safetensors"
+        if not path.exists():
+            store, batches = self._store(name), []
+            while sum(batch.numel() for batch in batches) < n_tokens:
+                try:
+                    batches.append(store.get_batch_tokens(raise_at_epoch_end=True).cpu())
+                except StopIteration:
+                    raise ValueError(
+                        f"the text of {name} must have at least the {n_tokens} tokens of n_cross_entropy_tokens, got "
+                        f"{sum(batch.numel() for batch in batches)}"
+                    ) from None
+            atomic_write_bytes(path, save({"tokens": torch.cat(batches)}))
+        return load_file(path)["tokens"]
+
+
+def load_text(data: TextData, where: str) -> Dataset | IterableDataset:
+    """The documents of a text file, or of a data set of the hub, which is streamed; without those that are empty.
+
+    Raises:
+        ValueError: no path is given, which the message calls by `where`, or `load_text_dataset` refuses it.
+    """
+    if data.path is None:
+        raise ValueError(f"{where}.path must be given: a .jsonl, .txt or .parquet file, or a data set's name")
+    local = Path(data.path).exists()
+    dataset = load_text_dataset(data.path, split=data.split, text_column=data.text_column, streaming=not local)
+    return dataset.filter(_is_not_empty)
+
+
+def _is_not_empty(row: dict[str, str]) -> bool:
+    return bool(row["text"] and row["text"].strip())

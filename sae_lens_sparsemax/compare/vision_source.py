@@ -1,0 +1,115 @@
+"""Activations of a vision model as the source of a comparison: captured once, then read from disk."""
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sae_lens import SAE
+
+from sae_lens_sparsemax.activations.cache_writer import Batches
+from sae_lens_sparsemax.activations.sources import ImageActivations
+from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, fingerprint
+from sae_lens_sparsemax.compare.image_settings import ImageData
+from sae_lens_sparsemax.compare.sources import VALIDATION, CapturedActivations, Metrics
+from sae_lens_sparsemax.data.image_loader import ImageLoader
+from sae_lens_sparsemax.data.images import load_image_dataset
+from sae_lens_sparsemax.evaluation.eval_images import load_evaluator
+from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator
+from sae_lens_sparsemax.files import file_facts
+from sae_lens_sparsemax.models.loading import load_vision_model
+from sae_lens_sparsemax.models.metadata import model_metadata
+from sae_lens_sparsemax.models.tokens import hook_width
+
+_CACHED_IMAGE_SETTINGS = (
+    "training", "evaluation", "tokens", "image_column", "batch_size", "model_from_pretrained_kwargs",
+)  # fmt: skip
+
+
+class VisionSource(CapturedActivations):
+    """Shows every image to a vision model once."""
+
+    unit = "images"
+
+    def __init__(self, cfg: CompareConfig) -> None:
+        assert cfg.images is not None and cfg.model_name is not None and cfg.hook_name is not None
+        self.images = cfg.images
+        self.model = load_vision_model(cfg.model_name, cfg.device, **self.images.model_from_pretrained_kwargs)
+        self.hook_name = self.model.resolve_hook_name(cfg.hook_name)
+        settings = {
+            "model_name": cfg.model_name,
+            "hook_name": self.hook_name,
+            "held_out_fraction": cfg.held_out_fraction,
+            "activation_dtype": cfg.activation_dtype,
+            "images": {name: asdict(self.images)[name] for name in _CACHED_IMAGE_SETTINGS},
+            "files": file_facts([cfg.model_name, self.images.training.path, self.images.evaluation.path]),
+        }
+        super().__init__(cfg, settings)
+        classified = ("label_column", "class_names", "templates", "n_zero_shot_images")
+        self.chosen_fingerprint = fingerprint({key: getattr(self.images, key) for key in classified})
+        self.metadata = {
+            "model_name": cfg.model_name,
+            "model_class_name": "HookedViT",
+            "model_from_pretrained_kwargs": self.images.model_from_pretrained_kwargs,
+            "hook_name": self.hook_name,
+            "tokens": self.images.tokens,
+            **model_metadata(self.model),
+        }
+        self.capture()
+
+    def evaluate_chosen(self, sae: SAE[Any]) -> dict[str, Metrics]:
+        """Zero-shot classification of the evaluation images with the reconstruction of their tokens in place."""
+        if self.images.n_zero_shot_images == 0 or not self.model.classifies:
+            return {}
+        measured = self._evaluator(sae)
+        return {IMAGE_SET: {k: v for k, v in measured.items() if k.startswith(("zero_shot", "contrastive"))}}
+
+    @cached_property
+    def _evaluator(self) -> VisionEvaluator:
+        images = self.images
+        return load_evaluator(
+            self.model,
+            _images(images.evaluation, images.image_column),
+            self.hook_name,
+            images.tokens,
+            n_images=images.n_zero_shot_images,
+            image_column=images.image_column,
+            label_column=images.label_column,
+            class_names=images.class_names,
+            templates=images.templates,
+            batch_size=images.batch_size,
+        )
+
+    @property
+    def width(self) -> int:
+        """Width of the activations at the hook, heads side by side."""
+        return hook_width(self.hook_name, self.model)
+
+    def stream(self, name: str) -> Batches:
+        """The images of a set, in an order that is random and the same every time."""
+        images = ImageLoader(
+            self._part(name),
+            self.model.image_processor,
+            self.images.batch_size,
+            image_column=self.images.image_column,
+            n_workers=self.images.n_decode_workers,
+            seed=None,
+        )
+        source = ImageActivations(self.model, images, self.hook_name, self.images.tokens)
+        return lambda position: source.batches(position, one_pass=True)
+
+    def _part(self, name: str) -> Dataset:
+        column = self.images.image_column
+        data = _images(self.images.evaluation if name == IMAGE_SET else self.images.training, column)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+        if name == IMAGE_SET:
+            return data.select(order)
+        n_validation = max(1, round(self.cfg.held_out_fraction * len(data)))
+        return data.select(order[:n_validation] if name == VALIDATION else order[n_validation:])
+
+
+def _images(data: ImageData, image_column: str) -> Dataset:
+    dataset = load_image_dataset(data.path, split=data.split, config=data.config, image_column=image_column)
+    assert isinstance(dataset, Dataset)
+    return dataset
