@@ -1,8 +1,10 @@
 """The cross-attention sparsemax sparse autoencoder, as a SAELens plugin.
 
 Importing this package registers the architecture "sparsemax" with SAELens: its loaders, runners, evaluation harness
-and command line know it from then on.
+and command line know it from then on. The classes for vision models are loaded when asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from sae_lens import register_sae_class, register_sae_training_class
 from sae_lens.registry import SAE_CLASS_REGISTRY
@@ -14,10 +16,14 @@ from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS, SparsemaxSAECon
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
+if TYPE_CHECKING:
+    from sae_lens_sparsemax.models.hooked_vit import HookedViT
+
 __version__ = "0.2.0"
 
 __all__ = [
     "PRESETS",
+    "HookedViT",
     "SparsemaxSAE",
     "SparsemaxSAEConfig",
     "SparsemaxTrainingSAE",
@@ -32,3 +38,11 @@ _registered = SAE_CLASS_REGISTRY.get(ARCHITECTURE)
 if _registered is None or _registered[0].__module__ != SparsemaxSAE.__module__:
     register_sae_class(ARCHITECTURE, SparsemaxSAE, SparsemaxSAEConfig)
     register_sae_training_class(ARCHITECTURE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HookedViT":
+        from sae_lens_sparsemax.models.hooked_vit import HookedViT
+
+        return HookedViT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

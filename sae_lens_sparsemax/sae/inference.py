@@ -109,16 +109,13 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         return save_atomically(path, super().save_model)
 
     @override
-    @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """Take raw activations x in place of scaling_factor · x, exactly: the supports do not change."""
-        if self.cfg.unit_norm_query:
-            # Scores see directions only, so the scale cancels; activations are then in units of the raw ‖x‖.
-            self.b_dec.data /= scaling_factor
-        else:
-            self.W_enc.data *= scaling_factor
-            self.W_dec.data /= scaling_factor
-            self.b_dec.data /= scaling_factor
+        if not self.cfg.unit_norm_query:
+            super().fold_activation_norm_scaling_factor(scaling_factor)
+            return
+        # Scores see directions only, so the scale cancels; activations are then in units of the raw ‖x‖.
+        self.b_dec.data /= scaling_factor
         self.cfg.normalize_activations = "none"
 
     @override

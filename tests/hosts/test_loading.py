@@ -66,7 +66,17 @@ def test_the_import_loads_no_plots_no_images_and_no_command_line():
     foreign = {name.split(".")[0] for name in added} - {"sae_lens_sparsemax"}
     assert not foreign & {"matplotlib", "torchvision", "transformers", "datasets", "wandb", "PIL", "yaml", "triton"}
     inner = {name.split(".")[1] for name in added if name.startswith("sae_lens_sparsemax.")}
-    assert not inner & {"cli", "hub", "embedded", "evaluation", "explore", "vision", "compare"}
+    assert inner == {"attention", "sae", "files"}
+
+
+def test_the_vision_model_is_loaded_when_asked_for():
+    code = (
+        "import sys, sae_lens_sparsemax as package; assert 'sae_lens_sparsemax.models' not in sys.modules;"
+        "from sae_lens_sparsemax import HookedViT; print(HookedViT.__module__); package.NoSuchThing"
+    )
+    done = in_fresh_interpreter(code)
+    assert done.stdout.strip() == "sae_lens_sparsemax.models.hooked_vit"
+    assert "has no attribute 'NoSuchThing'" in done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
