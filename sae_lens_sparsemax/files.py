@@ -55,21 +55,35 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def atomic_write_bytes(path: Path | str, data: bytes) -> None:
-    """Write `data` to the file `path`; a reader sees the old content or the new, never a part."""
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """A name to write a file under, which takes the place of `path` when the block ends without an error.
+
+    A reader sees the old content or the new, never a part.
+
+    Args:
+        path: the file to write; its folder is made if missing.
+
+    Yields:
+        A hidden sibling of `path`, to be written within the block.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     try:
-        with new.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield new
+        _flush(new)
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Write `data` to the file `path`; a reader sees the old content or the new, never a part."""
+    with atomic_file(path) as new:
+        new.write_bytes(data)
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:

@@ -11,15 +11,14 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
-from sae_lens_sparsemax.explore.decoder import decoder_rows, nearest_concepts
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.names import guess_names
+from sae_lens_sparsemax.explore.pages.concepts import SAEReport
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
-from sae_lens_sparsemax.explore.pages.report import SAEReport
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
-from sae_lens_sparsemax.explore.unembedding import token_logits, unembedding
+from sae_lens_sparsemax.explore.weights import decoder_rows, nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.files import atomic_directory
 
 logger = logging.getLogger(__name__)

@@ -5,12 +5,95 @@ import torch
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
 from sae_lens_sparsemax.evaluation.pooling import mean_over_tokens
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
-from sae_lens_sparsemax.explore.classes import ClassProfile
 from sae_lens_sparsemax.explore.cofiring import TokenSample
 from sae_lens_sparsemax.explore.examples import SampleActs, TopExamples
-from sae_lens_sparsemax.explore.histograms import ActivationHistograms
 from sae_lens_sparsemax.explore.samples import EncodedBatch, SampleBatch, SampleStream
 from sae_lens_sparsemax.models.encoding import SparseActs
+
+N_BINS = 128
+_HALF = N_BINS // 2
+
+
+class ActivationHistograms:
+    """Histograms over [-2^e, 2^e), each with the smallest whole e that holds all of its concept's activations.
+
+    When a larger activation comes, e grows and neighbouring bins are added together. Bin edges are exact in
+    floating point, so the result does not depend on the order or the batches in which activations arrive. At
+    least a quarter of the bins lie between 0 and the largest activation.
+    """
+
+    def __init__(self, d_sae: int) -> None:
+        self.counts = torch.zeros(d_sae, N_BINS, dtype=torch.int32)
+        """Shape (d_sae, N_BINS)."""
+        self.exponent = torch.full((d_sae,), torch.iinfo(torch.int16).min, dtype=torch.int32)
+        """The e of each concept, shape (d_sae,)."""
+
+    def add(self, col: torch.Tensor, value: torch.Tensor) -> None:
+        """Add activations, both arguments of shape (nnz,): concept and value, on the CPU."""
+        value = value.float()
+        exponent = torch.frexp(value).exponent.int()
+        self._widen(self.exponent.scatter_reduce(0, col, exponent, "amax"))
+        # Multiplying by a power of two is exact, so an activation on an edge always falls to the same side.
+        place = torch.ldexp(value.double(), 6 - self.exponent[col]).floor().long() + _HALF
+        ones = torch.ones(len(col), dtype=torch.int32)
+        self.counts.view(-1).index_add_(0, col * N_BINS + place, ones)
+
+    def _widen(self, exponent: torch.Tensor) -> None:
+        # After seven folds everything lies in the two middle bins, and further ones change nothing.
+        folds = (exponent - self.exponent).clamp(max=7)
+        while (wider := folds.nonzero().flatten()).numel():
+            folded = torch.zeros(len(wider), N_BINS, dtype=torch.int32)
+            folded[:, _HALF // 2 : _HALF // 2 + _HALF] = self.counts[wider].view(len(wider), _HALF, 2).sum(-1)
+            self.counts[wider] = folded
+            folds[wider] -= 1
+        self.exponent = exponent
+
+    def trimmed(self, concept: int) -> tuple[float, float, list[int]]:
+        """Lower edge, bin width and counts of a concept's histogram, from its first to its last filled bin."""
+        filled = self.counts[concept].nonzero().flatten()
+        if not len(filled):
+            return 0.0, 0.0, []
+        first, last = int(filled[0]), int(filled[-1])
+        width = 2.0 ** (int(self.exponent[concept]) - 6)
+        return (first - _HALF) * width, width, self.counts[concept, first : last + 1].tolist()
+
+
+class ClassProfile:
+    """Images and activation of every class, for every concept; memory 8 bytes for each of n_classes x d_sae."""
+
+    def __init__(self, n_classes: int, d_sae: int) -> None:
+        self.n_images = torch.zeros(n_classes, dtype=torch.int64)
+        """Images of each class, shape (n_classes,)."""
+        self.active = torch.zeros(n_classes, d_sae, dtype=torch.int32)
+        """Images of each class on which each concept is active, shape (n_classes, d_sae)."""
+        self.mass = torch.zeros(n_classes, d_sae)
+        """Mean activations of these images added up, shape (n_classes, d_sae)."""
+
+    def add(self, acts: SampleActs, labels: torch.Tensor) -> None:
+        """Add images with their classes, shape (n_samples,)."""
+        d_sae = self.mass.shape[1]
+        self.n_images += torch.bincount(labels, minlength=len(self.n_images))
+        key = labels[acts.sample] * d_sae + acts.concept
+        self.active.view(-1).index_add_(0, key, torch.ones(len(key), dtype=torch.int32))
+        self.mass.view(-1).index_add_(0, key, acts.mean.abs())
+
+    def share(self, concept: int) -> torch.Tensor:
+        """Share of a concept's activation that falls to each class, shape (n_classes,); zeros if it never fires."""
+        mass = self.mass[:, concept].double()
+        return mass / mass.sum().clamp(min=torch.finfo(torch.float64).tiny)
+
+    def entropy(self) -> torch.Tensor:
+        """
+        Entropy in bits of each concept's activation over the classes, shape (d_sae,); NaN if it never fires.
+
+        0 is a concept of one class; log2 of the number of classes is one that is spread over them evenly.
+        """
+        total = self.mass.sum(0)
+        entropy = torch.zeros_like(total)
+        for mass in self.mass:  # a row at a time: the table may take hundreds of megabytes
+            share = mass / total
+            entropy -= torch.where(share > 0, share * share.log2(), 0)
+        return torch.where(total > 0, entropy, torch.nan)
 
 
 class Showcase:

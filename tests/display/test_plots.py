@@ -1,11 +1,9 @@
 """What plots have in common: whole files, one style for the n-th series, and L0 counted once."""
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from sae_lens_sparsemax.display.plots import (
-    _percentile,
     draw_l0_histogram,
     log_scale,
     panels,
@@ -39,13 +37,6 @@ def test_a_figure_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_no_two_of_many_series_look_the_same():
     looks = [tuple(series_style(number).values()) for number in range(100)]
     assert len(set(looks)) == 100
-
-
-@pytest.mark.parametrize("percent", [0, 5, 37.3, 50, 95, 99.5, 100])
-def test_percentiles_of_counts_are_those_of_the_values(percent):
-    counts = np.array([3, 0, 4, 1, 0, 0, 9, 2])
-    values = np.repeat(np.arange(len(counts)), counts)
-    assert _percentile(counts, percent) == pytest.approx(np.percentile(values, percent))
 
 
 def test_l0_histogram_names_mean_median_and_what_was_counted():

@@ -4,7 +4,7 @@ import torch
 
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.evaluation.harness import load_sae
-from sae_lens_sparsemax.explore.pages.contexts import peak_tokens
+from sae_lens_sparsemax.explore.pages.shown_samples import peak_tokens
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream

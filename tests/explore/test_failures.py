@@ -4,7 +4,6 @@ from typing import Any
 import torch
 
 from sae_lens_sparsemax.explore.cofiring import Neighbours
-from sae_lens_sparsemax.explore.decoder import nearest_concepts
 from sae_lens_sparsemax.explore.failures import (
     alike_pairs,
     dead_concepts,
@@ -12,6 +11,7 @@ from sae_lens_sparsemax.explore.failures import (
     unclear_by_entropy,
     unclear_by_tokens,
 )
+from sae_lens_sparsemax.explore.weights import nearest_concepts
 
 
 def statistics(**fields: Any) -> Any:

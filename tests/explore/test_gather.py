@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
-from sae_lens_sparsemax.explore.gather import gather
-from sae_lens_sparsemax.explore.state import state_of
+from sae_lens_sparsemax.explore.gather import gather, state_of
 from tests.support.streams import RandomStream, dense_acts, inference_sae, sparse
 
 KEPT = {"n_examples": 3, "n_showcase": 4, "progress": False}

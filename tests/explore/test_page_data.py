@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_lens_sparsemax.explore.examples import LEVELS, TopExamples
-from sae_lens_sparsemax.explore.pages.budget import fit_examples
-from sae_lens_sparsemax.explore.pages.levels import DIGITS, FULL, encode_levels
-from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
+from sae_lens_sparsemax.explore.pages.scripts import DIGITS, FULL, encode_levels, fit_examples, rounded, write_script
 from sae_lens_sparsemax.explore.pages.site import density_histogram, l0_histogram
 
 HOSTILE = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_lens_sparsemax.files import atomic_directory, atomic_write_bytes, atomic_write_text
+from sae_lens_sparsemax.files import atomic_directory, atomic_file, atomic_write_bytes, atomic_write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -78,3 +78,15 @@ def test_file_is_replaced_and_leaves_no_sibling(tmp_path):
     atomic_write_bytes(tmp_path / "a" / "log.json", "ö".encode())
     assert (tmp_path / "a" / "log.json").read_text(encoding="utf-8") == "ö"
     assert names(tmp_path / "a") == ["log.json"]
+
+
+def test_a_file_that_another_writes_takes_its_place_only_when_whole(tmp_path):
+    path = tmp_path / "a" / "tensors"
+    with atomic_file(path) as new:
+        new.write_text("old")
+        assert not path.exists()
+    with pytest.raises(OSError, match="disk"), atomic_file(path) as new:
+        new.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert names(path.parent) == ["tensors"]

@@ -1,22 +1,48 @@
 """The pages of concepts as data: a table of all of them, and shards with what each page shows."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.evaluation.naming import ConceptName
 from sae_lens_sparsemax.explore.cofiring import Neighbours
-from sae_lens_sparsemax.explore.pages.levels import encode_levels
-from sae_lens_sparsemax.explore.pages.report import SAEReport
-from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
+from sae_lens_sparsemax.explore.images import ImageStream
+from sae_lens_sparsemax.explore.pages.scripts import encode_levels, rounded, write_script
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.explore.weights import TokenLogits
 
 SHARD = 128
 """Concepts in a file."""
 _CLASSES_SHOWN = 10
 _CLASSES_IN_LABEL = 3
+
+
+@dataclass
+class SAEReport:
+    """All that is shown of one SAE on one data set, before it is written."""
+
+    name: str
+    """What it is called on the pages."""
+    architecture: str
+    """Under which it was trained."""
+    stream: ImageStream | TextStream
+    """What it was explored on."""
+    statistics: ConceptStatistics
+    """What was gathered."""
+    norms: torch.Tensor
+    """Norm of each decoder row, shape (d_sae,)."""
+    near: Neighbours
+    """Nearest concepts by the cosine of decoder rows."""
+    cofiring: Neighbours
+    """Nearest concepts by the tokens they share."""
+    logits: TokenLogits | None = None
+    """Tokens promoted and suppressed; None where there is no unembedding."""
+    names: list[ConceptName | None] | None = None
+    """A guess at a name of each concept; None where there is none."""
 
 
 def class_labels(statistics: ConceptStatistics, class_names: list[str]) -> list[str]:

@@ -8,11 +8,9 @@ import torch
 
 from sae_lens_sparsemax.explore import failures
 from sae_lens_sparsemax.explore.images import ImageStream
-from sae_lens_sparsemax.explore.pages import contexts, pictures
-from sae_lens_sparsemax.explore.pages.budget import Fit, fit_examples
-from sae_lens_sparsemax.explore.pages.concepts import SHARD, class_labels, write_concepts, write_table
-from sae_lens_sparsemax.explore.pages.report import SAEReport
-from sae_lens_sparsemax.explore.pages.scripts import write_script
+from sae_lens_sparsemax.explore.pages import shown_samples
+from sae_lens_sparsemax.explore.pages.concepts import SHARD, SAEReport, class_labels, write_concepts, write_table
+from sae_lens_sparsemax.explore.pages.scripts import Fit, fit_examples, write_script
 from sae_lens_sparsemax.explore.pages.site import MARKER, summary, write_manifest, write_pages, write_showcase
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
@@ -45,9 +43,9 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
     samples = torch.cat([fit.samples for fit in fits]).unique()
     tokens: dict[int, torch.Tensor] = {}
     if isinstance(stream, ImageStream):
-        pictures.write_pictures(folder, stream, samples, side, progress=progress)
+        shown_samples.write_pictures(folder, stream, samples, side, progress=progress)
     else:
-        tokens = contexts.write_contexts(folder, stream, samples, progress=progress)
+        tokens = shown_samples.write_contexts(folder, stream, samples, progress=progress)
     summaries = []
     for number, (report, fit) in enumerate(zip(reports, fits, strict=True)):
         labels, unclear = _labels(report, tokens)
@@ -64,7 +62,7 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
         "grid": grid[0],
         "prefix": grid[1],
         "shard": SHARD,
-        "contextShard": contexts.SHARD,
+        "contextShard": shown_samples.CONTEXT_SHARD,
         "showcase": showcase.tolist(),
         "titles": _titles(stream, tokens, showcase),
     }
@@ -83,11 +81,11 @@ def _fit(reports: list[SAEReport], settings: ExploreSettings, showcase: torch.Te
     stream, n_bytes = reports[0].stream, settings.megabytes * 1_000_000
     wanted = reports[0].statistics.examples.sample.shape[1]
     fits, side = [], 0
-    for side in pictures.SIDES:
+    for side in shown_samples.SIDES:
         if isinstance(stream, TextStream):
-            each = stream.n_tokens * contexts.BYTES_PER_TOKEN
+            each = stream.n_tokens * shown_samples.BYTES_PER_TOKEN
         else:
-            each = pictures.bytes_per_image(stream, side, torch.arange(stream.n_samples))
+            each = shown_samples.bytes_per_image(stream, side, torch.arange(stream.n_samples))
         fits = [fit_examples(report.statistics.examples, each, n_bytes, showcase) for report in reports]
         if min(fit.n_examples for fit in fits) >= min(wanted, _ENOUGH_EXAMPLES):
             break
@@ -102,10 +100,10 @@ def _labels(report: SAEReport, tokens: dict[int, torch.Tensor]) -> tuple[list[st
     """Labels of concepts, and which concepts have no clear pattern."""
     statistics, stream = report.statistics, report.stream
     if isinstance(stream, TextStream):
-        peaks = contexts.peak_tokens(statistics.examples, tokens)
+        peaks = shown_samples.peak_tokens(statistics.examples, tokens)
         unclear, distinct = failures.unclear_by_tokens(statistics, peaks, _FAILURES_SHOWN)
         note = "Whose strongest examples peak on the most different tokens: either a pattern of meaning, or none."
-        return contexts.token_labels(peaks, stream), {
+        return shown_samples.token_labels(peaks, stream), {
             "unclear": unclear,
             "unclear_note": note,
             "distinct": {c: int(distinct[c]) for c in unclear},

@@ -1,9 +1,24 @@
-"""Data as JavaScript files: a page opened from disk may load scripts, but read no other file."""
+"""Data as JavaScript files, how activations are written in them, and how many examples fit into a folder.
+
+A page opened from disk may load scripts, but read no other file.
+"""
 
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+
+from sae_lens_sparsemax.explore.examples import LEVELS, TopExamples
+
+DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+FULL = 61
+# Measured on pages of 1,000 to 49,152 concepts: what a concept takes without its examples, and what an example
+# takes besides its active tokens, at two characters each.
+_BYTES_PER_CONCEPT = 900
+_BYTES_PER_EXAMPLE = 30
+_BYTES_PER_TOKEN = 2
 
 
 def write_script(folder: Path, name: str, payload: Any) -> int:
@@ -32,3 +47,50 @@ def rounded(value: float, digits: int = 4) -> float | int | None:
         return None
     short = float(f"{value:.{digits}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def encode_levels(levels: torch.Tensor) -> str:
+    """Levels of one example at every token, shape (n_tokens,), int8 in units of peak / LEVELS, as a short text.
+
+    `levels.js` reads it. For each active token: the gap to the active token before it, then its activation in 61 steps
+    of the peak, each as one of 62 digits. `+` skips 61 tokens more, and `-` stands before a negative activation.
+    """
+    parts, last = [], -1
+    tokens = levels.nonzero().flatten().tolist()
+    for token, level in zip(tokens, levels[tokens].tolist(), strict=True):
+        skips, gap = divmod(token - last - 1, FULL)
+        step = max(1, round(abs(level) / LEVELS * FULL))
+        parts.append("+" * skips + DIGITS[gap] + ("-" if level < 0 else "") + DIGITS[step])
+        last = token
+    return "".join(parts)
+
+
+class Fit(NamedTuple):
+    """What is shown of each concept."""
+
+    n_examples: int
+    """Examples of each concept."""
+    samples: torch.Tensor
+    """All samples among them, growing, int64."""
+
+
+def fit_examples(examples: TopExamples, bytes_per_sample: int, n_bytes: int, always: torch.Tensor) -> Fit:
+    """
+    The largest number of examples of each concept, at least one, whose pages and samples fit into `n_bytes`.
+
+    Args:
+        examples: Of all concepts.
+        bytes_per_sample: What an image or a context takes.
+        n_bytes: What there is.
+        always: Samples that are shown in any case.
+    """
+    used = examples.sample >= 0
+    n_active_tokens = (examples.levels != 0).sum(-1)
+    for k in range(examples.sample.shape[1], 0, -1):
+        mine = used[:, :k]
+        samples = torch.cat([examples.sample[:, :k][mine], always]).unique()
+        size = len(samples) * bytes_per_sample + len(used) * _BYTES_PER_CONCEPT
+        size += int(mine.sum()) * _BYTES_PER_EXAMPLE + int(n_active_tokens[:, :k].sum()) * _BYTES_PER_TOKEN
+        if size <= n_bytes or k == 1:
+            return Fit(k, samples)
+    raise AssertionError("there is at least one example")

@@ -1,8 +1,29 @@
+"""Concepts that point the same way, and the tokens they promote, against small cases worked by hand."""
+
 import pytest
 import torch
 
-from sae_lens_sparsemax.explore.unembedding import token_logits, unembedding
+from sae_lens_sparsemax.explore import weights
+from sae_lens_sparsemax.explore.weights import nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.models.language_models import load_language_model
+
+
+def test_neighbours_are_those_of_highest_cosine(monkeypatch):
+    monkeypatch.setattr(weights, "_BLOCK", 8)
+    rows = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    found = nearest_concepts(rows, 5, progress=False)
+    cosine = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1).fill_diagonal_(-2)
+    best = cosine.topk(5)
+    assert torch.equal(found.concept, best.indices)
+    torch.testing.assert_close(found.value, best.values)
+
+
+def test_a_row_of_zeros_is_near_nothing():
+    rows = torch.randn(4, 3)
+    rows[2] = 0
+    found = nearest_concepts(rows, 3, progress=False)
+    assert found.concept[2].tolist() == [-1, -1, -1]
+    assert not (found.concept == 2).any() and (found.concept[0] >= 0).sum() == 2
 
 
 def test_tokens_are_those_whose_logits_change_most_relative_to_the_mean():
