@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+# Tests that run beside each other share the cores: one thread for each, and for the processes they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
