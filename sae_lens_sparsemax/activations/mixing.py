@@ -47,9 +47,9 @@ class ResumableMixer:
     def __init__(self, source: Iterator[torch.Tensor], buffer_size: int, batch_size: int, mix_fraction: float = 0.5):
         _check_host()
         if buffer_size < batch_size:
-            raise ValueError(f"buffer_size is {buffer_size} tokens; it must be at least batch_size, {batch_size}.")
+            raise ValueError(f"buffer_size must be at least batch_size, {batch_size}, got {buffer_size}")
         if not 0 <= mix_fraction <= 1:
-            raise ValueError(f"mix_fraction is {mix_fraction}; it must be within [0, 1].")
+            raise ValueError(f"mix_fraction must be between 0 and 1, got {mix_fraction}")
         self._source = source
         self._settings = (buffer_size, batch_size, mix_fraction)
         # Whole batches that were drawn before a save and are served before anything is taken from the source.

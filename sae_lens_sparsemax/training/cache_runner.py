@@ -54,7 +54,7 @@ def cache_activations(
             something else.
     """
     if cfg.cached_activations_path is None:
-        raise ValueError("'cached_activations_path' must name the folder to store activations in.")
+        raise ValueError("cached_activations_path must name the folder to store activations in, got None")
     prepare = _images if isinstance(cfg, VisionSAERunnerConfig) else _text
     writer, batches, n_tokens = prepare(copy.copy(cfg), override_model, override_dataset, shard_bytes)
     return writer.write(batches, n_tokens)

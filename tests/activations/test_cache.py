@@ -347,6 +347,6 @@ def test_the_command_stores_and_says_what_is_next(folder, tmp_path, capsys):
     runner_cfg = json.loads((tmp_path / "out" / "runner_cfg.json").read_text())
     assert runner_cfg["cached_activations_path"] == str(tmp_path / "cache")
     assert main(["cache-activations", str(path)]) == 2
-    assert "'cached_activations_path' must name" in capsys.readouterr().err
+    assert "cached_activations_path must name" in capsys.readouterr().err
     path.write_text(yaml.safe_dump({"runner": "synthetic", "sae": {"d_sae": 32}}))
     assert main(["cache-activations", str(path), *cached]) == 2
