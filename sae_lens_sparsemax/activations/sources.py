@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.data.image_loader import ImageLoader, Position
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.tokens import Tokens, read_hook, token_slice
+from sae_lens_sparsemax.models.vision_at_hook import Tokens, VisionAtHook
 
 
 class ActivationBatch(NamedTuple):
@@ -67,9 +67,7 @@ class ImageActivations:
         device: torch.device | str | None = None,
         autocast: bool = False,
     ):
-        self.model, self.images = model, images
-        self.hook_name = model.resolve_hook_name(hook_name)
-        self.positions = token_slice(tokens, model)
+        self.at_hook, self.images = VisionAtHook(model, hook_name, tokens), images
         self.dtype, self.device, self.autocast = dtype, device, autocast
 
     @property
@@ -89,8 +87,8 @@ class ImageActivations:
     @torch.no_grad()
     def activations_of(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Activations `(batch, token, d_in)` of preprocessed images, heads side by side."""
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
-            acts = read_hook(self.model, self.hook_name, pixel_values)[:, self.positions].flatten(2)
+        with torch.autocast(self.at_hook.model.device.type, torch.bfloat16, enabled=self.autocast):
+            acts = self.at_hook.activations(pixel_values)
         return acts.to(self.device if self.device is not None else acts.device, self.dtype)
 
 

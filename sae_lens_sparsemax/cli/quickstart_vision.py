@@ -11,13 +11,10 @@ from sae_lens_sparsemax.data.drawings import CAPTION
 from sae_lens_sparsemax.data.images import class_names_of, load_image_dataset
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.display.tables import percent
-from sae_lens_sparsemax.evaluation.eval_images import load_eval_images
 from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator
-from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.tokens import read_hook
-from sae_lens_sparsemax.models.zero_shot import text_prototypes
+from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
+from sae_lens_sparsemax.models.vision_at_hook import open_vision
 from sae_lens_sparsemax.training.config_file import LoadedConfig, config_from_values
 
 # The same as configs/vision/quickstart_vision.yaml, which explains each number; the package works without that folder.
@@ -61,25 +58,33 @@ def evaluate_on_drawings(folder: Path) -> dict[str, Any]:
     """
     sae = load_sae(str(folder))
     meta = sae.cfg.metadata
-    model = HookedViT.from_pretrained(meta.model_name)
+    at_hook = open_vision(sae)
     data = load_image_dataset(QUICKSTART, split="validation")
     names = class_names_of(data, "label")
-    images = load_eval_images(data, model.image_processor, len(data), label_column="label")  # type: ignore[arg-type]
-    prototypes = text_prototypes(model, names, [CAPTION])
-    acts = (read_hook(model, meta.hook_name, pixels) for pixels in images.pixel_values.split(64))
-    reconstruction = evaluate_reconstruction(sae, acts, progress=False)
-    spliced = VisionEvaluator(model, images, meta.hook_name, meta.tokens, prototypes, batch_size=64)(sae)
+    evaluator = load_evaluator(
+        at_hook.model,
+        data,
+        at_hook.hook_name,
+        at_hook.tokens,
+        n_images=len(data),  # type: ignore[arg-type]
+        image_column="image",
+        label_column="label",
+        class_names=names,
+        templates=[CAPTION],
+        batch_size=64,
+    )
+    reconstruction = evaluate_reconstruction(sae, map(at_hook.activations, evaluator.pixels), progress=False)
     return {
         "on": {
             "model": meta.model_name,
             "hook_name": meta.hook_name,
             "dataset": "drawings",
             "dataset_split": "validation",
-            "n_images": len(images.pixel_values),
+            "n_images": sum(map(len, evaluator.pixels)),
             "n_classes": len(names),
         },
         "reconstruction": dataclasses.asdict(reconstruction),
-        "model": spliced,
+        "model": evaluator(sae),
     }
 
 

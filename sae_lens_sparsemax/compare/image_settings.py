@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from sae_lens_sparsemax.models.tokens import Tokens
+from sae_lens_sparsemax.models.vision_at_hook import Tokens
 
 
 @dataclass

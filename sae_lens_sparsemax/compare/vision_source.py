@@ -4,7 +4,6 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-import torch
 from datasets import Dataset
 from sae_lens import SAE
 
@@ -13,14 +12,11 @@ from sae_lens_sparsemax.activations.sources import ImageActivations
 from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.image_settings import ImageData
 from sae_lens_sparsemax.compare.sources import VALIDATION, CapturedActivations, Metrics
-from sae_lens_sparsemax.data.image_loader import ImageLoader
+from sae_lens_sparsemax.data.image_loader import ImageLoader, permutation
 from sae_lens_sparsemax.data.images import load_image_dataset
-from sae_lens_sparsemax.evaluation.eval_images import load_evaluator
-from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator
+from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
 from sae_lens_sparsemax.files import file_facts
-from sae_lens_sparsemax.models.loading import load_vision_model
-from sae_lens_sparsemax.models.metadata import model_metadata
-from sae_lens_sparsemax.models.tokens import hook_width
+from sae_lens_sparsemax.models.vision_at_hook import hook_width, load_vision_model, model_metadata
 
 _CACHED_IMAGE_SETTINGS = (
     "training", "evaluation", "tokens", "image_column", "batch_size", "model_from_pretrained_kwargs",
@@ -88,25 +84,28 @@ class VisionSource(CapturedActivations):
 
     def stream(self, name: str) -> Batches:
         """The images of a set, in an order that is random and the same every time."""
+        data, rows = self._part(name)
         images = ImageLoader(
-            self._part(name),
+            data,
             self.model.image_processor,
             self.images.batch_size,
             image_column=self.images.image_column,
             n_workers=self.images.n_decode_workers,
             seed=None,
+            rows=rows,
         )
         source = ImageActivations(self.model, images, self.hook_name, self.images.tokens)
         return lambda position: source.batches(position, one_pass=True)
 
-    def _part(self, name: str) -> Dataset:
+    def _part(self, name: str) -> tuple[Dataset, list[int]]:
+        """The images of a set, and the rows of them that belong to it, in order."""
         column = self.images.image_column
         data = _images(self.images.evaluation if name == IMAGE_SET else self.images.training, column)
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+        order = permutation(len(data)).tolist()
         if name == IMAGE_SET:
-            return data.select(order)
+            return data, order
         n_validation = max(1, round(self.cfg.held_out_fraction * len(data)))
-        return data.select(order[:n_validation] if name == VALIDATION else order[n_validation:])
+        return data, order[:n_validation] if name == VALIDATION else order[n_validation:]
 
 
 def _images(data: ImageData, image_column: str) -> Dataset:

@@ -1,17 +1,20 @@
-"""From a data set to batches of pixels: an endless, reproducible order, decoding in workers, bad images
-counted.
+"""From stored images to batches of pixels: the one way to read an image, and the one loop over images.
 
-The order is a fixed function of the seed and the position, so a saved position is enough to continue exactly.
+An image that cannot be read is left out, counted and named by its row; too many of them are an error. The order is
+a fixed function of the seed and the position, so a saved position is enough to continue exactly.
 But: a data set that is streamed is read in its own order, since the buffer that `datasets` shuffles a
 stream with cannot be saved; there the shuffle buffer for activations does the mixing.
 """
 
+import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import PIL.Image
 import torch
 from datasets import Dataset, Image, IterableDataset
+from PIL import ImageOps
 from torch.utils.data import DataLoader
 
 from sae_lens_sparsemax.data.images import ImageDataset
@@ -19,8 +22,60 @@ from sae_lens_sparsemax.data.images import ImageDataset
 Position = dict[str, Any]
 """A place in the endless order of images, as JSON values."""
 
+MAX_BAD_IMAGE_FRACTION = 0.01
+"""Share of the images read that may be broken, beyond the first ten, unless a setting says otherwise."""
+
 # Resizing the short side of a stripe to the model's size would take gigabytes.
 _LARGEST_ASPECT_RATIO = 100
+_N_NAMED = 10
+
+
+def decode_image(encoded: Any, max_pixels: int | None = None) -> PIL.Image.Image:
+    """The image that every model and page is shown of a stored one.
+
+    Args:
+        encoded: as `datasets` stores it (`{"bytes": ..., "path": ...}`).
+        max_pixels: the largest image that is decoded; None takes all that Pillow takes.
+
+    Returns:
+        What `as_rgb` makes of it.
+
+    Raises:
+        ValueError: there is no image, it is broken, too large, or a stripe too narrow to resize.
+    """
+    if encoded is None:
+        raise ValueError("there is no image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a decoder's remarks on odd but readable files
+            if max_pixels is not None:
+                _check_size(encoded, max_pixels)
+            return as_rgb(Image().decode_example(encoded))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a broken file makes its decoder raise
+        raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An opened image of any mode in RGB, turned as its camera was held.
+
+    Raises:
+        ValueError: it is a stripe too narrow to resize.
+    """
+    if max(image.size) > _LARGEST_ASPECT_RATIO * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels is too narrow to resize")
+    if image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def permutation(n_rows: int, seed: int = 0, epoch: int = 0) -> torch.Tensor:
+    """The random order of a pass over a data set, `(n_rows,)`; by default the one order in which images are shown.
+
+    Seeds of successive passes, and of runs with neighbouring seeds, do not meet.
+    """
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 class PixelBatch(NamedTuple):
@@ -28,55 +83,50 @@ class PixelBatch(NamedTuple):
 
     pixel_values: torch.Tensor
     """`(n_good, channel, height, width)` float32."""
+    numbers: list[int]
+    """Place of each image in the order, counted from 0 through all passes, broken ones included."""
     errors: list[str]
     """One sentence for each image that could not be used."""
     position: Position
 
 
+class _Task(NamedTuple):
+    """What a worker decodes at once."""
+
+    numbers: list[int]
+    names: list[str]
+    """What to call each image in a message."""
+    encoded: list[Any]
+    position: Position
+    """Where the order continues after them."""
+
+
 class _Decoder:
-    """Runs in the workers: one task (encoded images and the position after them) to one `PixelBatch`."""
+    """Runs in the workers: one task to one `PixelBatch`."""
 
     def __init__(self, image_processor: Any):
         self.image_processor = image_processor
 
-    def __getitem__(self, task: tuple[list[tuple[str, Any]], Position]) -> PixelBatch:
-        images, errors = [], []
-        for where, encoded in task[0]:
+    def __getitem__(self, task: _Task) -> PixelBatch:
+        images, numbers, errors = [], [], []
+        for number, name, encoded in zip(task.numbers, task.names, task.encoded, strict=True):
             try:
                 images.append(decode_image(encoded))
-            except Exception as error:  # whatever a broken file makes its decoder raise
-                errors.append(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
+                numbers.append(number)
+            except ValueError as error:
+                errors.append(f"{name}: {error}")
         pixels = self._preprocess(images) if images else torch.empty(0)
-        return PixelBatch(pixels, errors, task[1])
+        return PixelBatch(pixels, numbers, errors, task.position)
 
-    def _preprocess(self, images: list[Any]) -> torch.Tensor:
+    def _preprocess(self, images: list[PIL.Image.Image]) -> torch.Tensor:
         # Resizing to the size an image has changes nothing, but transformers converts it there and back.
         edge = getattr(getattr(self.image_processor, "size", None), "shortest_edge", None)
         options = {"do_resize": False} if all(min(image.size) == edge for image in images) else {}
         return self.image_processor(images, return_tensors="pt", **options)["pixel_values"]
 
 
-def decode_image(encoded: Any) -> Any:
-    """A PIL image in RGB from an encoded one, as `datasets` stores it (`{"bytes": ..., "path": ...}`).
-
-    Gray, palette, transparent and 16-bit images are converted.
-
-    Raises:
-        ValueError: there is no image, or it is a stripe too narrow to resize.
-        Exception: whatever the decoder raises on a broken file.
-    """
-    if encoded is None:
-        raise ValueError("there is no image.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a decoder's remarks on odd but readable files
-        image = Image().decode_example(encoded).convert("RGB")
-    if max(image.size) > _LARGEST_ASPECT_RATIO * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} pixels is too narrow to resize.")
-    return image
-
-
 class ImageLoader:
-    """Endless batches of preprocessed images, resumable at any batch.
+    """Batches of preprocessed images, endless or in one pass, resumable at any batch.
 
     Args:
         data: the images, encoded (see `load_image_dataset`).
@@ -84,7 +134,8 @@ class ImageLoader:
         batch_size: images read for a batch; broken ones among them make it smaller.
         image_column: the column with the images.
         n_workers: processes that decode ahead; 0 decodes in this one.
-        seed: of the order in each pass over the data. None keeps the data's own order.
+        seed: of the order in each pass over the data. None keeps the order of the rows.
+        rows: the rows of `data` to read; None for all. Not for a stream.
         max_bad_fraction: share of the images read that may be broken, beyond the first ten.
 
     Raises:
@@ -100,10 +151,11 @@ class ImageLoader:
         image_column: str = "image",
         n_workers: int = 0,
         seed: int | None = 0,
-        max_bad_fraction: float = 0.01,
+        rows: Sequence[int] | None = None,
+        max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION,
     ):
         self.data, self.image_processor, self.image_column = data, image_processor, image_column
-        self.batch_size, self.n_workers, self.seed = batch_size, n_workers, seed
+        self.batch_size, self.n_workers, self.seed, self.rows = batch_size, n_workers, seed, rows
         self.max_bad_fraction = max_bad_fraction
         self.n_good, self.n_bad = 0, 0
         self.first_errors: list[str] = []
@@ -114,10 +166,9 @@ class ImageLoader:
 
         Batches without a usable image are left out; the next one carries their errors.
         """
-        tasks = self._tasks(dict(position or {}), one_pass)
         loader = DataLoader(
             _Decoder(self.image_processor),  # type: ignore[arg-type]
-            sampler=tasks,
+            sampler=self._tasks(dict(position or {}), one_pass),  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.n_workers,
             # Enough for a model that is faster now and then; more only takes memory.
@@ -132,47 +183,55 @@ class ImageLoader:
             if len(batch.pixel_values):
                 yield batch._replace(errors=errors)
                 errors = []
+        if self.n_bad and not self.n_good and not position:
+            raise ValueError(f"None of the {self.n_bad} images could be used. The first: {self.first_errors[0]}")
 
     def _count(self, batch: PixelBatch) -> None:
         self.n_good += len(batch.pixel_values)
         self.n_bad += len(batch.errors)
-        self.first_errors = (self.first_errors + batch.errors)[:10]
-        if self.n_bad > max(10, self.max_bad_fraction * (self.n_good + self.n_bad)):
+        self.first_errors = (self.first_errors + batch.errors)[:_N_NAMED]
+        if self.n_bad > max(_N_NAMED, self.max_bad_fraction * (self.n_good + self.n_bad)):
             raise ValueError(
                 f"{self.n_bad} of the first {self.n_good + self.n_bad} images could not be used, more than "
                 f"max_bad_image_fraction, {self.max_bad_fraction}, allows. The first: {self.first_errors[0]}"
             )
 
-    def _tasks(self, position: Position, one_pass: bool) -> Iterable[tuple[list[tuple[str, Any]], Position]]:
+    def _tasks(self, position: Position, one_pass: bool) -> Iterable[_Task]:
         if isinstance(self.data, IterableDataset):
             return _stream_tasks(self.data, position, self.batch_size, self.image_column, one_pass)
-        return _table_tasks(self.data, position, self.batch_size, self.image_column, self.seed, one_pass)
+        return self._table_tasks(self.data, position.get("drawn", 0), one_pass)
 
-
-def _table_tasks(
-    data: Dataset, position: Position, batch_size: int, image_column: str, seed: int | None, one_pass: bool
-) -> Iterator[tuple[list[tuple[str, Any]], Position]]:
-    """Tasks from data with random access; the position is the number of images drawn."""
-    drawn, n_rows, epoch, order = position.get("drawn", 0), len(data), -1, None
-    column = data.select_columns([image_column])
-    while not one_pass or drawn < n_rows:
-        rows = []
-        end = min(drawn + batch_size, n_rows) if one_pass else drawn + batch_size
-        for index in range(drawn, end):
-            if index // n_rows != epoch:
-                epoch = index // n_rows
-                order = None if seed is None else _permutation(n_rows, seed, epoch)
-            rows.append(index % n_rows if order is None else int(order[index % n_rows]))
-        drawn = end
-        encoded = column[rows][image_column]
-        yield [(f"row {row}", image) for row, image in zip(rows, encoded, strict=True)], {"drawn": drawn}
+    def _table_tasks(self, data: Dataset, drawn: int, one_pass: bool) -> Iterator[_Task]:
+        """Tasks from data with random access; the position is the number of images drawn."""
+        rows = range(len(data)) if self.rows is None else self.rows
+        column = data.select_columns([self.image_column])
+        epoch, order = -1, None
+        while not one_pass or drawn < len(rows):
+            numbers = range(drawn, min(drawn + self.batch_size, len(rows)) if one_pass else drawn + self.batch_size)
+            chosen = []
+            for number in numbers:
+                if number // len(rows) != epoch:
+                    epoch = number // len(rows)
+                    order = None if self.seed is None else permutation(len(rows), self.seed, epoch)
+                place = number % len(rows)
+                chosen.append(rows[place if order is None else int(order[place])])
+            drawn = numbers.stop
+            encoded = column[chosen][self.image_column]
+            yield _Task(list(numbers), [f"row {row}" for row in chosen], encoded, {"drawn": drawn})
 
 
 def _stream_tasks(
     data: IterableDataset, position: Position, batch_size: int, image_column: str, one_pass: bool
-) -> Iterator[tuple[list[tuple[str, Any]], Position]]:
+) -> Iterator[_Task]:
     """Tasks from a stream, read again from its start when it ends; the position is its own state."""
-    drawn, task, state = position.get("drawn", 0), [], position.get("stream")
+    drawn, state = position.get("drawn", 0), position.get("stream")
+    encoded: list[Any] = []
+
+    def task() -> _Task:
+        numbers = list(range(drawn - len(encoded), drawn))
+        names = [f"image {number}" for number in numbers]
+        return _Task(numbers, names, encoded, {"drawn": drawn, "stream": stream.state_dict()})
+
     while True:
         # A new object for each pass: one that was given a state begins every pass there.
         stream = data.select_columns([image_column])
@@ -180,18 +239,20 @@ def _stream_tasks(
             stream.load_state_dict(state)
             state = None
         for row in stream:
-            task.append((f"image {drawn}", row[image_column]))
+            encoded.append(row[image_column])
             drawn += 1
-            if len(task) == batch_size:
-                yield task, {"drawn": drawn, "stream": stream.state_dict()}
-                task = []
+            if len(encoded) == batch_size:
+                yield task()
+                encoded = []
         if one_pass:
-            if task:
-                yield task, {"drawn": drawn, "stream": stream.state_dict()}
+            if encoded:
+                yield task()
             return
 
 
-def _permutation(n_rows: int, seed: int, epoch: int) -> torch.Tensor:
-    # Seeds of successive epochs, and of runs with neighbouring seeds, must not meet.
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(n_rows, generator=generator)
+def _check_size(encoded: Any, max_pixels: int) -> None:
+    """Refuse a file too large to decode by what its first bytes say."""
+    with PIL.Image.open(io.BytesIO(encoded["bytes"])) as header:
+        width, height = header.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels is too large; at most {max_pixels // 1_000_000} million are taken")

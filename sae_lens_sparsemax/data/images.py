@@ -95,19 +95,26 @@ def first_rows(data: ImageDataset, n: int, columns: list[str]) -> Dataset:
     return Dataset.from_list(list(itertools.islice(data, n)), features=data.features)
 
 
+def class_labels_of(data: ImageDataset, label_column: str | None) -> list[str] | None:
+    """The data set's own names of its classes, as they are written there; None if it has none."""
+    feature = (data.features or {}).get(label_column)
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else None
+
+
 def class_names_of(data: ImageDataset, label_column: str) -> list[str]:
     """The names of the classes in a `ClassLabel` column, underscores read as spaces.
 
     Raises:
         ValueError: there is no such column, or its classes have no names.
     """
-    feature = (data.features or {}).get(label_column)
-    if not isinstance(feature, datasets.ClassLabel) or feature.names is None:
+    labels = class_labels_of(data, label_column)
+    if labels is None:
+        features = data.features or {}
         raise ValueError(
-            f"The column {label_column!r} names no classes (it is {feature}); the columns are "
-            f"{', '.join(map(repr, data.features or {}))}. Name the classes in the configuration."
+            f"The column {label_column!r} names no classes (it is {features.get(label_column)}); the columns are "
+            f"{', '.join(map(repr, features))}. Name the classes in the configuration."
         )
-    return [name.replace("_", " ") for name in feature.names]
+    return [label.replace("_", " ") for label in labels]
 
 
 def _features_of_first_row(data: ImageDataset, name: str) -> dict[str, Any]:

@@ -1,18 +1,29 @@
-"""Labelled images to evaluate on, read again for every metric, and never all decoded at once."""
+"""Images to measure on, with their classes: a fixed random selection, read again when needed, never all decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import PIL.Image
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.data.image_loader import decode_image
-from sae_lens_sparsemax.data.images import first_rows, load_image_dataset
-from sae_lens_sparsemax.evaluation.sparsity import compressed_size
+from sae_lens_sparsemax.data.image_loader import (
+    MAX_BAD_IMAGE_FRACTION,
+    ImageLoader,
+    PixelBatch,
+    decode_image,
+    permutation,
+)
+from sae_lens_sparsemax.data.images import ImageDataset, class_labels_of, first_rows, load_image_dataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,18 +50,35 @@ class ImageData:
 
 
 class LabelledImages:
-    """
-    Some rows of a set of images, as batches of pixels and labels that can be read any number of times.
+    """Some rows of a data set in a fixed order, as pixels and labels that can be read any number of times.
 
     Args:
-        rows: The images and their labels.
-        data: Where they come from.
-        image_processor: The `transformers` image processor of the model.
-        batch_size: Images at a time.
+        data: the images, encoded, and their labels if there are any.
+        image_processor: the `transformers` image processor of the model.
+        batch_size: images at a time.
+        rows: the rows to read, in this order; None for all.
+        image_column: the column with the images.
+        label_column: the column with the class of each image, which need not be there.
+        name: what to call the data set in messages.
+        max_bad_fraction: share of the images that may be broken, beyond the first ten.
     """
 
-    def __init__(self, rows: Dataset, data: ImageData, image_processor: Any, batch_size: int) -> None:
-        self.rows, self.data, self.image_processor, self.batch_size = rows, data, image_processor, batch_size
+    def __init__(
+        self,
+        data: Dataset,
+        image_processor: Any,
+        batch_size: int,
+        *,
+        rows: Sequence[int] | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        name: str = "given",
+        max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION,
+    ) -> None:
+        self.data, self.image_processor, self.batch_size = data, image_processor, batch_size
+        self.rows: Sequence[int] = range(len(data)) if rows is None else rows
+        self.image_column, self.label_column, self.name = image_column, label_column, name
+        self.max_bad_fraction = max_bad_fraction
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -58,82 +86,171 @@ class LabelledImages:
 
     @property
     def n_images(self) -> int:
-        """Number of images."""
+        """Number of images, broken ones included."""
         return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of pixel values, (images, channels, height, width), and of labels, (images,)."""
-        for images, labels in self._decoded():
-            yield self.image_processor(images, return_tensors="pt")["pixel_values"], labels
+        """Batches of pixel values, `(images, channels, height, width)`, and of labels, `(images,)`."""
+        for batch in self.batches():
+            yield batch.pixel_values, self.labels[batch.numbers]
 
     def pixels(self, description: str | None = None) -> Iterator[torch.Tensor]:
         """Batches of pixel values alone; with a progress bar if there is a description."""
-        for pixels, _ in tqdm(self, desc=description, disable=description is None, leave=False):
-            yield pixels
+        batches = tqdm(self.batches(), desc=description, total=len(self), disable=description is None, leave=False)
+        for batch in batches:
+            yield batch.pixel_values
+
+    def batches(self, start: int = 0) -> Iterator[PixelBatch]:
+        """Batches from image number `start` on; broken images are left out of them, and said at the end.
+
+        Raises:
+            ValueError: too many images are broken, or all.
+        """
+        loader = self._loader(self.image_processor)
+        yield from loader.batches({"drawn": start}, one_pass=True)
+        if loader.n_bad:
+            logger.warning(
+                "%d images of %s could not be used and were left out: %s",
+                loader.n_bad,
+                self.name,
+                "; ".join(loader.first_errors),
+            )
+
+    def image(self, number: int) -> PIL.Image.Image:
+        """One image, in RGB.
+
+        Raises:
+            ValueError: it is broken.
+        """
+        return decode_image(self.data[self.rows[number]][self.image_column])
 
     @property
     def has_labels(self) -> bool:
         """Whether the data set has the label column."""
-        return self.data.label_column in self.rows.column_names
+        return self.label_column in self.data.column_names
 
+    @cached_property
     def labels(self) -> torch.Tensor:
-        """Class of every image, shape (images,), int64."""
-        return torch.tensor(self.rows[self.data.label_column], dtype=torch.int64)
+        """Class of every image, `(n_images,)` int64.
+
+        Raises:
+            ValueError: there is no such column, or it holds something else.
+        """
+        if not self.has_labels:
+            raise ValueError(
+                f"The data set {self.name} has no column {self.label_column!r}; its columns are "
+                f"{', '.join(map(repr, self.data.column_names))}."
+            )
+        labels = self.data.select(self.rows)[self.label_column]
+        if wrong := [label for label in labels if not isinstance(label, int)]:
+            raise ValueError(
+                f"The column {self.label_column!r} of {self.name} holds {type(wrong[0]).__name__} values, not whole "
+                "numbers."
+            )
+        return torch.tensor(list(labels), dtype=torch.int64)
 
     def class_labels(self) -> list[str] | None:
-        """The data set's own names of its classes, as they are written there; None if it has none."""
-        feature = (self.rows.features or {}).get(self.data.label_column)
-        return list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
+        """See `class_labels_of`."""
+        return class_labels_of(self.data, self.label_column)
 
     def complexities(self) -> torch.Tensor:
-        """`compressed_size` of every image as the model sees it, resized and cropped; float64, shape (images,)."""
-        sizes = []
-        for images, _ in self._decoded():
-            # Only geometry: normalised pixels are no bytes.
-            processed = self.image_processor(images, return_tensors="pt", do_rescale=False, do_normalize=False)
-            sizes += [compressed_size(image.round().to(torch.uint8)) for image in processed["pixel_values"]]
+        """`compressed_size` of every usable image as the model sees it, resized and cropped; float64, `(images,)`."""
+
+        def geometry_alone(images: list[PIL.Image.Image], **options: Any) -> Any:
+            return self.image_processor(images, do_rescale=False, do_normalize=False, **options)  # or they are no bytes
+
+        loader = self._loader(geometry_alone)
+        sizes = [
+            compressed_size(image.round().to(torch.uint8))
+            for batch in loader.batches(one_pass=True)
+            for image in batch.pixel_values
+        ]
         return torch.tensor(sizes, dtype=torch.float64)
 
-    def select(self, rows: list[int]) -> LabelledImages:
-        """Only these rows."""
-        return LabelledImages(self.rows.select(rows), self.data, self.image_processor, self.batch_size)
+    def select(self, numbers: Sequence[int]) -> LabelledImages:
+        """Only these images."""
+        return self._like(self.image_processor, [self.rows[number] for number in numbers])
 
     def seen_by(self, image_processor: Any) -> LabelledImages:
         """The same images prepared for another model."""
-        return LabelledImages(self.rows, self.data, image_processor, self.batch_size)
+        return self._like(image_processor, self.rows)
 
-    def _decoded(self) -> Iterator[tuple[list[Any], torch.Tensor]]:
-        for start in range(0, self.n_images, self.batch_size):
-            batch = self.rows[start : start + self.batch_size]
-            images = []
-            for offset, encoded in enumerate(batch[self.data.image_column]):
-                try:
-                    images.append(decode_image(encoded))
-                except Exception as error:  # whatever a broken file makes its decoder raise
-                    reason = " ".join(str(error).split())
-                    raise ValueError(f"Image {start + offset} of {self.data.name} cannot be used: {reason}") from error
-            labels = batch.get(self.data.label_column, [0] * len(images))
-            yield images, torch.tensor(labels, dtype=torch.int64)
+    def _like(self, image_processor: Any, rows: Sequence[int]) -> LabelledImages:
+        return LabelledImages(
+            self.data,
+            image_processor,
+            self.batch_size,
+            rows=rows,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            name=self.name,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+    def _loader(self, image_processor: Any) -> ImageLoader:
+        return ImageLoader(
+            self.data,
+            image_processor,
+            self.batch_size,
+            image_column=self.image_column,
+            seed=None,
+            rows=self.rows,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+
+def random_images(
+    data: ImageDataset, n_images: int, image_processor: Any, batch_size: int, **columns: Any
+) -> LabelledImages:
+    """Up to `n_images` images in the fixed random order: of all, or of the first ones of a stream.
+
+    Args:
+        data: from `load_image_dataset`, or through `encoded_images`.
+        n_images: how many; fewer if there are not so many.
+        image_processor: the model's.
+        batch_size: images at a time.
+        **columns: `image_column`, `label_column`, `name` and `max_bad_fraction` of `LabelledImages`.
+    """
+    label_column = columns.get("label_column", "label")
+    labels = [label_column] if label_column in (data.column_names or []) else []
+    rows = first_rows(data, n_images, [columns.get("image_column", "image"), *labels])
+    return LabelledImages(rows, image_processor, batch_size, rows=permutation(len(rows))[:n_images].tolist(), **columns)
 
 
 def load_images(data: ImageData, n_images: int, image_processor: Any, batch_size: int) -> LabelledImages:
-    """
-    Up to `n_images` images: in a fixed random order, or the first ones of a stream.
+    """The `random_images` of a set of images.
 
     Raises:
-        ValueError: The data set or a column is missing, or the labels are no whole numbers.
+        ValueError: the data set or the column with the images is missing.
     """
     dataset = load_image_dataset(
         data.path, split=data.split, config=data.config, image_column=data.image_column, streaming=data.streaming
     )
-    columns = [data.image_column]
-    if data.label_column in (dataset.column_names or []):
-        columns.append(data.label_column)
-    rows = first_rows(dataset, n_images, columns)
-    if isinstance(dataset, Dataset):
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        rows = rows.select(order[:n_images].tolist())
-    if len(columns) == 2 and not isinstance(rows[0][data.label_column], int):
-        found = type(rows[0][data.label_column]).__name__
-        raise ValueError(f"The column {data.label_column!r} of {data.name} holds {found} values, not whole numbers.")
-    return LabelledImages(rows, data, image_processor, batch_size)
+    return random_images(
+        dataset,
+        n_images,
+        image_processor,
+        batch_size,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        name=data.name,
+    )
+
+
+def compressed_size(image: torch.Tensor) -> float:
+    """Complexity of an image: bytes per pixel value after lossless compression of row differences.
+
+    Differences of neighbouring rows are what PNG's "up" filter stores before its own zlib compression, so the
+    measure behaves like the size of a PNG, without an image library.
+
+    Args:
+        image: pixels of shape (channels, height, width) or (height, width), uint8.
+
+    Raises:
+        ValueError: pixels of another type.
+    """
+    if image.dtype != torch.uint8:
+        raise ValueError(f"compressed_size needs pixels of type uint8, got {image.dtype}")
+    rows = image.cpu().flatten(0, -2)
+    differences = torch.cat([rows[:1], rows[1:] - rows[:-1]])  # wraps around, as in PNG
+    return len(zlib.compress(differences.numpy().tobytes(), level=6)) / image.numel()

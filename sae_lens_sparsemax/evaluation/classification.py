@@ -1,10 +1,13 @@
-"""Zero-shot classification as such: text prototypes, nearest class, accuracy, and splits that share no image."""
+"""Zero-shot classification as such: text prototypes, nearest class, accuracy, loss, and splits that share no image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
+
+_TEXTS_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -17,43 +20,61 @@ class Accuracy:
     """Mean over classes of the fraction of their images classified correctly, as the sources average."""
 
 
+@torch.no_grad()
 def text_prototypes(
     encode_text: Callable[[list[str]], torch.Tensor],
     class_names: Sequence[str],
     templates: Sequence[str],
     *,
-    renormalise: bool = True,
-    progress: bool = True,
+    progress: bool = False,
 ) -> torch.Tensor:
-    """
-    One text embedding per class, shape (n_classes, d_embedding).
+    """One text embedding per class: the zero-shot classifier of CLIP and SigLIP (Radford et al., 2021, section 3.1).
 
-    Each template's embedding is normalised, they are averaged, and the mean is normalised again, so that no
-    class is preferred because its templates agree; the sources leave the last step out.
+    Each prompt's embedding is normalised, they are averaged over the templates, and the mean is normalised again, so
+    that no class is preferred because its templates agree; PatchSAE's code leaves the last step out.
 
     Args:
-        encode_text: Embeddings of texts, shape (n, d_embedding).
-        class_names: Names in the order of the labels.
-        templates: Texts with `{}` where the name goes.
-        renormalise: Whether to normalise the mean.
-        progress: Whether to show a progress bar over classes.
+        encode_text: embeddings of texts, `(n, d_embed)`, such as `HookedViT.encode_text`.
+        class_names: as they should appear in a sentence, in the order of the labels.
+        templates: texts with `{}` where the name goes.
+        progress: whether to show a progress bar over prompts.
+
+    Returns:
+        `(n_classes, d_embed)` float32, of unit norm.
+
+    Raises:
+        ValueError: a template without a place for the name, or no names or templates.
     """
     if wrong := [template for template in templates if "{}" not in template]:
         raise ValueError(f"a template needs {{}} where the class name goes, got {wrong[0]!r}")
     if not templates or not class_names:
         raise ValueError("text_prototypes needs at least one class name and one template")
-    rows = []
-    for name in tqdm(class_names, desc="Text prototypes", disable=not progress, leave=False):
-        with torch.no_grad():
-            embeddings = encode_text([template.replace("{}", name) for template in templates])
-        rows.append(torch.nn.functional.normalize(embeddings.float(), dim=-1).mean(0))
-    prototypes = torch.stack(rows)
-    return torch.nn.functional.normalize(prototypes, dim=-1) if renormalise else prototypes
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    starts = tqdm(range(0, len(prompts), _TEXTS_AT_A_TIME), "Text prototypes", disable=not progress, leave=False)
+    embeds = torch.cat([encode_text(prompts[start : start + _TEXTS_AT_A_TIME]).float() for start in starts])
+    means = normalize(embeds, dim=-1).unflatten(0, (len(class_names), len(templates))).mean(dim=1)
+    return normalize(means, dim=-1)
+
+
+def contrastive_loss(logits: torch.Tensor) -> torch.Tensor:
+    """CLIP's training loss on pairs of an image and its text: cross-entropy over both directions, averaged.
+
+    Args:
+        logits: `(n_pairs, n_pairs)`, scaled similarities of images (rows) and texts; pairs on the diagonal.
+    """
+    pairs = torch.arange(len(logits), device=logits.device)
+    return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2
+
+
+def one_of_each_class(labels: torch.Tensor, n_classes: int) -> list[torch.Tensor]:
+    """Groups of rows with one image of class 0, 1, ... in order, as many as the rarest class has images."""
+    rows = [torch.nonzero(labels == label).flatten() for label in range(n_classes)]
+    return [torch.stack([r[i] for r in rows]) for i in range(min(len(r) for r in rows))]
 
 
 def classify(embeddings: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     """The class whose prototype is most similar to each image embedding, shape (images,), int64, on the CPU."""
-    similarity = torch.nn.functional.normalize(embeddings.float(), dim=-1) @ prototypes.to(embeddings.device).float().T
+    similarity = normalize(embeddings.float(), dim=-1) @ prototypes.to(embeddings.device).float().T
     return similarity.argmax(-1).cpu()
 
 

@@ -14,18 +14,18 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, encode_chunks, tokens_2d
-from sae_lens_sparsemax.models.image_edits import EmbedImages, activations_of
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
 PATCHSAE_THRESHOLD = 0.2
 
-LabelledImages = Iterable[tuple[torch.Tensor, torch.Tensor]]
-"""Batches of pixel values and of labels, shape (images,), int64."""
+LabelledBatches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+"""Batches of pixel values and of labels, shape (images,), int64; `LabelledImages`, or a list."""
 
 
 def count_concepts(
     sae: SAE[Any],
-    embed: EmbedImages,
-    images: LabelledImages,
+    model: VisionAtHook,
+    images: LabelledBatches,
     n_classes: int,
     threshold: float = PATCHSAE_THRESHOLD,
     *,
@@ -44,7 +44,7 @@ def count_concepts(
     counts = torch.zeros(n_classes, sae.cfg.d_sae, dtype=torch.int32)
     for pixel_values, labels in tqdm(images, desc="Counting concepts", disable=not progress, leave=False):
         labels = check_labels(labels, n_classes)
-        activations, _ = activations_of(embed, pixel_values)
+        activations = model.activations(pixel_values)
         label_of_token = labels.repeat_interleave(activations.shape[1])
         start = 0
         for chunk in encode_chunks(sae, [tokens_2d(activations)], chunk_size):
@@ -58,8 +58,8 @@ def count_concepts(
 
 def activation_quantile(
     sae: SAE[Any],
-    embed: EmbedImages,
-    images: LabelledImages,
+    model: VisionAtHook,
+    images: LabelledBatches,
     quantile: float,
     *,
     max_values: int = 1_000_000,
@@ -74,7 +74,7 @@ def activation_quantile(
         raise ValueError(f"quantile must lie in [0, 1], got {quantile}")
     values: list[torch.Tensor] = []
     for pixel_values, _ in images:
-        activations, _ = activations_of(embed, pixel_values)
+        activations = model.activations(pixel_values)
         values.extend(chunk.acts.value.cpu() for chunk in encode_chunks(sae, [activations], chunk_size))
         if sum(map(len, values)) >= max_values:
             break
@@ -84,7 +84,7 @@ def activation_quantile(
     return ordered[round(quantile * (len(ordered) - 1))].item()
 
 
-def top_concepts(counts: torch.Tensor, n: int) -> torch.Tensor:
+def most_counted(counts: torch.Tensor, n: int) -> torch.Tensor:
     """
     The `n` most frequent concepts of each class, as a mask of shape (n_classes, d_sae), bool.
 

@@ -16,10 +16,9 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.pooling import encode_images
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, ReconstructionMetrics
 from sae_lens_sparsemax.evaluation.streaming import RunningMean
-from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, EncodedChunk, SparseActs, encode_chunks
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, EncodedChunk, SparseActs, encode_chunks, encode_images
 
 N_NEIGHBOURS = 10
 
@@ -57,7 +56,7 @@ def evaluate_geometry(
         batches: Activations of shape (..., d_in); for `level="image"`, of shape (images, tokens, d_in).
         level: Whether samples are tokens, or images with all quantities averaged over their tokens.
         cknna_batch_size: Samples compared with each other; CKNNA is averaged over such batches and leaves out
-            the samples at the end that do not fill one.
+            the samples at the end that do not fill one, unless there is no whole one.
         chunk_size: Tokens encoded at once.
         progress: Whether to show a progress bar over batches.
     """
@@ -65,6 +64,12 @@ def evaluate_geometry(
         raise ValueError(f"cknna_batch_size must exceed the {N_NEIGHBOURS} neighbours compared, got {cknna_batch_size}")
     reconstruction = ReconstructionAccumulator(sae.cfg.d_sae)
     cknna_acts, cknna_recon = RunningMean(), RunningMean()
+
+    def compare(samples: EncodedChunk) -> None:
+        kernel = linear_kernel(samples.sae_in)
+        cknna_acts.add(torch.tensor(cknna(kernel, sparse_linear_kernel(samples.acts)), dtype=torch.float64))
+        cknna_recon.add(torch.tensor(cknna(kernel, linear_kernel(samples.sae_out)), dtype=torch.float64))
+
     encode = encode_images if level == "image" else encode_chunks
     group: list[EncodedChunk] = []
     for chunk in encode(sae, tqdm(batches, desc="Geometry", disable=not progress, leave=False), chunk_size):
@@ -72,10 +77,11 @@ def evaluate_geometry(
         group.append(chunk)
         while sum(part.acts.n_rows for part in group) >= cknna_batch_size:
             samples, rest = _take(group, cknna_batch_size)
-            kernel = linear_kernel(samples.sae_in)
-            cknna_acts.add(torch.tensor(cknna(kernel, sparse_linear_kernel(samples.acts)), dtype=torch.float64))
-            cknna_recon.add(torch.tensor(cknna(kernel, linear_kernel(samples.sae_out)), dtype=torch.float64))
+            compare(samples)
             group = [rest] if rest.acts.n_rows else []
+    n_left = sum(part.acts.n_rows for part in group)
+    if cknna_acts.count == 0 and n_left > max(N_NEIGHBOURS, 3):
+        compare(_take(group, n_left)[0])
     return GeometryMetrics(
         reconstruction=reconstruction.result(),
         cknna_acts=cknna_acts.mean(),

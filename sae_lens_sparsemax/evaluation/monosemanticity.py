@@ -19,8 +19,7 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.pooling import encode_images
-from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, SparseActs, encode_chunks
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, SparseActs, encode_chunks, encode_images
 
 # With fewer activating images a high score is decided by a few near-duplicates.
 MIN_IMAGES = 10

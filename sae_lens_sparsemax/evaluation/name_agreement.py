@@ -14,7 +14,7 @@ from sae_lens import SAE
 from torch.nn.functional import normalize, one_hot
 
 from sae_lens_sparsemax.evaluation.naming import ConceptName, image_directions, name_concepts
-from sae_lens_sparsemax.evaluation.pooling import encode_images
+from sae_lens_sparsemax.models.encoding import encode_images
 
 ONE_CLASS = 0.7
 """A concept is of one class if at least this part of its top images are."""

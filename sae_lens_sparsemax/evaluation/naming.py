@@ -15,9 +15,9 @@ import torch
 from sae_lens import SAE
 from torch.nn.functional import normalize
 
-from sae_lens_sparsemax.explore.concepts.encoding import hook_name_of
+from sae_lens_sparsemax.evaluation.classification import text_prototypes
+from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.zero_shot import text_prototypes
 
 TEMPLATES = ["a photo of a {}"]
 
@@ -75,7 +75,7 @@ def embed_words(model: HookedViT, words: list[str], templates: list[str] | None 
     Raises:
         ValueError: the model has no text tower or no tokenizer.
     """
-    return text_prototypes(model, words, templates or TEMPLATES).cpu()
+    return text_prototypes(model.encode_text, words, templates or TEMPLATES).cpu()
 
 
 @torch.no_grad()

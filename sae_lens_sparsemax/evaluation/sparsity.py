@@ -5,18 +5,15 @@ The number of active concepts of a sparsemax SAE varies from token to token; its
 BatchTopK are comparable (Table 4 of the sparsemax paper).
 """
 
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
-from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.pooling import encode_images
 from sae_lens_sparsemax.evaluation.streaming import CountDistribution
-from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, encode_chunks
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, encode_chunks, mean_over_tokens
 
 
 @dataclass(frozen=True)
@@ -61,31 +58,6 @@ class L0AgainstComplexity:
     """Mean L0 in the same bins."""
 
 
-def evaluate_l0(
-    sae: SAE[Any],
-    batches: Iterable[torch.Tensor],
-    *,
-    level: Literal["token", "image"] = "token",
-    chunk_size: int = CHUNK_SIZE,
-    progress: bool = True,
-) -> L0Distribution:
-    """
-    Distribution of the number of active concepts.
-
-    Args:
-        sae: Any SAELens SAE.
-        batches: Activations of shape (..., d_in); for `level="image"`, of shape (images, tokens, d_in).
-        level: Count the concepts active on each token, or on any token of each image.
-        chunk_size: Tokens encoded at once.
-        progress: Whether to show a progress bar over batches.
-    """
-    distribution = CountDistribution()
-    encode = encode_images if level == "image" else encode_chunks
-    for chunk in encode(sae, tqdm(batches, desc="L0", disable=not progress, leave=False), chunk_size):
-        distribution.add(chunk.acts.l0())
-    return l0_distribution(distribution)
-
-
 def l0_distribution(distribution: CountDistribution) -> L0Distribution:
     """The summary of counted L0; raises `ValueError` if nothing was counted."""
     if distribution.n == 0:
@@ -100,20 +72,40 @@ def l0_distribution(distribution: CountDistribution) -> L0Distribution:
     )
 
 
-def l0_of_inputs(
-    sae: SAE[Any], batches: Iterable[torch.Tensor], *, chunk_size: int = CHUNK_SIZE, progress: bool = True
-) -> torch.Tensor:
-    """
-    L0 of every input, float64, in their order, to set against a complexity of each.
+class ImageL0(NamedTuple):
+    """How many concepts images need."""
 
-    An input is a token where batches have shape (tokens, d_in), and an image where they have shape
-    (images, tokens, d_in); an image's L0 is the mean over its tokens.
+    per_token: L0Distribution
+    """Concepts active on each token."""
+    per_image: L0Distribution
+    """Concepts active on any token of each image."""
+    means: torch.Tensor
+    """Mean L0 over the tokens of each image, shape (n_images,), float64, to set against a complexity of each."""
+
+
+def l0_of_images(sae: SAE[Any], batches: Iterable[torch.Tensor], *, chunk_size: int = CHUNK_SIZE) -> ImageL0:
     """
-    parts = []
-    for batch in tqdm(batches, desc="L0", disable=not progress, leave=False):
-        l0 = torch.cat([chunk.acts.l0() for chunk in encode_chunks(sae, [batch], chunk_size)]).double()
-        parts.append(l0.reshape(batch.shape[:-1]).mean(1) if batch.ndim == 3 else l0)
-    return torch.cat(parts).cpu()
+    L0 of the tokens of images, and of images as a whole.
+
+    Args:
+        sae: Any SAELens SAE.
+        batches: Activations of shape (images, tokens, d_in).
+        chunk_size: Tokens encoded at once; always whole images, so at least one.
+
+    Raises:
+        ValueError: If there are no images.
+    """
+    per_token, per_image = CountDistribution(), CountDistribution()
+    means: list[torch.Tensor] = []
+    for batch in batches:
+        n_tokens = batch.shape[1]
+        for images in batch.split(max(1, chunk_size // n_tokens)):
+            (chunk,) = encode_chunks(sae, [images], chunk_size=len(images) * n_tokens)
+            l0 = chunk.acts.l0().cpu()
+            per_token.add(l0)
+            per_image.add(mean_over_tokens(chunk.acts, n_tokens).l0())
+            means.append(l0.double().unflatten(0, (-1, n_tokens)).mean(1))
+    return ImageL0(l0_distribution(per_token), l0_distribution(per_image), torch.cat(means))
 
 
 def l0_against_complexity(l0: torch.Tensor, complexity: torch.Tensor, n_bins: int = 10) -> L0AgainstComplexity:
@@ -121,7 +113,7 @@ def l0_against_complexity(l0: torch.Tensor, complexity: torch.Tensor, n_bins: in
     Relate L0 to a complexity of the same inputs.
 
     Args:
-        l0: L0 of each input, shape (n,), as of `l0_of_inputs`.
+        l0: L0 of each input, shape (n,), as `ImageL0.means`.
         complexity: Any measure, shape (n,): `compressed_size` of an image, the model's loss at a token, …
         n_bins: Bins of equal size for the curve; at most n.
 
@@ -142,23 +134,6 @@ def l0_against_complexity(l0: torch.Tensor, complexity: torch.Tensor, n_bins: in
         bin_complexity=[complexity[i].mean().item() for i in bins],
         bin_l0=[l0[i].mean().item() for i in bins],
     )
-
-
-def compressed_size(image: torch.Tensor) -> float:
-    """
-    Complexity of an image: bytes per pixel value after lossless compression of row differences.
-
-    Differences of neighbouring rows are what PNG's "up" filter stores before its own zlib compression, so the
-    measure behaves like the size of a PNG, without an image library.
-
-    Args:
-        image: Pixels of shape (channels, height, width) or (height, width), uint8.
-    """
-    if image.dtype != torch.uint8:
-        raise ValueError(f"compressed_size needs pixels of type uint8, got {image.dtype}")
-    rows = image.cpu().flatten(0, -2)
-    differences = torch.cat([rows[:1], rows[1:] - rows[:-1]])  # wraps around, as in PNG
-    return len(zlib.compress(differences.numpy().tobytes(), level=6)) / image.numel()
 
 
 def _mean_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -1,25 +1,21 @@
 """What an SAE keeps of a vision model, measured on held-out images with its reconstruction in the model's place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_lens_sparsemax.data.images import ImageDataset, class_names_of
+from sae_lens_sparsemax.data.labelled_images import random_images
+from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
+from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
+from sae_lens_sparsemax.models.encoding import EncodedChunk, evaluation_mode, sparse_acts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.tokens import Tokens, token_slice
-from sae_lens_sparsemax.models.zero_shot import contrastive_loss
-
-
-class LabelledImages(NamedTuple):
-    """Preprocessed images to evaluate on, held in memory."""
-
-    pixel_values: torch.Tensor
-    """`(n_images, channel, height, width)`"""
-    labels: torch.Tensor | None
-    """`(n_images,)` class numbers, if known."""
+from sae_lens_sparsemax.models.splice import Edit
+from sae_lens_sparsemax.models.vision_at_hook import Tokens, VisionAtHook
 
 
 class VisionEvaluator:
@@ -27,27 +23,29 @@ class VisionEvaluator:
 
     Args:
         model: the vision model.
-        images: what to evaluate on.
+        pixels: what to evaluate on, batch by batch, each `(images, channel, height, width)`; held in memory.
         hook_name: where the SAE reads and is spliced in.
         tokens: which tokens it reads; the others pass unchanged.
         prototypes: `(n_classes, d_embed)` text embeddings of the classes; None leaves out classification.
-        batch_size: images at a time.
+        labels: `(n_images,)` class numbers, needed with prototypes.
+
+    Raises:
+        ValueError: prototypes without labels, or a hook or tokens that the model has not.
     """
 
     def __init__(
         self,
         model: HookedViT,
-        images: LabelledImages,
+        pixels: Sequence[torch.Tensor],
         hook_name: str,
         tokens: Tokens = "all",
         prototypes: torch.Tensor | None = None,
-        batch_size: int = 32,
+        labels: torch.Tensor | None = None,
     ):
-        if prototypes is not None and images.labels is None:
+        if prototypes is not None and labels is None:
             raise ValueError("Zero-shot accuracy needs the labels of the images.")
-        self.model, self.images, self.prototypes, self.batch_size = model, images, prototypes, batch_size
-        self.hook_name = model.resolve_hook_name(hook_name)
-        self.positions = token_slice(tokens, model)
+        self.at_hook = VisionAtHook(model, hook_name, tokens)
+        self.pixels, self.prototypes, self.labels = pixels, prototypes, labels
         self._plain: dict[str, float] | None = None
 
     @torch.no_grad()
@@ -67,73 +65,89 @@ class VisionEvaluator:
             `contrastive_loss` with the reconstruction, each beside its value `_without_sae`. The contrastive loss
             is over groups with one image of every class.
         """
-        was_training = sae.training
-        sae.eval()
-        splice = _Splice(sae, activation_scaler or ActivationScaler(), self.positions)
+        measured = ReconstructionAccumulator(sae.cfg.d_sae)
+        scaler = activation_scaler or ActivationScaler()
+
+        def reconstruct_and_measure(acts: torch.Tensor) -> torch.Tensor:
+            x = acts.flatten(0, 1).to(sae.device, sae.dtype)
+            features = sae.encode(scaler.scale(x))
+            out = scaler.unscale(sae.decode(features))
+            measured.add(EncodedChunk(x, out, sparse_acts(features)))
+            return out.reshape(acts.shape)
+
         with data_provider.paused() if hasattr(data_provider, "paused") else nullcontext():
-            embeds = torch.cat([self._embeds(pixels, splice) for pixels in self._batches()])
-            metrics = splice.metrics()
-            if self.prototypes is not None:
-                if self._plain is None:
-                    self._plain = self._classification(torch.cat([self._embeds(p, None) for p in self._batches()]))
-                metrics |= self._classification(embeds)
-                metrics |= {f"{name}_without_sae": value for name, value in self._plain.items()}
-        sae.train(was_training)
+            with evaluation_mode(sae):
+                embeds = self._embeds(reconstruct_and_measure)
+            if self.prototypes is not None and self._plain is None:
+                self._plain = self._classification(self._embeds(None))
+        result = measured.result()
+        metrics = {"explained_variance": result.explained_variance, "l0": result.l0}
+        if self._plain is not None:
+            metrics |= self._classification(embeds)
+            metrics |= {f"{name}_without_sae": value for name, value in self._plain.items()}
         return metrics
 
-    def _batches(self) -> Iterator[torch.Tensor]:
-        yield from self.images.pixel_values.split(self.batch_size)
-
-    def _embeds(self, pixels: torch.Tensor, splice: Callable[..., torch.Tensor] | None) -> torch.Tensor:
-        hooks: list[Any] = [(self.hook_name, splice)] if splice is not None else []
-        return self.model.run_with_hooks(pixels, fwd_hooks=hooks).float().cpu()
+    def _embeds(self, edit: Edit | None) -> torch.Tensor:
+        return torch.cat([self.at_hook.embeddings(pixels, edit).float().cpu() for pixels in self.pixels])
 
     def _classification(self, embeds: torch.Tensor) -> dict[str, float]:
-        assert self.prototypes is not None and self.images.labels is not None
-        labels = self.images.labels
-        device = self.prototypes.device
-        logits = self.model.zero_shot_logits(embeds.to(device), self.prototypes.float()).double().cpu()
-        found = {"zero_shot_accuracy": (logits.argmax(-1) == labels).double().mean().item()}
-        if losses := [contrastive_loss(logits[rows]).item() for rows in one_of_each_class(labels, logits.shape[1])]:
+        assert self.prototypes is not None and self.labels is not None
+        prototypes, model = self.prototypes.float(), self.at_hook.model
+        logits = model.zero_shot_logits(embeds.to(prototypes.device), prototypes).double().cpu()
+        found = {"zero_shot_accuracy": (logits.argmax(-1) == self.labels).double().mean().item()}
+        groups = one_of_each_class(self.labels, logits.shape[1])
+        if losses := [contrastive_loss(logits[rows]).item() for rows in groups]:
             found["contrastive_loss"] = sum(losses) / len(losses)
         return found
 
 
-class _Splice:
-    """A hook that puts the reconstruction in the activation's place and adds up how good it is, in float64."""
+def load_evaluator(
+    model: HookedViT,
+    data: ImageDataset,
+    hook_name: str,
+    tokens: Tokens,
+    *,
+    n_images: int,
+    image_column: str,
+    label_column: str,
+    class_names: list[str] | None,
+    templates: list[str],
+    batch_size: int,
+) -> VisionEvaluator:
+    """The evaluator on the images of a data set, with zero-shot classification where the model has text.
 
-    def __init__(self, sae: SAE[Any], scaler: ActivationScaler, positions: slice):
-        self.sae, self.scaler, self.positions = sae, scaler, positions
-        self.n_tokens, self.n_active = 0, 0
-        self.squared_error, self.squared_norm = 0.0, 0.0
-        self.sum_x: torch.Tensor | None = None
+    Args:
+        model: the vision model.
+        data: images, encoded, and classes as whole numbers if the model classifies.
+        hook_name: where the SAE reads and is spliced in.
+        tokens: which tokens it reads.
+        n_images: how many images; see `random_images`.
+        image_column: the column with the images.
+        label_column: the column with the classes.
+        class_names: in the order of the classes; None for those of the data set.
+        templates: prompts with one `{}` for the class name.
+        batch_size: images at a time.
 
-    def __call__(self, acts: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG002
-        x = acts[:, self.positions]
-        tokens = x.flatten(0, 1).to(self.sae.device, self.sae.dtype)
-        if not getattr(self.sae, "hook_z_reshaping_mode", False):  # else the SAE itself joins the heads
-            tokens = tokens.flatten(1)
-        features = self.sae.encode(self.scaler.scale(tokens))
-        out = self.scaler.unscale(self.sae.decode(features))
-        self._add(tokens.flatten(1).double(), out.flatten(1).double(), features)
-        spliced = acts.clone()
-        spliced[:, self.positions] = out.reshape(x.shape).to(acts)
-        return spliced
-
-    def _add(self, x: torch.Tensor, out: torch.Tensor, features: torch.Tensor) -> None:
-        self.n_tokens += len(x)
-        self.n_active += int(features.count_nonzero())
-        self.squared_error += (out - x).square().sum().item()
-        self.squared_norm += x.square().sum().item()
-        self.sum_x = x.sum(0) if self.sum_x is None else self.sum_x + x.sum(0)
-
-    def metrics(self) -> dict[str, float]:
-        assert self.sum_x is not None
-        variance = self.squared_norm - self.sum_x.square().sum().item() / self.n_tokens
-        return {"explained_variance": 1 - self.squared_error / variance, "l0": self.n_active / self.n_tokens}
-
-
-def one_of_each_class(labels: torch.Tensor, n_classes: int) -> list[torch.Tensor]:
-    """Groups of rows with one image of class 0, 1, ... in order, as many as the rarest class has images."""
-    rows = [torch.nonzero(labels == label).flatten() for label in range(n_classes)]
-    return [torch.stack([r[i] for r in rows]) for i in range(min(len(r) for r in rows))]
+    Raises:
+        ValueError: a column or the names of the classes are missing, or no image can be used.
+    """
+    images = random_images(
+        data,
+        n_images,
+        model.image_processor,
+        batch_size,
+        image_column=image_column,
+        label_column=label_column,
+        name="for evaluation",
+    )
+    if not model.classifies:
+        return VisionEvaluator(model, list(images.pixels()), hook_name, tokens)
+    batches = list(images)
+    return VisionEvaluator(
+        model,
+        [pixels for pixels, _ in batches],
+        hook_name,
+        tokens,
+        text_prototypes(model.encode_text, class_names or class_names_of(data, label_column), templates),
+        torch.cat([labels for _, labels in batches]),
+    )

@@ -21,15 +21,16 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.evaluation.classification import Accuracy, accuracy, classify
 from sae_lens_sparsemax.evaluation.concept_counts import (
     PATCHSAE_THRESHOLD,
-    LabelledImages,
+    LabelledBatches,
     check_labels,
     count_concepts,
     frequency_matched_concepts,
+    most_counted,
     random_concepts,
-    top_concepts,
 )
 from sae_lens_sparsemax.models.encoding import CHUNK_SIZE
-from sae_lens_sparsemax.models.image_edits import EmbedImages, MaskedReconstruction
+from sae_lens_sparsemax.models.splice import MaskedReconstruction
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
 Mask = Literal["oracle", "predicted"]
 Concepts = Literal["top", "random", "frequency_matched"]
@@ -77,9 +78,9 @@ class ZeroShotResult:
 
 def evaluate_zero_shot(
     sae: SAE[Any],
-    embed: EmbedImages,
-    counting_images: LabelledImages,
-    test_images: LabelledImages,
+    model: VisionAtHook,
+    counting_images: LabelledBatches,
+    test_images: LabelledBatches,
     prototypes: torch.Tensor,
     *,
     n_concepts: Iterable[int] = N_CONCEPTS,
@@ -96,7 +97,7 @@ def evaluate_zero_shot(
 
     Args:
         sae: Any SAELens SAE.
-        embed: The image model, edited at the SAE's layer.
+        model: The image model at the SAE's hook.
         counting_images: Batches of (pixel values, labels) to count on.
         test_images: Batches to test on, of other images; read twice, so a generator will not do.
         prototypes: Text embedding per class, of `text_prototypes`.
@@ -120,7 +121,7 @@ def evaluate_zero_shot(
     labels: list[torch.Tensor] = []
     for pixel_values, batch_labels in tqdm(test_images, desc="Plain model", disable=not progress, leave=False):
         labels.append(check_labels(batch_labels, n_classes))
-        predicted.append(classify(embed(pixel_values), prototypes))
+        predicted.append(classify(model.embeddings(pixel_values), prototypes))
     if not labels:
         raise ValueError("there are no images to test on")
     truth = torch.cat(labels)
@@ -130,7 +131,7 @@ def evaluate_zero_shot(
             f"the plain model classifies {no_sae.images:.1%} of the images correctly, below {gate:.1%}: check that "
             "the class names are in the order of the labels"
         )
-    counts = count_concepts(sae, embed, counting_images, n_classes, threshold, chunk_size=chunk_size, progress=progress)
+    counts = count_concepts(sae, model, counting_images, n_classes, threshold, chunk_size=chunk_size, progress=progress)
     tables: dict[tuple[int, Concepts], torch.Tensor] = {
         (n, kind): _select(counts, n, kind, seed) for n in n_concepts for kind in concepts
     }
@@ -141,11 +142,11 @@ def evaluate_zero_shot(
     reconstruction = MaskedReconstruction(sae, chunk_size)
     bar = tqdm(test_images, desc="Masked concepts", disable=not progress, leave=False)
     for i, (pixel_values, _) in enumerate(bar):
-        answers[-1].append(classify(embed(pixel_values, reconstruction.edit(None)), prototypes))
+        answers[-1].append(classify(model.embeddings(pixel_values, reconstruction.edit(None)), prototypes))
         for slot, (n, kind, mask, switch) in enumerate(conditions):
             keep = tables[n, kind][labels[i] if mask == "oracle" else predicted[i]]
             edit = reconstruction.edit(keep if switch == "on" else ~keep)
-            answers[slot].append(classify(embed(pixel_values, edit), prototypes))
+            answers[slot].append(classify(model.embeddings(pixel_values, edit), prototypes))
     masked = [
         MaskedAccuracy(n, switch, mask, kind, accuracy(torch.cat(answers[slot]), truth))
         for slot, (n, kind, mask, switch) in enumerate(conditions)
@@ -155,7 +156,7 @@ def evaluate_zero_shot(
 
 
 def _select(counts: torch.Tensor, n: int, kind: Concepts, seed: int) -> torch.Tensor:
-    top = top_concepts(counts, n)
+    top = most_counted(counts, n)
     if kind == "top":
         return top
     control = random_concepts if kind == "random" else frequency_matched_concepts

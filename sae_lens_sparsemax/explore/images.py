@@ -1,26 +1,20 @@
 """Images as samples for the explorer: in a fixed random order, through the vision model to the SAE's hook."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import PIL.Image
 import torch
-from datasets import ClassLabel, Dataset
 from sae_lens import SAE
 
-from sae_lens_sparsemax.activations.sources import ImageActivations
-from sae_lens_sparsemax.data.image_loader import ImageLoader, decode_image
-from sae_lens_sparsemax.data.images import class_names_of, first_rows, load_image_dataset
+from sae_lens_sparsemax.data.images import class_names_of
+from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
 from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.models.language_models import check_width
-from sae_lens_sparsemax.models.loading import load_vision_model
 from sae_lens_sparsemax.models.patch_geometry import patch_geometry
-from sae_lens_sparsemax.models.tokens import Tokens, hook_width, n_tokens_per_image
+from sae_lens_sparsemax.models.vision_at_hook import blank_pixels, load_vision_model, n_tokens_per_image, open_vision
 
-logger = logging.getLogger(__name__)
 DEFAULT_IMAGES = 5_000
-_SEED = 0
 
 
 class ImageStream:
@@ -40,38 +34,29 @@ class ImageStream:
     def __init__(self, sae: SAE[Any], settings: ExploreSettings, n_default: int = DEFAULT_IMAGES) -> None:
         meta = sae.cfg.metadata
         self.settings = settings
-        self.model_name = _given("model", settings.model or meta.model_name)
-        self.dataset_name = _given("dataset", settings.dataset or meta.dataset_path)
         # Another data set has its own splits and columns, so those of the training data say nothing.
-        same_data = settings.dataset is None
-        self.split = settings.dataset_split or (same_data and meta.dataset_split) or "train"
-        self.image_column = settings.image_column or (same_data and meta.image_column) or "image"
-        self.model = load_vision_model(self.model_name, settings.device, **(meta.model_from_pretrained_kwargs or {}))
-        self.hook_name = self.model.resolve_hook_name(_given("hook_name", meta.hook_name))
-        self.tokens: Tokens = meta.tokens or "all"
-        check_width(sae.cfg.d_in, hook_width(self.hook_name, self.model), self.hook_name)
-        source = load_image_dataset(
-            self.dataset_name,
-            split=self.split,
-            config=settings.dataset_config or (meta.dataset_config if same_data else None),
-            image_column=self.image_column,
+        trained_on = meta if settings.dataset is None else {}
+        self.dataset = ImageData(
+            path=settings.dataset or _given("dataset", meta.dataset_path),
+            split=settings.dataset_split or trained_on.get("dataset_split") or "train",
+            config=settings.dataset_config or trained_on.get("dataset_config"),
+            image_column=settings.image_column or trained_on.get("image_column") or "image",
+            label_column=settings.label_column,
             streaming=settings.streaming,
         )
-        columns = [self.image_column]
-        if settings.label_column in (source.column_names or []):
-            columns.append(settings.label_column)
-        self.data = data = first_rows(source, settings.samples or n_default, columns)
-        self.n_samples = min(settings.samples or n_default, len(data))
+        self.model_name = settings.model or meta.model_name
+        self.at_hook = open_vision(sae, self.model_name, device=settings.device)
+        self.model, self.tokens = self.at_hook.model, self.at_hook.tokens
+        self.images = load_images(
+            self.dataset, settings.samples or n_default, self.model.image_processor, settings.batch_size
+        )
+        self.n_samples = self.images.n_images
         self.n_tokens = n_tokens_per_image(self.tokens, self.model)
         self.n_prefix_tokens = self.model.cfg.n_prefix_tokens if self.tokens == "all" else 0
-        self.label_column = settings.label_column if _has_classes(data, settings.label_column) else None
-        self.class_names = class_names_of(data, self.label_column) if self.label_column else []
+        has_classes = self.images.class_labels() is not None
+        self.class_names = class_names_of(self.images.data, settings.label_column) if has_classes else []
         self.encoder = load_vision_model(settings.encoder, settings.device) if settings.encoder else None
-        self.d_embedding = self._embed([decode_image(data[0][self.image_column])]).shape[-1] if self.encoder else 0
-        self.rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(_SEED))[: self.n_samples]
-        """Row in the data set of each sample."""
-        loader = ImageLoader(data, self.model.image_processor, 1)
-        self._activations = ImageActivations(self.model, loader, self.hook_name, self.tokens)
+        self.d_embedding = self._embed(blank_pixels(self.encoder)).shape[-1] if self.encoder else 0
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -83,67 +68,48 @@ class ImageStream:
         return patch_geometry(self.model.image_processor, (cfg.image_size, cfg.image_size), cfg.patch_size).grid
 
     def batches(self, start: int) -> Iterator[tuple[SampleBatch, int]]:
-        """Batches from sample `start` on; images that cannot be decoded are left out with a warning."""
-        for first in range(start, self.n_samples, self.settings.batch_size):
-            last = min(first + self.settings.batch_size, self.n_samples)
-            images, ids = [], []
-            for number in range(first, last):
-                try:
-                    images.append(self.image(number))
-                except Exception as error:  # whatever a broken file makes its decoder raise
-                    logger.warning("Row %d was left out: %s", self.rows[number], error)
-                    continue
-                ids.append(number)
-            if not images:
-                continue
-            labels = None
-            if self.label_column is not None:
-                labels = torch.tensor([self.label(number) for number in ids])
+        """Batches from sample `start` on; images that cannot be used are left out, see `LabelledImages`."""
+        again = self.images.seen_by(self.encoder.image_processor).batches(start) if self.encoder else None
+        for batch in self.images.batches(start):
             yield (
                 SampleBatch(
-                    self._activations.activations_of(self.model.preprocess(images)),
-                    torch.tensor(ids),
-                    labels=labels,
-                    embeddings=self._embed(images) if self.encoder else None,
+                    self.at_hook.activations(batch.pixel_values),
+                    torch.tensor(batch.numbers),
+                    labels=self.images.labels[batch.numbers] if self.class_names else None,
+                    embeddings=None if again is None else self._embed(next(again).pixel_values),
                 ),
-                last,
+                batch.position["drawn"],
             )
 
-    def image(self, number: int) -> Any:
-        """The image of a sample, as a PIL image in RGB."""
-        return decode_image(self.data[int(self.rows[number])][self.image_column])
+    def image(self, number: int) -> PIL.Image.Image:
+        """The image of a sample, in RGB."""
+        return self.images.image(number)
 
     def label(self, number: int) -> int:
         """The class of a sample; -1 if classes are not known."""
-        return int(self.data[int(self.rows[number])][self.label_column]) if self.label_column else -1
+        return int(self.images.labels[number]) if self.class_names else -1
 
     def describe(self) -> dict[str, Any]:
         """Model, hook and data."""
         return {
             "model": self.model_name,
-            "hook": self.hook_name,
+            "hook": self.at_hook.hook_name,
             "tokens": self.tokens,
-            "dataset": self.dataset_name,
-            "split": self.split,
+            "dataset": self.dataset.path,
+            "split": self.dataset.split,
             "streaming": self.settings.streaming,
             "encoder": self.settings.encoder,
         }
 
     @torch.no_grad()
-    def _embed(self, images: list[Any]) -> torch.Tensor:
+    def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         assert self.encoder is not None
-        embeds = self.encoder(self.encoder.preprocess(images))
+        embeds = self.encoder(pixel_values)
         assert embeds is not None
         return embeds.float().cpu()
 
 
 def _given(name: str, value: Any) -> Any:
     if not value:
-        remedy = "" if name == "hook_name" else f"; give --{name}"
-        raise ValueError(f"The SAE's metadata have no {name!r}{remedy}.")
+        raise ValueError(f"The SAE's metadata have no {name!r}; give --{name}.")
     return value
-
-
-def _has_classes(data: Dataset, column: str) -> bool:
-    feature = data.features.get(column)
-    return isinstance(feature, ClassLabel) and feature.names is not None

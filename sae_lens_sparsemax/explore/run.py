@@ -20,6 +20,7 @@ from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
 from sae_lens_sparsemax.explore.weights import decoder_rows, nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.files import atomic_directory
+from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 
 logger = logging.getLogger(__name__)
 DEFAULT_EXAMPLES = 12
@@ -81,7 +82,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def open_stream(sae: SAE[Any], settings: ExploreSettings) -> ImageStream | TextStream:
     """The images or the text that an SAE is explored on, whichever its model sees."""
     model_class = settings.model_class or sae.cfg.metadata.model_class_name
-    return ImageStream(sae, settings) if model_class == "HookedViT" else TextStream(sae, settings)
+    return ImageStream(sae, settings) if model_class == VISION_MODEL_CLASS else TextStream(sae, settings)
 
 
 def _report(path: str, name: str, settings: ExploreSettings, state_file: Path, progress: bool) -> SAEReport:

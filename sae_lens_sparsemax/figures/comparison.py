@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sae_lens_sparsemax.display.plots import INK, NORMAL, concept_label, new_figure
-from sae_lens_sparsemax.explore.concepts.encoding import top_concepts
 from sae_lens_sparsemax.explore.concepts.image import ImageConcepts, Pooling
 from sae_lens_sparsemax.figures.patches import draw_patch_mask
 from sae_lens_sparsemax.figures.spikes import draw_spikes
+from sae_lens_sparsemax.models.encoding import top_concepts
 
 _WIDTH, _ROW = 12.0, 2.7
 _SPIKES = 2.6

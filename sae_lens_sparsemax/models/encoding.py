@@ -96,6 +96,67 @@ def encode_chunks(
                 yield EncodedChunk(sae_in, sae_out, sparse_acts(feature_acts))
 
 
+def encode_images(
+    sae: SAE[Any], batches: Iterable[torch.Tensor], chunk_size: int = CHUNK_SIZE
+) -> Iterator[EncodedChunk]:
+    """
+    Encode the tokens of images and average input, reconstruction and activations over each image's tokens.
+
+    Args:
+        sae: Any SAELens SAE.
+        batches: Activations of shape (images, tokens, d_in).
+        chunk_size: Tokens encoded at once; always whole images, so at least one.
+
+    Yields:
+        Chunks whose rows are images.
+
+    Raises:
+        ValueError: If a batch does not have the three dimensions.
+    """
+    for batch in batches:
+        if batch.ndim != 3:
+            raise ValueError(f"images need shape (images, tokens, d_in), got {tuple(batch.shape)}")
+        n_tokens = batch.shape[1]
+        for images in batch.split(max(1, chunk_size // n_tokens)):
+            (chunk,) = encode_chunks(sae, [images], chunk_size=images.shape[0] * n_tokens)
+            yield EncodedChunk(
+                chunk.sae_in.unflatten(0, (-1, n_tokens)).mean(1),
+                chunk.sae_out.unflatten(0, (-1, n_tokens)).mean(1),
+                mean_over_tokens(chunk.acts, n_tokens),
+            )
+
+
+def mean_over_tokens(acts: SparseActs, n_tokens: int) -> SparseActs:
+    """Activations averaged over groups of `n_tokens` consecutive rows, which stay sparse."""
+    n_images = acts.n_rows // n_tokens
+    key = (acts.row // n_tokens) * acts.d_sae + acts.col
+    unique, position = key.unique(return_inverse=True)
+    value = torch.zeros(len(unique), dtype=acts.value.dtype, device=acts.value.device)
+    value.index_add_(0, position, acts.value)
+    return SparseActs(unique // acts.d_sae, unique % acts.d_sae, value / n_tokens, n_images, acts.d_sae)
+
+
+def encode_tokens(sae: SAE[Any], tokens: torch.Tensor) -> torch.Tensor:
+    """Activations of a few tokens, dense, in eval mode.
+
+    Args:
+        sae: any SAELens SAE.
+        tokens: `(n_tokens, ...)`, heads (if any) are laid side by side.
+
+    Returns:
+        `(n_tokens, d_sae)` float32 on the CPU.
+
+    Raises:
+        ValueError: the tokens do not have the SAE's width.
+    """
+    flat = tokens.flatten(1)
+    if flat.shape[1] != sae.cfg.d_in:
+        raise ValueError(f"The activations have {flat.shape[1]} coordinates, but the SAE expects {sae.cfg.d_in}.")
+    with torch.no_grad(), evaluation_mode(sae):
+        acts = sae.encode(flat.to(sae.device, sae.dtype))
+    return (acts.to_dense() if acts.is_sparse else acts).float().cpu()
+
+
 @contextmanager
 def evaluation_mode(sae: SAE[Any]) -> Iterator[None]:
     """Put an SAE into eval mode, working on flat tokens, and restore its state afterwards."""
@@ -109,3 +170,30 @@ def evaluation_mode(sae: SAE[Any]) -> Iterator[None]:
         sae.train(was_training)
         if was_reshaping:
             sae.turn_on_forward_pass_hook_z_reshaping()
+
+
+def hook_name_of(sae: SAE[Any]) -> str:
+    """Where an SAE reads and writes.
+
+    Raises:
+        ValueError: its metadata do not say, or it writes elsewhere (a transcoder).
+    """
+    metadata = sae.cfg.metadata
+    if not metadata.hook_name:
+        raise ValueError("The SAE does not say where it belongs: its metadata have no 'hook_name'.")
+    if metadata.hook_name_out and metadata.hook_name_out != metadata.hook_name:
+        raise ValueError(
+            f"This is a transcoder, from {metadata.hook_name!r} to {metadata.hook_name_out!r}; only SAEs that "
+            "reconstruct what they read are inspected."
+        )
+    return metadata.hook_name
+
+
+def top_concepts(acts: torch.Tensor, n: int) -> list[int]:
+    """The concepts with the largest activations, largest first, at most `n`; those that are zero are left out.
+
+    Args:
+        acts: `(d_sae,)`. Negative activations, which some architectures have, count by their size.
+    """
+    order = acts.abs().topk(min(n, len(acts))).indices.tolist()
+    return [concept for concept in order if acts[concept] != 0]

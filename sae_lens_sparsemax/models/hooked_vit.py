@@ -17,6 +17,7 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.hook_points import HookPoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
+from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.models.families import ViTShape, family_of, module_at
 from sae_lens_sparsemax.models.hooked_block import HookedNorm, HookedViTBlock
@@ -190,7 +191,7 @@ class HookedViT(SAEHooks):
         if self.image_processor is None:
             raise ValueError("This model has no image processor; give one to HookedViT(..., image_processor=...).")
         images = images if isinstance(images, list) else [images]
-        return self.image_processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+        return self.image_processor([as_rgb(image) for image in images], return_tensors="pt")["pixel_values"]
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:

@@ -19,8 +19,8 @@ from sae_lens_sparsemax.activations.store import ResumableActivationsStore
 from sae_lens_sparsemax.data.texts import require_one_context
 from sae_lens_sparsemax.models.language_models import check_width, resolve_hook_name
 from sae_lens_sparsemax.models.language_models import hook_width as text_hook_width
-from sae_lens_sparsemax.models.tokens import hook_width as image_hook_width
-from sae_lens_sparsemax.models.tokens import n_tokens_per_image
+from sae_lens_sparsemax.models.vision_at_hook import hook_width as image_hook_width
+from sae_lens_sparsemax.models.vision_at_hook import n_tokens_per_image
 from sae_lens_sparsemax.training.sources import (
     image_loader,
     language_model,
@@ -78,7 +78,7 @@ def _images(
     made_from = run_identity(cfg, model) | cache_order(
         images.data, cfg.image_column, order | {"shard_bytes": shard_bytes}
     )
-    width = image_hook_width(source.hook_name, model)
+    width = image_hook_width(source.at_hook.hook_name, model)
     writer = CacheWriter(
         Path(cfg.cached_activations_path or ""), made_from, width, cfg.cached_activations_dtype, "images", shard_bytes
     )

@@ -18,7 +18,7 @@ from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_im
 from sae_lens_sparsemax.data.texts import load_text_dataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
-from sae_lens_sparsemax.models.loading import load_vision_model
+from sae_lens_sparsemax.models.vision_at_hook import load_vision_model
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
 
@@ -84,8 +84,10 @@ def image_loader(cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: Ima
             image_column=cfg.image_column,
             streaming=cfg.streaming,
         )
+    else:
+        dataset = encoded_images(dataset, cfg.image_column)
     return ImageLoader(
-        encoded_images(dataset, cfg.image_column),
+        dataset,
         model.image_processor,
         cfg.store_batch_size_images,
         image_column=cfg.image_column,

@@ -8,7 +8,8 @@ from sae_lens.config import T_TRAINING_SAE_CONFIG, LanguageModelSAERunnerConfig,
 from sae_lens.registry import get_sae_training_class
 from sae_lens.util import str_to_dtype
 
-from sae_lens_sparsemax.models.tokens import Tokens
+from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+from sae_lens_sparsemax.models.vision_at_hook import Tokens
 
 
 @dataclass
@@ -42,7 +43,7 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
     image_column: str = "image"
     streaming: bool = False
     """Read the images in the order of the data set while training, instead of converting it first."""
-    max_bad_image_fraction: float = 0.01
+    max_bad_image_fraction: float = MAX_BAD_IMAGE_FRACTION
     """Share of broken images above which the run stops."""
     cached_activations_path: str | None = None
     """Folder of activations that `sparsemax-sae cache-activations` stores and training reads in place of the model."""

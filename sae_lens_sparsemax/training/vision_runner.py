@@ -14,13 +14,11 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
-from sae_lens_sparsemax.data.images import ImageDataset, load_image_dataset
-from sae_lens_sparsemax.evaluation.eval_images import load_evaluator
-from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator
+from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_image_dataset
+from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import check_width
-from sae_lens_sparsemax.models.metadata import model_metadata
-from sae_lens_sparsemax.models.tokens import hook_width
+from sae_lens_sparsemax.models.vision_at_hook import hook_width, model_metadata
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint
 from sae_lens_sparsemax.training.eval_log import EvaluationLog
 from sae_lens_sparsemax.training.sources import image_source, vision_model
@@ -119,6 +117,8 @@ class VisionSAETrainingRunner(TrainingRunner):
                 config=cfg.eval_dataset_config,
                 image_column=cfg.image_column,
             )
+        else:
+            dataset = encoded_images(dataset, cfg.image_column, "for evaluation")
         return load_evaluator(
             self.model,
             dataset,

@@ -10,7 +10,7 @@ from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.data.image_loader import ImageLoader
 from sae_lens_sparsemax.data.images import encoded_images
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.tokens import hook_width, layers_to_run, n_tokens_per_image
+from sae_lens_sparsemax.models.vision_at_hook import hook_width, layers_to_run, n_tokens_per_image
 from tests.support.tiny_images import gray_levels, plain_processor
 from tests.support.tiny_vision_models import tiny_model
 

@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
 from sae_lens_sparsemax.data.drawings import CAPTION, CLASSES, COLOURS, SHAPES, SIZE, drawing, quickstart_images
-from sae_lens_sparsemax.evaluation.eval_images import load_eval_images
+from sae_lens_sparsemax.data.images import encoded_images
+from sae_lens_sparsemax.data.labelled_images import LabelledImages
+from sae_lens_sparsemax.evaluation.classification import contrastive_loss, text_prototypes
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.zero_shot import contrastive_loss, text_prototypes
 from tests.assets.half_precision import save_in_half
 
 logger = logging.getLogger(__name__)
@@ -72,11 +73,12 @@ def new_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> C
 def held_out_accuracy(folder: Path, n_images: int = 640) -> float:
     """Zero-shot accuracy of a saved model on the drawings held out for evaluation."""
     model = HookedViT.from_pretrained(str(folder))
-    data = quickstart_images("validation", n_images)
-    images = load_eval_images(data, model.image_processor, n_images, label_column="label")
+    data = encoded_images(quickstart_images("validation", n_images), "image")
+    ((pixels, labels),) = LabelledImages(data, model.image_processor, n_images)
+    prototypes = text_prototypes(model.encode_text, CLASSES, [CAPTION])
     with torch.no_grad():
-        logits = model.zero_shot_logits(model(images.pixel_values), text_prototypes(model, CLASSES, [CAPTION]))  # type: ignore[arg-type]
-    return (logits.argmax(-1) == images.labels).double().mean().item()
+        logits = model.zero_shot_logits(model(pixels), prototypes)  # type: ignore[arg-type]
+    return (logits.argmax(-1) == labels).double().mean().item()
 
 
 def train(args: argparse.Namespace) -> float:

@@ -14,7 +14,7 @@ import torch
 from sae_lens_sparsemax.activations.sources import ActivationSource
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.tokens import layers_to_run
+from sae_lens_sparsemax.models.vision_at_hook import layers_to_run
 from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.sources import image_source
 from tests.benchmark.vision_problem import VisionProblem

@@ -8,7 +8,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.evaluation.sparsity import evaluate_l0
+from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.suite.text_data import TextData, TextModel
 from sae_lens_sparsemax.training.config_file import load_config
 from tests.support.tiny_language_model import documents
@@ -71,7 +71,7 @@ def test_k_can_be_measured_on_held_out_text(folder, tiny_model_folder, capsys):
     sae.save_model(folder)
     assert main(["suggest-k", str(folder), "--data.some.path", str(text), "--n_tokens", "96"]) == 0
     model = TextModel(sae, str(tiny_model_folder), "TransformerBridge", SETTINGS["hook_name"], 12, 16, "cpu")
-    mean = evaluate_l0(sae, model.text(TextData(str(text)), 0.0, 96).activations(), progress=False).mean
+    mean = evaluate_reconstruction(sae, model.text(TextData(str(text)), 0.0, 96).activations(), progress=False).l0
     assert f"{mean:.2f} (measured on some)" in capsys.readouterr().out
 
 

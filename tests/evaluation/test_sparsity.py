@@ -6,12 +6,8 @@ from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE
 from sae_lens.saes.topk_sae import TopKSAEConfig
 
 from sae_lens_sparsemax.compare.suggest_k import matched_settings, write_matched_settings
-from sae_lens_sparsemax.evaluation.sparsity import (
-    compressed_size,
-    evaluate_l0,
-    l0_against_complexity,
-    l0_of_inputs,
-)
+from sae_lens_sparsemax.data.labelled_images import compressed_size
+from sae_lens_sparsemax.evaluation.sparsity import l0_against_complexity, l0_of_images
 
 
 @pytest.fixture
@@ -28,10 +24,9 @@ def test_distribution_counts_concepts_of_tokens_or_the_union_over_an_image(sae):
     x = random(15, 7, 6)
     with torch.no_grad():
         active = sae.encode(x) != 0
-    tokens = evaluate_l0(sae, x.split(4), chunk_size=9, progress=False)
+    tokens, images, _ = l0_of_images(sae, x.split(4), chunk_size=9)
     assert tokens.counts == active.sum(-1).flatten().bincount().tolist()
     assert (tokens.n, tokens.max) == (105, int(active.sum(-1).max()))
-    images = evaluate_l0(sae, x.split(4), level="image", chunk_size=9, progress=False)
     assert images.counts == active.any(1).sum(-1).bincount().tolist()
     assert images.mean == pytest.approx(active.any(1).sum(-1).double().mean().item())
 
@@ -41,15 +36,15 @@ def test_topk_does_not_vary_and_its_correlations_are_undefined():
     sae = TopKSAE(TopKSAEConfig(d_in=6, d_sae=18, k=3))
     with torch.no_grad():
         sae.b_enc += 5  # all pre-activations positive, so that the ReLU cuts none of the k
-    x = random(50, 6)
-    assert evaluate_l0(sae, [x], progress=False).std == 0
-    against = l0_against_complexity(l0_of_inputs(sae, [x], progress=False), random(50, seed=1))
+    l0 = l0_of_images(sae, [random(50, 1, 6)])
+    assert l0.per_token.std == 0
+    against = l0_against_complexity(l0.means, random(50, seed=1))
     assert against.spearman != against.spearman and against.pearson != against.pearson
 
 
 def test_correlations_with_complexity_equal_scipys_and_bins_hold_equal_numbers(sae):
     x = random(40, 5, 6)
-    l0 = l0_of_inputs(sae, x.split(7), progress=False)
+    l0 = l0_of_images(sae, x.split(7)).means
     with torch.no_grad():
         assert torch.equal(l0, (sae.encode(x) != 0).sum(-1).double().mean(1))
     complexity = (l0 + random(40, seed=2)).round()  # with ties

@@ -5,10 +5,10 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_lens_sparsemax.evaluation.eval_images import load_eval_images
-from sae_lens_sparsemax.evaluation.vision_evaluator import LabelledImages, VisionEvaluator, one_of_each_class
-from sae_lens_sparsemax.models.zero_shot import contrastive_loss, text_prototypes
-from tests.support.tiny_images import encoded, gray_levels, plain_processor
+from sae_lens_sparsemax.data.images import encoded_images
+from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
+from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
+from tests.support.tiny_images import gray_levels
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -23,10 +23,12 @@ def sae():
     return sae
 
 
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+
+
 @pytest.fixture
-def images() -> LabelledImages:
-    generator = torch.Generator().manual_seed(5)
-    return LabelledImages(torch.randn(7, 3, 16, 16, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2, 0]))
+def images() -> torch.Tensor:
+    return torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture
@@ -45,17 +47,17 @@ def identity_sae() -> StandardSAE:
 
 @torch.no_grad()
 def test_metrics_are_those_worked_out_by_hand(tiny_clip, sae, images, prototypes):
-    metrics = VisionEvaluator(tiny_clip, images, HOOK, "all", prototypes, batch_size=3)(sae)
-    _, cache = tiny_clip.run_with_cache(images.pixel_values, names_filter=HOOK)
+    metrics = VisionEvaluator(tiny_clip, images.split(3), HOOK, "all", prototypes, LABELS)(sae)
+    _, cache = tiny_clip.run_with_cache(images, names_filter=HOOK)
     x = cache[HOOK].flatten(0, 1).double()
     out = sae(cache[HOOK]).flatten(0, 1).double()
     expected = 1 - (x - out).square().sum() / (x - x.mean(0)).square().sum()
     assert metrics["explained_variance"] == pytest.approx(expected.item(), abs=1e-6)
     assert metrics["l0"] == pytest.approx((sae.encode(cache[HOOK]) != 0).float().sum(-1).mean().item())
-    embeds = tiny_clip.run_with_hooks(images.pixel_values, fwd_hooks=[(HOOK, lambda a, hook: sae(a))])
-    for name, e in (("", embeds), ("_without_sae", tiny_clip(images.pixel_values))):
+    embeds = tiny_clip.run_with_hooks(images, fwd_hooks=[(HOOK, lambda a, hook: sae(a))])
+    for name, e in (("", embeds), ("_without_sae", tiny_clip(images))):
         logits = tiny_clip.zero_shot_logits(e, prototypes)
-        accuracy = (logits.argmax(-1) == images.labels).float().mean()
+        accuracy = (logits.argmax(-1) == LABELS).float().mean()
         assert metrics[f"zero_shot_accuracy{name}"] == pytest.approx(accuracy.item())
         loss = (contrastive_loss(logits[[0, 1, 2]]) + contrastive_loss(logits[[3, 4, 5]])) / 2
         assert metrics[f"contrastive_loss{name}"] == pytest.approx(loss.item(), rel=1e-5)
@@ -63,7 +65,7 @@ def test_metrics_are_those_worked_out_by_hand(tiny_clip, sae, images, prototypes
 
 @pytest.mark.parametrize("tokens", ["all", "cls", "patches"])
 def test_an_exact_sae_changes_nothing(tiny_clip, images, prototypes, tokens):
-    metrics = VisionEvaluator(tiny_clip, images, HOOK, tokens, prototypes)(identity_sae())
+    metrics = VisionEvaluator(tiny_clip, [images], HOOK, tokens, prototypes, LABELS)(identity_sae())
     assert metrics["explained_variance"] == pytest.approx(1, abs=1e-9)
     assert metrics["contrastive_loss"] == pytest.approx(metrics["contrastive_loss_without_sae"], rel=1e-5)
 
@@ -74,33 +76,33 @@ def test_only_the_chosen_tokens_are_replaced(tiny_clip, sae, images, prototypes)
         acts[:, 0] = sae(acts[:, 0])
         return acts
 
-    metrics = VisionEvaluator(tiny_clip, images, HOOK, "cls", prototypes)(sae)
-    embeds = tiny_clip.run_with_hooks(images.pixel_values, fwd_hooks=[(HOOK, splice_cls)])
+    metrics = VisionEvaluator(tiny_clip, [images], HOOK, "cls", prototypes, LABELS)(sae)
+    embeds = tiny_clip.run_with_hooks(images, fwd_hooks=[(HOOK, splice_cls)])
     logits = tiny_clip.zero_shot_logits(embeds, prototypes)
     expected = (contrastive_loss(logits[[0, 1, 2]]) + contrastive_loss(logits[[3, 4, 5]])) / 2
     assert metrics["contrastive_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_scaled_activations_are_scaled_back(tiny_clip, images):
-    metrics = VisionEvaluator(tiny_clip, images, HOOK)(identity_sae(), None, ActivationScaler(scaling_factor=0.125))
+    metrics = VisionEvaluator(tiny_clip, [images], HOOK)(identity_sae(), None, ActivationScaler(scaling_factor=0.125))
     assert metrics["explained_variance"] == pytest.approx(1, abs=1e-9)
 
 
 def test_the_sae_keeps_its_mode_and_the_model_its_hooks(tiny_clip, sae, images):
     sae.train()
-    VisionEvaluator(tiny_clip, images, HOOK)(sae)
+    VisionEvaluator(tiny_clip, [images], HOOK)(sae)
     assert sae.training
     assert not any(hook.has_hooks() for hook in tiny_clip.hook_dict.values())
 
 
 def test_heads_are_joined_for_the_sae(tiny_clip, images):
-    metrics = VisionEvaluator(tiny_clip, images, "blocks.1.attn.hook_z")(identity_sae())
+    metrics = VisionEvaluator(tiny_clip, [images], "blocks.1.attn.hook_z")(identity_sae())
     assert metrics["explained_variance"] == pytest.approx(1, abs=1e-9)
 
 
 def test_labels_are_needed_for_accuracy(tiny_clip, images, prototypes):
     with pytest.raises(ValueError, match="needs the labels"):
-        VisionEvaluator(tiny_clip, images._replace(labels=None), HOOK, prototypes=prototypes)
+        VisionEvaluator(tiny_clip, [images], HOOK, prototypes=prototypes)
 
 
 def test_groups_hold_one_image_of_every_class():
@@ -116,25 +118,24 @@ def test_contrastive_loss_is_that_of_transformers():
     assert contrastive_loss(logits) == image_text_contrastive_loss(logits)
 
 
-def test_eval_images_pass_over_broken_ones_and_keep_their_labels():
-    data = gray_levels(20)
-    rows = [row | {"image": encoded(row["image"])} for row in data]
-    for i in (3, 4):
-        rows[i]["image"] = {"bytes": b"broken", "path": None}
+def test_the_images_of_an_evaluator_are_the_usable_ones_with_their_labels(mini_clip):
+    data = encoded_images(gray_levels(20), "image")
+    rows = [row if number not in (3, 4) else row | {"image": None} for number, row in enumerate(data)]
     broken = data.from_list(rows, features=data.features)
-    images = load_eval_images(broken, plain_processor(), 100, label_column="label")
-    brightness = (images.pixel_values[:, 0, 0, 0] * 255).round().int()
-    assert sorted(brightness.tolist()) == [i for i in range(20) if i not in (3, 4)]
-    assert images.labels is not None and torch.equal(images.labels, brightness.long() % 2)
-    few = load_eval_images(broken, plain_processor(), 5, label_column="label")
-    assert torch.equal(few.pixel_values, images.pixel_values[:5])
-    with pytest.raises(ValueError, match=r"no column 'class'; its columns are 'image', 'label'"):
-        load_eval_images(data, plain_processor(), 5, label_column="class")
+    asked = {"n_images": 100, "image_column": "image", "class_names": None, "templates": ["{}"], "batch_size": 8}
+    evaluator = load_evaluator(mini_clip, broken, HOOK, "all", label_column="label", **asked)
+    assert sum(map(len, evaluator.pixels)) == len(evaluator.labels) == 18
+    order = [
+        row for row in torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist() if row not in (3, 4)
+    ]
+    assert evaluator.labels.tolist() == [row % 2 for row in order]
+    with pytest.raises(ValueError, match=r"no column 'class'; its columns are 'image'"):
+        load_evaluator(mini_clip, data, HOOK, "all", label_column="class", **asked)
 
 
 @torch.no_grad()
 def test_prototypes_average_the_templates(mini_clip):
     names, templates = ["cat", "dog"], ["a photo of a {}", "{}"]
-    prototypes = text_prototypes(mini_clip, names, templates)
+    prototypes = text_prototypes(mini_clip.encode_text, names, templates)
     one = torch.nn.functional.normalize(mini_clip.encode_text(["a photo of a dog", "dog"]), dim=-1).mean(0)
     torch.testing.assert_close(prototypes[1], one / one.norm())

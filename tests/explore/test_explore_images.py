@@ -89,10 +89,10 @@ def test_only_the_first_images_of_a_stream_are_read(image_world, tmp_path):
     sae = load_sae(str(image_world / "sae"))
     whole = ImageStream(sae, ExploreSettings())
     stream = ImageStream(sae, ExploreSettings(streaming=True, samples=7))
-    assert stream.n_samples == len(stream.data) == 7
-    assert sorted(stream.rows.tolist()) == list(range(7))
-    assert [stream.data[row]["image"] for row in range(7)] == [whole.data[row]["image"] for row in range(7)]
-    assert (stream.label_column, stream.class_names) == (whole.label_column, whole.class_names)
+    assert stream.n_samples == len(stream.images.data) == 7
+    assert sorted(stream.images.rows) == list(range(7))
+    assert stream.images.data[:]["image"] == whole.images.data[:7]["image"]
+    assert stream.class_names == whole.class_names != []
     settings = ExploreSettings(streaming=True, samples=7, showcase=2, examples=2)
     index = explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
     assert len(read(index.parent, "samples")) <= 7

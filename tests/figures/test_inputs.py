@@ -2,7 +2,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sae_lens_sparsemax.explore.concepts.encoding import top_concepts
 from sae_lens_sparsemax.figures import (
     ComparedSAE,
     concepts_of_image,
@@ -10,6 +9,7 @@ from sae_lens_sparsemax.figures import (
     reference_contexts,
     reference_images,
 )
+from sae_lens_sparsemax.models.encoding import top_concepts
 from tests.support.sites import BRIGHT, DEAD
 
 

@@ -17,11 +17,9 @@ from sae_lens_sparsemax.evaluation.suite.text import text_groups, text_settings
 from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
 from sae_lens_sparsemax.evaluation.suite.vision_settings import trained_on, vision_settings
 from sae_lens_sparsemax.files import save_json
+from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 
 Suite = Literal["text", "vision"]
-
-VISION_MODEL_CLASS = "HookedViT"
-"""The model class that the vision runner records in an SAE's metadata."""
 
 
 class SuiteResult(NamedTuple):

@@ -1,22 +1,42 @@
 """
 The vision suite: reconstruction and geometry, sparsity, monosemanticity, zero-shot classification, names.
 
-Tables 5 and 6 of the sparsemax paper, and the protocol of Figure 3 and of Tables 3, 4 and 7 to 17. Here is what
-is measured on what; `vision_metrics` measures it.
+Tables 5 and 6 of the sparsemax paper, and the protocol of Figure 3 and of Tables 3, 4 and 7 to 17.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
+import torch
 from sae_lens import SAE
+from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup
-from sae_lens_sparsemax.evaluation.suite.vision_metrics import VisionMetrics
+from sae_lens_sparsemax.data.class_names import class_prompts
+from sae_lens_sparsemax.data.labelled_images import ImageData, LabelledImages, load_images
+from sae_lens_sparsemax.evaluation.classification import disjoint_splits, text_prototypes
+from sae_lens_sparsemax.evaluation.concept_counts import activation_quantile
+from sae_lens_sparsemax.evaluation.geometry import evaluate_geometry
+from sae_lens_sparsemax.evaluation.monosemanticity import evaluate_monosemanticity
+from sae_lens_sparsemax.evaluation.name_agreement import evaluate_names
+from sae_lens_sparsemax.evaluation.naming import decoder_directions, embed_words
+from sae_lens_sparsemax.evaluation.sparsity import l0_against_complexity, l0_of_images
+from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured
 from sae_lens_sparsemax.evaluation.suite.vision_settings import VisionSuiteSettings
+from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, evaluate_zero_shot
 from sae_lens_sparsemax.files import file_facts
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, load_vision_model, open_vision
+
+# Samples compared with each other in CKNNA; fewer where there are not so many.
+_CKNNA_BATCH = 512
+
+PIXELS = "pixels"
+"""Names the encoder that needs no model: the image's own pixels, at most 32 × 32, with their mean removed."""
+
+_PIXELS_SIDE = 32
 
 # Settings that change the result of each group, besides the model and the images.
 _OWN_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -56,3 +76,165 @@ def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool =
     return [
         MetricGroup(name, on | {key: plain[key] for key in keys}, compute[name]) for name, keys in _OWN_SETTINGS.items()
     ]
+
+
+class VisionMetrics:
+    """
+    The measures of the vision suite; the model and the images are loaded when they are first needed.
+
+    Args:
+        sae: Any SAELens SAE.
+        settings: Complete, from `vision_settings`.
+        progress: Whether to show progress bars.
+    """
+
+    def __init__(self, sae: SAE[Any], settings: VisionSuiteSettings, progress: bool = True) -> None:
+        self.sae, self.settings, self.progress = sae, settings, progress
+
+    @cached_property
+    def model(self) -> VisionAtHook:
+        """The SAE's model at its hook."""
+        settings = self.settings
+        return open_vision(
+            self.sae, settings.model, hook_name=settings.hook_name, tokens=settings.tokens, device=settings.device
+        )
+
+    @cached_property
+    def images(self) -> LabelledImages:
+        """The images to measure on."""
+        assert self.settings.data is not None
+        return self._load(self.settings.data, self.settings.n_images)
+
+    def geometry(self, level: Literal["token", "image"]) -> dict[str, Any]:
+        """Reconstruction, CKNNA and decoder orthogonality, over tokens or over images."""
+        batches = self._activations(f"Geometry, {level}s")
+        measured = evaluate_geometry(self.sae, batches, level=level, cknna_batch_size=_CKNNA_BATCH, progress=False)
+        return {"geometry": measured}
+
+    def sparsity(self) -> dict[str, Any]:
+        """L0 of tokens, of images (concepts active on any token), and against the complexity of the image."""
+        l0 = l0_of_images(self.sae, self._activations("L0"))
+        found: dict[str, Any] = {"per_token": l0.per_token, "per_image": l0.per_image}
+        if len(l0.means) > 1:
+            found["against_complexity"] = l0_against_complexity(l0.means, self.images.complexities())
+        return found
+
+    def monosemanticity(self) -> dict[str, Any]:
+        """Do the images of a concept look alike to an encoder that is not the SAE's model?"""
+        encoder = self.settings.encoder
+        if encoder is None:
+            raise NotMeasured("no independent encoder was named; give --encoder, a vision model or 'pixels'")
+        batches = zip(
+            self._activations("Monosemanticity"),
+            encoder_embeddings(encoder, self.images, self.settings.device),
+            strict=True,
+        )
+        measured = evaluate_monosemanticity(self.sae, batches, progress=False)
+        return {"encoder": encoder, "monosemanticity": measured}
+
+    def zero_shot(self) -> dict[str, Any]:
+        """Classification with the top n concepts of each class on or off."""
+        settings, model = self.settings, self.model
+        if not model.model.classifies:
+            raise NotMeasured("the model has no text tower to classify with")
+        self._require_labels()
+        counting, test = self._splits()
+        names, templates = self._prompts(test)
+        prototypes = text_prototypes(model.model.encode_text, names, templates, progress=self.progress)
+        threshold = settings.threshold
+        if settings.threshold_quantile is not None:
+            threshold = activation_quantile(self.sae, model, counting, settings.threshold_quantile)
+        measured = evaluate_zero_shot(
+            self.sae,
+            model,
+            counting,
+            test,
+            prototypes,
+            n_concepts=settings.n_concepts,
+            concepts=CONCEPTS if settings.controls else ("top",),
+            threshold=threshold,
+            min_plain_accuracy=settings.min_plain_accuracy,
+            seed=settings.seed,
+            progress=self.progress,
+        )
+        return {"n_counting_images": counting.n_images, "zero_shot": measured}
+
+    def names(self) -> dict[str, Any]:
+        """How often the names that are guessed for concepts fit other images."""
+        model = self.model.model
+        if model.tokenizer is None:
+            raise NotMeasured("the model has no text tower to name concepts with")
+        self._require_labels()
+        names, templates = self._prompts(self.images)
+        try:
+            decoder = decoder_directions(model, self.sae)
+        except ValueError:  # SAEs of other hooks have no decoder that reads as image embeddings
+            decoder = None
+        measured = evaluate_names(self.sae, self._named_images(), names, embed_words(model, names, templates), decoder)
+        return {"names": measured}
+
+    def _activations(self, description: str) -> Iterator[torch.Tensor]:
+        """Activations of all images, batch by batch."""
+        for pixels in self.images.pixels(description if self.progress else None):
+            yield self.model.activations(pixels)
+
+    def _named_images(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for pixels, labels in tqdm(self.images, desc="Names", disable=not self.progress, leave=False):
+            yield *self.model.activations_and_embeddings(pixels), labels
+
+    def _require_labels(self) -> None:
+        if not self.images.has_labels:
+            assert self.settings.data is not None
+            data = self.settings.data
+            raise NotMeasured(f"{data.name} has no column {data.label_column!r}; give its name")
+
+    def _splits(self) -> tuple[LabelledImages, LabelledImages]:
+        """Images to count on and images to test on, none in both."""
+        settings = self.settings
+        if settings.counting_data is not None:
+            if settings.counting_data == settings.data:
+                raise ValueError(
+                    "'counting_data' and 'data' are the same images; leave 'counting_data' out to halve them."
+                )
+            return self._load(settings.counting_data, settings.n_counting_images), self.images
+        counting, test = disjoint_splits(self.images.labels, seed=settings.seed)
+        return self.images.select(counting[: settings.n_counting_images]), self.images.select(test)
+
+    def _prompts(self, images: LabelledImages) -> tuple[list[str], list[str]]:
+        settings, labels = self.settings, images.class_labels()
+        if settings.classes is not None:
+            prompts = class_prompts(settings.classes, labels)
+            return list(prompts.names), list(prompts.templates)
+        if settings.class_names is not None:
+            if labels is not None and len(labels) != len(settings.class_names):
+                raise ValueError(f"'class_names' has {len(settings.class_names)} names for {len(labels)} classes.")
+            return settings.class_names, settings.templates
+        if labels is None:
+            raise NotMeasured("the data do not name their classes; give --classes or --class_names")
+        return [label.replace("_", " ") for label in labels], settings.templates
+
+    def _load(self, data: ImageData, n_images: int) -> LabelledImages:
+        return load_images(data, n_images, self.model.model.image_processor, self.settings.batch_size)
+
+
+def encoder_embeddings(encoder: str, images: LabelledImages, device: str) -> Iterator[torch.Tensor]:
+    """
+    Embeddings of images by an encoder other than the SAE's model, batch by batch, shape (images, d_embedding).
+
+    Args:
+        encoder: Hub id or folder of a vision model, or `PIXELS`.
+        images: Prepared for any model; they are prepared again for the encoder.
+        device: Where the encoder runs.
+    """
+    if encoder == PIXELS:
+        for pixels in images.pixels():
+            small = torch.nn.functional.adaptive_avg_pool2d(pixels.double(), min(_PIXELS_SIDE, pixels.shape[-1]))
+            flat = small.flatten(1)
+            yield flat - flat.mean(1, keepdim=True)
+        return
+    model = load_vision_model(encoder, device)
+    for pixels in images.seen_by(model.image_processor).pixels():
+        with torch.no_grad():
+            embeddings = model(pixels)
+        assert embeddings is not None
+        yield embeddings

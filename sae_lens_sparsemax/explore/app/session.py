@@ -5,23 +5,22 @@ But: concepts have no names here, since good names need many images (see `concep
 """
 
 import base64
-import binascii
-import io
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from sae_lens import SAE
 
+from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
-from sae_lens_sparsemax.explore.concepts.encoding import hook_name_of, top_concepts
 from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
 from sae_lens_sparsemax.explore.concepts.text import concepts_of_text, token_texts
+from sae_lens_sparsemax.models.encoding import hook_name_of, top_concepts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import resolve_hook_name
 from sae_lens_sparsemax.models.splice import Change, change_concepts, edit_hook
-from sae_lens_sparsemax.models.tokens import Tokens, token_slice
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
 _N_CONCEPTS = 12
 _N_OUTCOMES = 8
@@ -63,15 +62,13 @@ class ImageSession:
 
     def __init__(self, model: HookedViT, sae: SAE[Any], words: list[str] | None = None):
         self.model, self.sae, self.words = model, sae, words or []
-        self.hook_name = model.resolve_hook_name(hook_name_of(sae))
-        tokens: Tokens = sae.cfg.metadata.tokens or "all"
-        self.positions = token_slice(tokens, model)
+        self.at_hook = VisionAtHook(model, hook_name_of(sae), sae.cfg.metadata.tokens or "all")
         self.word_embeds = embed_words(model, self.words) if self.words else None
 
     @torch.no_grad()
     def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
         """See `Session`."""
-        image = read_image(given)
+        image = _image(given)
         found = concepts_of_image(self.model, self.sae, image)
         geometry = found.geometry
         n_patches = geometry.n_patches if geometry else 0
@@ -88,15 +85,14 @@ class ImageSession:
         }
         if self.word_embeds is not None:
             pixels = self.model.preprocess(image)
-            before = after = self._scores(self.model(pixels))
+            before = after = self._scores(self.at_hook.embeddings(pixels))
             if changes:
-                hook = edit_hook(change_concepts(self.sae, changes), self.positions)
-                after = self._scores(self.model.run_with_hooks(pixels, fwd_hooks=[(self.hook_name, hook)]))
+                after = self._scores(self.at_hook.embeddings(pixels, change_concepts(self.sae, changes)))
             answer["outcomes"] = _outcomes(before, after, lambda indices: [self.words[i] for i in indices])
         return answer
 
-    def _scores(self, embeds: torch.Tensor | None) -> torch.Tensor:
-        assert embeds is not None and self.word_embeds is not None
+    def _scores(self, embeds: torch.Tensor) -> torch.Tensor:
+        assert self.word_embeds is not None
         return self.model.zero_shot_logits(embeds, self.word_embeds.to(embeds))[0].float().softmax(-1).cpu()
 
 
@@ -128,24 +124,16 @@ class TextSession:
         return answer | {"position": position, "tokens": found.tokens, "outcomes": outcomes}
 
 
-def read_image(encoded: str) -> Image.Image:
-    """An image from a file in base64, turned as its camera was held, in RGB.
+def _image(given: str) -> Image.Image:
+    """The image in a file in base64.
 
     Raises:
         ValueError: it is no image, broken, or too large.
     """
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
-        if image.width * image.height > _MOST_PIXELS:
-            raise ValueError(
-                f"The image has {image.width} x {image.height} pixels; at most {_MOST_PIXELS // 1_000_000} million are "
-                "taken."
-            )
-        if max(image.size) > 100 * min(image.size):
-            raise ValueError(f"The image, {image.width} x {image.height} pixels, is too narrow to resize.")
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError("This file is no image that can be read; PNG, JPEG, WebP and GIF can.") from error
+        return decode_image({"bytes": base64.b64decode(given, validate=True), "path": None}, _MOST_PIXELS)
+    except ValueError as error:
+        raise ValueError(f"This file is no image that can be read (PNG, JPEG, WebP and GIF can): {error}") from error
 
 
 def _concepts(acts: torch.Tensor, places: torch.Tensor, changes: Mapping[int, Change]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.explore.concepts.encoding import encode_tokens, hook_name_of
+from sae_lens_sparsemax.data.image_loader import as_rgb
+from sae_lens_sparsemax.models.encoding import encode_tokens, hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.patch_geometry import Interpolation, PatchGeometry, patch_geometry
-from sae_lens_sparsemax.models.tokens import Tokens, read_hook, token_slice
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
 Pooling = Literal["first", "mean"]
 
@@ -21,7 +22,7 @@ class ImageConcepts:
     """What an SAE makes of one image."""
 
     image: Image.Image
-    """The original, in RGB."""
+    """The original, in RGB, turned as its camera was held."""
     feature_acts: torch.Tensor
     """`(n_tokens, d_sae)`: tokens before the patches, such as CLS, then the patches, row by row."""
     n_prefix_tokens: int
@@ -74,11 +75,10 @@ def concepts_of_image(model: HookedViT, sae: SAE[Any], image: Image.Image) -> Im
     Raises:
         ValueError: the model has no such hook, no image processor or one that cannot be followed, or another width.
     """
-    hook_name = model.resolve_hook_name(hook_name_of(sae))
-    tokens: Tokens = sae.cfg.metadata.tokens or "all"
-    image = image.convert("RGB")
-    acts = encode_tokens(sae, read_hook(model, hook_name, model.preprocess(image))[0, token_slice(tokens, model)])
-    if tokens == "cls":
+    at_hook = VisionAtHook(model, hook_name_of(sae), sae.cfg.metadata.tokens or "all")
+    image = as_rgb(image)
+    acts = encode_tokens(sae, at_hook.activations(model.preprocess(image))[0])
+    if at_hook.tokens == "cls":
         return ImageConcepts(image, acts, len(acts), None)
     geometry = patch_geometry(model.image_processor, image.size, model.cfg.patch_size)
     return ImageConcepts(image, acts, len(acts) - geometry.n_patches, geometry)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from sae_lens import SAE
 
-from sae_lens_sparsemax.explore.concepts.encoding import encode_tokens, hook_name_of
+from sae_lens_sparsemax.models.encoding import encode_tokens, hook_name_of
 from sae_lens_sparsemax.models.language_models import excluded_token_ids, resolve_hook_name
 
 

@@ -11,7 +11,7 @@ import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens_sparsemax.evaluation.geometry import evaluate_geometry
 from sae_lens_sparsemax.evaluation.monosemanticity import evaluate_monosemanticity
-from sae_lens_sparsemax.evaluation.sparsity import evaluate_l0
+from sae_lens_sparsemax.evaluation.sparsity import l0_of_images
 
 n_batches = int(sys.argv[1])
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ def images():
 
 measured = evaluate_geometry(sae, images(), level="image", cknna_batch_size=64, progress=False)
 assert measured.reconstruction.n_tokens == 20 * n_batches
-assert evaluate_l0(sae, images(), progress=False).n == 1000 * n_batches
+assert l0_of_images(sae, images()).per_token.n == 1000 * n_batches
 evaluate_monosemanticity(sae, ((acts, acts[:, 0]) for acts in images()), progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sae_lens_sparsemax.explore.concepts.encoding import top_concepts
 from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
+from sae_lens_sparsemax.models.encoding import top_concepts
 from tests.support.sites import BRIGHT, DEAD
 
 
