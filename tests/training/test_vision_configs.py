@@ -6,11 +6,12 @@ from sae_lens_sparsemax.training.config_file import config_from_values, load_con
 from tests.support import places
 
 CONFIGS = sorted((places.CONFIGS / "vision").glob("*.yaml"))
+GIVEN = {"model_name": "given on the command line"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_loads(path):
-    loaded = load_config(path)
+    loaded = load_config(path, GIVEN)
     assert loaded.runner == "vision"
     cfg = loaded.config
     assert cfg.output_path == f"output/{path.stem}"
@@ -22,7 +23,7 @@ def test_config_loads(path):
 
 
 def test_all_architectures_of_the_paper_are_there():
-    found = {load_config(path).config.sae.architecture() for path in CONFIGS}
+    found = {load_config(path, GIVEN).config.sae.architecture() for path in CONFIGS}
     assert found == {"sparsemax", "topk", "batchtopk", "standard", "gated", "jumprelu"}
 
 
