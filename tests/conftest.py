@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from sae_lens_sparsemax.evaluation.harness import load_sae
+from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from tests.support import sites
 from tests.support.places import SHARED_DATA

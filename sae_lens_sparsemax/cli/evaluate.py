@@ -26,21 +26,22 @@ suites:
 
 examples:
   sparsemax-sae evaluate output/my_run
-  sparsemax-sae evaluate output/my_run --dataset wikitext103_test.txt --batches 20
+  sparsemax-sae evaluate output/my_run --dataset_path wikitext103_test.txt --batches 20
   sparsemax-sae evaluate user/repository:blocks.6.hook_resid_post --suite text \\
-      --data.wikitext103.path wikitext103_test.txt \\
-      --data.openwebtext.path openwebtext.jsonl --data.openwebtext.held_out true --held_out_fraction 0.1
+      --datasets.wikitext103.path wikitext103_test.txt \\
+      --datasets.openwebtext.path openwebtext.jsonl --datasets.openwebtext.held_out true --held_out_fraction 0.1
   sparsemax-sae evaluate output/my_clip_run --suite vision --data.path cifar10_test.parquet \\
       --counting_data.path cifar10_train.parquet --encoder facebook/dinov2-base --n_images 5000
   sparsemax-sae evaluate output/my_clip_run --config configs/evaluate/mini_clip_cifar10.yaml --groups zero_shot
 
 Model, hook and context are read from the SAE's metadata; keys replace them. Keys, here or in the YAML file of
 --config:
-  saelens   model, model_class, dataset, dataset_split, dataset_config, text_column, context_size, batches,
-            batch_size, device; without a data set that of the training: name a held-out one for figures to report
-  text      model, model_class, hook_name, context_size, data.NAME.{path, split, config, text_column, held_out},
-            held_out_fraction, n_tokens, n_prediction_tokens, max_norm, batch_size, device. 'held_out: true' takes
-            the documents that training left out by the hash of their text (its 'held_out_fraction')
+  saelens   model_name, model_class_name, dataset_path, dataset_split, dataset_config, text_column, context_size,
+            batches, batch_size, device; without a data set that of the training: name a held-out one for figures to
+            report
+  text      model_name, model_class_name, hook_name, context_size, datasets.NAME.{path, split, config, text_column,
+            held_out}, held_out_fraction, n_tokens, n_prediction_tokens, max_norm, batch_size, device. 'held_out: true'
+            takes the documents that training left out by the hash of their text (its 'held_out_fraction')
   vision    model, hook_name, tokens, data.{path, split, config, image_column, label_column, streaming},
             counting_data (the same keys; half of 'data' by default), n_images, n_counting_images, encoder (of
             monosemanticity: a vision model, or 'pixels'), classes (imagenet, caltech101, oxford_pets, ...: their
@@ -65,24 +66,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Evaluate as the arguments say; returns the exit status."""
-    from sae_lens_sparsemax.evaluation.harness import load_sae
     from sae_lens_sparsemax.evaluation.suite.runner import suite_of
+    from sae_lens_sparsemax.models.at_hook import load_sae
+    from sae_lens_sparsemax.models.language_models import load_each_once
     from sae_lens_sparsemax.settings.overrides import apply_overrides
     from sae_lens_sparsemax.settings.yaml_reader import read_yaml
 
     settings = apply_overrides(read_yaml(options.config) if options.config is not None else {}, overrides)
     suite = options.suite
+    sae = load_sae(options.path, str(settings.get("device") or "cpu"))
+    load = load_each_once()
     if suite is None or suite == "all":
-        kind = suite_of(load_sae(options.path))
+        kind = suite_of(sae)
         suites = ["saelens", "text"] if kind == "text" else ["vision"]
         suites = suites if suite == "all" else suites[:1]
     else:
         suites = [suite]
     for each, own in _shares(suites, settings).items():
         if each == "saelens":
-            _saelens(options, own, beside_text=len(suites) > 1)
+            _saelens(options, sae, load, own, beside_text=len(suites) > 1)
         else:
-            _suite(options, each, own)
+            _suite(options, sae, load, each, own)
     return 0
 
 
@@ -102,15 +106,17 @@ def _shares(suites: list[str], settings: dict[str, Any]) -> dict[str, dict[str, 
     return {suite: {key: settings[key] for key in settings if key in known[suite]} for suite in suites}
 
 
-def _saelens(options: argparse.Namespace, settings: dict[str, Any], beside_text: bool) -> None:
-    from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae, load_sae, results_table
+def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[str, Any], beside_text: bool) -> None:
+    from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae, results_table
     from sae_lens_sparsemax.files import save_json
     from sae_lens_sparsemax.settings.values import build
 
     given = build(EvaluationSettings, settings)
-    result = evaluate_sae(load_sae(options.path, given.device), given)
+    result = evaluate_sae(sae, given, load=load)
     on = result["on"]
-    print(f"\n{options.path} at {on['hook_name']} of {on['model']}, on {on['dataset']} ({on['dataset_split']})")
+    print(
+        f"\n{options.path} at {on['hook_name']} of {on['model_name']}, on {on['dataset_path']} ({on['dataset_split']})"
+    )
     print(text_table(results_table(result)))
     folder = Path(options.path)
     output = options.output or (folder / "evaluation.json" if folder.is_dir() else None)
@@ -119,7 +125,7 @@ def _saelens(options: argparse.Namespace, settings: dict[str, Any], beside_text:
         print(f"All metrics: {save_json(result, output)}")
 
 
-def _suite(options: argparse.Namespace, suite: Any, settings: dict[str, Any]) -> None:
+def _suite(options: argparse.Namespace, sae: Any, load: Any, suite: Any, settings: dict[str, Any]) -> None:
     from sae_lens_sparsemax.evaluation.suite import evaluate_suite
     from sae_lens_sparsemax.evaluation.suite.report import tables
 
@@ -127,6 +133,8 @@ def _suite(options: argparse.Namespace, suite: Any, settings: dict[str, Any]) ->
         options.path,
         suite,
         settings,
+        sae=sae,
+        load=load,
         groups=[name.strip() for name in (options.groups or "").split(",") if name.strip()],
         output=options.output,
         overwrite=options.overwrite,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
-from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae, load_sae
+from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae
 from sae_lens_sparsemax.files import save_json
+from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.training.config_file import LoadedConfig, config_from_values
 
 # The same as configs/quickstart.yaml, which explains each number; the package works without that folder.

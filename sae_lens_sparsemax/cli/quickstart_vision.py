@@ -11,9 +11,9 @@ from sae_lens_sparsemax.data.drawings import CAPTION
 from sae_lens_sparsemax.data.images import class_names_of, load_image_dataset
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.display.tables import percent
-from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
+from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.vision_at_hook import open_vision
 from sae_lens_sparsemax.training.config_file import LoadedConfig, config_from_values
 

@@ -32,18 +32,16 @@ def mean_l0(folder: Path, settings: Mapping[str, Any]) -> tuple[float, str]:
 
     Args:
         folder: Folder of the SAE.
-        settings: Settings of its suite, to measure on held-out data; without `data`, the training log is read.
+        settings: Settings of its suite, to measure on held-out data; without data, the training log is read.
 
     Raises:
         ValueError: If nothing was named to measure on and the folder has no training log.
     """
+    if settings.get("datasets"):
+        name = next(iter(settings["datasets"]))
+        groups = evaluate_suite(str(folder), "text", settings, groups=[f"{name}/reconstruction"]).results["groups"]
+        return groups[f"{name}/reconstruction"]["l0"]["mean"], f"measured on {name}"
     if "data" in settings:
-        kind = training_settings(folder)["runner"] if (folder / RUNNER_CFG_FILENAME).is_file() else None
-        suite = {"vision": "vision", "language_model": "text"}.get(kind or "")
-        if suite == "text" or (suite is None and "path" not in settings["data"]):
-            name = next(iter(settings["data"]))
-            groups = evaluate_suite(str(folder), "text", settings, groups=[f"{name}/reconstruction"]).results["groups"]
-            return groups[f"{name}/reconstruction"]["l0"]["mean"], f"measured on {name}"
         groups = evaluate_suite(str(folder), "vision", settings, groups=["sparsity"]).results["groups"]
         return groups["sparsity"]["per_token"]["mean"], f"measured on {settings['data']['path']}"
     lines = [line for line in read_metrics(folder / METRICS_FILENAME) if line.get("metrics/l0") is not None]

@@ -18,8 +18,7 @@ from sae_lens_sparsemax.activations.cache_writer import Batches
 from sae_lens_sparsemax.activations.sources import TextActivations
 from sae_lens_sparsemax.compare.config import CompareConfig, TextData, fingerprint
 from sae_lens_sparsemax.compare.sources import TRAIN, VALIDATION, CapturedActivations, Metrics
-from sae_lens_sparsemax.data.held_out import part_of_dataset
-from sae_lens_sparsemax.data.texts import load_text_dataset
+from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.evaluation.cross_entropy import (
     CrossEntropyBaseline,
     evaluate_cross_entropy,

@@ -1,4 +1,4 @@
-"""Text for training: a hub data set, a local folder or local files, each with one text column.
+"""Texts: a hub data set, a local folder or local files, each with one text column; some set apart by their hash.
 
 But: data sets that need a Python script are not loaded (``datasets`` 4 and later run none).
 """
@@ -6,6 +6,8 @@ But: data sets that need a Python script are not loaded (``datasets`` 4 and late
 from __future__ import annotations
 
 import glob
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,25 @@ from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_text
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 # What the activations store reads without a text column: token ids, or conversations.
 _OTHER_COLUMNS = {"tokens", "input_ids", "problem", "conversation", "conversations", "messages"}
+
+PARTS = ("train", "validation", "held_out")
+"""Parts of a data set: what is trained on, what is looked at while training, and what nobody looked at."""
+
+
+@dataclass(frozen=True)
+class TextData:
+    """One named set of text."""
+
+    path: str
+    """Hub id, local jsonl, json, parquet or txt file, or folder; `quickstart` is the package's own text."""
+    split: str = "train"
+    """Split of the data set; local files form the split train."""
+    config: str | None = None
+    """Configuration of the data set, where it has several."""
+    text_column: str = "text"
+    """Column with the text."""
+    held_out: bool = False
+    """Only the documents that `held_out_fraction` keeps out of training, by the hash of their text."""
 
 
 def load_text_dataset(
@@ -68,6 +89,52 @@ def require_one_context(store: ActivationsStore, path: str) -> None:
         )
     store.n_dataset_processed = 0
     store.iterable_sequences = store._iterate_tokenized_sequences()
+
+
+def part_of_document(text: str, held_out_fraction: float) -> str:
+    """
+    Which of `PARTS` a document belongs to, decided by the SHA-256 of its text alone.
+
+    Copies of a document always fall into the same part, and a document keeps its part when the collection
+    grows, shrinks or is reordered.
+    """
+    position = int.from_bytes(hashlib.sha256(text.strip().encode("utf-8")).digest()[:8], "big") / 2**64
+    if position < held_out_fraction:
+        return "validation"
+    return "held_out" if position < 2 * held_out_fraction else "train"
+
+
+def part_of_dataset(
+    dataset: Dataset | IterableDataset, part: str, held_out_fraction: float, path: str
+) -> Dataset | IterableDataset:
+    """The documents of a data set that belong to one part.
+
+    Args:
+        dataset: documents in the column ``text``.
+        part: ``"train"``, ``"validation"`` or ``"held_out"``; each document belongs to one of them.
+        held_out_fraction: share of the documents in each of the last two.
+        path: what to call the data set in messages.
+
+    Raises:
+        ValueError: the data are token ids, which have no documents to hash; or the part is empty.
+    """
+    assert part in PARTS
+    if dataset.column_names is not None and "text" not in dataset.column_names:
+        raise ValueError(f"The data set {path!r} has no text, so no documents of it can be held out by their hash.")
+    chosen = dataset.filter(BelongsTo(part, held_out_fraction))
+    if next(iter(chosen), None) is None:
+        raise ValueError(f"No document of {path!r} belongs to the part {part!r} at a fraction of {held_out_fraction}.")
+    return chosen
+
+
+class BelongsTo:
+    """Filter for `datasets`: documents of one part. A class, since the library hashes its filters by pickling them."""
+
+    def __init__(self, part: str, held_out_fraction: float) -> None:
+        self.part, self.held_out_fraction = part, held_out_fraction
+
+    def __call__(self, document: dict[str, Any]) -> bool:
+        return part_of_document(document["text"], self.held_out_fraction) == self.part
 
 
 def _load(path: str, split: Any, config: str | None, streaming: bool) -> Any:

@@ -6,14 +6,10 @@ Model, hook, data and context are read from the SAE's metadata, and can be repla
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import torch
-from huggingface_hub.errors import HfHubHTTPError
 from sae_lens import SAE
-from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
@@ -21,25 +17,21 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens_sparsemax.data.texts import load_text_dataset, require_one_context
 from sae_lens_sparsemax.display.tables import percent
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from sae_lens_sparsemax.models.language_models import (
-    check_width,
-    excluded_token_ids,
-    hook_width,
-    load_language_model,
-    resolve_hook_name,
-)
+from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text
+from sae_lens_sparsemax.models.encoding import hook_name_of
+from sae_lens_sparsemax.models.language_models import load_language_model
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
     """What to evaluate on; None takes what the SAE's metadata say."""
 
-    model: str | None = None
+    model_name: str | None = None
     """Model name or local folder."""
-    model_class: str | None = None
-    """See ``training.models.load_language_model``."""
-    dataset: str | None = None
-    """See ``training.text_data.load_text_dataset``."""
+    model_class_name: str | None = None
+    """HookedTransformer, HookedMamba, AutoModelForCausalLM or TransformerBridge."""
+    dataset_path: str | None = None
+    """Hub id, local file or folder; without one the training's: name a held-out one for figures to report."""
     dataset_split: str | None = None
     """Split of the data set."""
     dataset_config: str | None = None
@@ -56,30 +48,20 @@ class EvaluationSettings:
     """Where model and SAE run."""
 
 
-def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
-    """Load an SAE from a folder (inference SAE or training checkpoint), or from ``release_or_repo:id``.
-
-    Raises:
-        ValueError: there is no SAE, or its architecture is not registered.
-    """
-    folder = Path(source).expanduser()
-    try:
-        if folder.is_dir():
-            if not (folder / SAE_CFG_FILENAME).is_file():
-                raise ValueError(f"The folder {source!r} holds no SAE: it has no {SAE_CFG_FILENAME}.")
-            return SAE.load_from_disk(folder, device=device)
-        release, colon, sae_id = source.partition(":")
-        if not colon:
-            raise ValueError(f"There is no folder {source!r}; an SAE on the hub is named user/repository:id.")
-        return SAE.from_pretrained(release, sae_id, device=device)
-    except KeyError as error:
-        raise ValueError(f"The SAE {source!r} has the architecture {error}, which is not registered.") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"The SAE {source!r} could not be loaded: {' '.join(str(error).split())}") from error
-
-
-def evaluate_sae(sae: SAE[Any], settings: EvaluationSettings, *, progress: bool = True) -> dict[str, Any]:
+def evaluate_sae(
+    sae: SAE[Any],
+    settings: EvaluationSettings,
+    *,
+    load: Callable[..., Any] = load_language_model,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Run every metric on one SAE.
+
+    Args:
+        sae: any SAELens SAE.
+        settings: what to evaluate on.
+        load: what loads the model; see `load_each_once`.
+        progress: whether to show progress bars.
 
     Returns:
         ``on`` (what it was evaluated on), ``saelens`` (the groups of ``run_evals``), ``reconstruction``
@@ -90,16 +72,17 @@ def evaluate_sae(sae: SAE[Any], settings: EvaluationSettings, *, progress: bool 
     Raises:
         ValueError: metadata that are needed are missing; model, hook, width or data do not fit.
     """
-    model, store, excluded, on = open_text(sae, settings)
-    reconstruction = evaluate_reconstruction(sae, _activations(store, settings.batches), progress=progress)
+    at_hook, store, on = open_contexts(sae, settings, load=load)
+    batches = _activations(at_hook, store, settings.batches)
+    reconstruction = evaluate_reconstruction(sae, batches, progress=progress)
     store.iterable_sequences = store._iterate_tokenized_sequences()
     saelens, features = run_evals(
         sae,
         store,
-        model,
+        at_hook.model,
         ActivationScaler(),
         get_eval_everything_config(settings.batch_size, settings.batches, settings.batches),
-        exclude_special_tokens=excluded or False,
+        exclude_special_tokens=at_hook.excluded or False,
         verbose=progress,
     )
     ce = saelens["model_performance_preservation"]
@@ -112,52 +95,40 @@ def evaluate_sae(sae: SAE[Any], settings: EvaluationSettings, *, progress: bool 
     }
 
 
-class OpenText(NamedTuple):
+class OpenContexts(NamedTuple):
     """A language model and text for an SAE, ready to be read."""
 
-    model: Any
-    """The model, with hooks."""
+    at_hook: TextAtHook
+    """The model at the SAE's hook."""
     store: ActivationsStore
-    """The text as tokens and activations; `exclude_special_tokens` is set as in training."""
-    excluded: list[int]
-    """Token ids whose positions are left out."""
+    """The text as contexts of tokens."""
     on: dict[str, Any]
     """Model, hook, data and context, from the settings and the metadata."""
 
 
-def open_text(sae: SAE[Any], settings: EvaluationSettings) -> OpenText:
+def open_contexts(
+    sae: SAE[Any],
+    settings: EvaluationSettings,
+    *,
+    max_norm: float | None = None,
+    load: Callable[..., Any] = load_language_model,
+) -> OpenContexts:
     """Load the model and the text that an SAE is to be run on.
 
     Raises:
         ValueError: metadata that are needed are missing; model, hook, width or data do not fit.
     """
-    meta = sae.cfg.metadata
     on = _resolve(sae, settings)
-    model: Any = load_language_model(
-        on["model_class"], on["model"], on["hook_name"], settings.device, meta.model_from_pretrained_kwargs
+    at_hook = open_text(
+        sae, on["model_name"], on["model_class_name"], max_norm=max_norm, device=settings.device, load=load
     )
-    meta.hook_name = on["hook_name"] = resolve_hook_name(model, on["hook_name"])
-    check_width(sae.cfg.d_in, hook_width(model, meta.hook_name, meta.hook_head_index), meta.hook_name)
+    on["hook_name"] = at_hook.hook_name
     dataset = load_text_dataset(
-        on["dataset"], split=on["dataset_split"], config=on["dataset_config"], text_column=on["text_column"]
+        on["dataset_path"], split=on["dataset_split"], config=on["dataset_config"], text_column=on["text_column"]
     )
-    if meta.prepend_bos is None:
-        meta.prepend_bos = True  # what SAELens trains with unless told otherwise
-    store = ActivationsStore.from_sae(
-        model,
-        sae,
-        dataset=dataset,
-        context_size=on["context_size"],
-        store_batch_size_prompts=settings.batch_size,
-        device=settings.device,
-        disable_concat_sequences=bool(meta.disable_concat_sequences),
-        sequence_separator_token=meta.get("sequence_separator_token", "bos"),
-    )
-    require_one_context(store, on["dataset"])
-    excluded = excluded_token_ids(meta.exclude_special_tokens, model)
-    if excluded:
-        store.exclude_special_tokens = torch.tensor(excluded, device=settings.device)
-    return OpenText(model, store, excluded, on)
+    store = at_hook.store(dataset, on["context_size"], settings.batch_size, settings.device)
+    require_one_context(store, on["dataset_path"])
+    return OpenContexts(at_hook, store, on)
 
 
 def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -182,25 +153,26 @@ def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _resolve(sae: SAE[Any], settings: EvaluationSettings) -> dict[str, Any]:
     """Settings completed from the metadata; a ValueError names the first that neither gives."""
-    meta = sae.cfg.metadata
+    meta, given = sae.cfg.metadata, settings.dataset_path
     on = {
-        "model": settings.model or meta.model_name,
-        "model_class": settings.model_class or meta.model_class_name or "HookedTransformer",
-        "hook_name": meta.hook_name,
-        "dataset": settings.dataset or meta.dataset_path,
+        "model_name": settings.model_name or meta.model_name,
+        "model_class_name": settings.model_class_name or meta.model_class_name or "HookedTransformer",
+        "hook_name": hook_name_of(sae),
+        "dataset_path": given or meta.dataset_path,
         # Another data set has its own splits and columns, so those of the training data say nothing.
-        "dataset_split": settings.dataset_split or (not settings.dataset and meta.dataset_split) or "train",
-        "dataset_config": settings.dataset_config or (None if settings.dataset else meta.dataset_config),
-        "text_column": settings.text_column or (not settings.dataset and meta.text_column) or "text",
+        "dataset_split": settings.dataset_split or (not given and meta.dataset_split) or "train",
+        "dataset_config": settings.dataset_config or (None if given else meta.dataset_config),
+        "text_column": settings.text_column or (not given and meta.text_column) or "text",
         "context_size": settings.context_size or meta.context_size,
     }
-    for key in ("model", "hook_name", "dataset", "context_size"):
+    for key in ("model_name", "dataset_path", "context_size"):
         if not on[key]:
-            remedy = "" if key == "hook_name" else f"; give --{key.replace('_', '-')}"
-            raise ValueError(f"The SAE's metadata have no {key!r}{remedy}.")
+            raise ValueError(f"The SAE's metadata have no {key!r}; give --{key}.")
     return on
 
 
-def _activations(store: ActivationsStore, n_batches: int) -> Iterator[torch.Tensor]:
+def _activations(at_hook: TextAtHook, store: ActivationsStore, n_batches: int) -> Iterator[Any]:
     for _ in range(n_batches):
-        yield store.get_filtered_llm_batch()
+        tokens = store.get_batch_tokens()
+        acts = at_hook.activations(tokens)
+        yield acts[at_hook.is_read(tokens, acts).to(acts.device)]

@@ -2,14 +2,13 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
 
-from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.images import ImageStream
@@ -20,6 +19,8 @@ from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
 from sae_lens_sparsemax.explore.weights import decoder_rows, nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.files import atomic_directory
+from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 
 logger = logging.getLogger(__name__)
@@ -58,10 +59,10 @@ def explore(
     settings, output = settings or ExploreSettings(), Path(output).expanduser()
     check_folder(output)
     gathering = output.parent / f".{output.name}.gathering"
-    reports = []
+    reports, load = [], load_each_once()
     for number, (path, name) in enumerate(zip(paths, names or short_names(paths), strict=True)):
         logger.info("Exploring %s.", path)
-        reports.append(_report(path, name, settings, gathering / f"{number}.safetensors", progress))
+        reports.append(_report(path, name, settings, gathering / f"{number}.safetensors", progress, load))
         _check_same_data(reports[0], reports[-1])
     with atomic_directory(output) as folder:
         write_folder(folder, reports, settings, progress=progress)
@@ -79,15 +80,19 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [f"{part[-1]} ({number})" for number, part in enumerate(parts)]
 
 
-def open_stream(sae: SAE[Any], settings: ExploreSettings) -> ImageStream | TextStream:
+def open_stream(
+    sae: SAE[Any], settings: ExploreSettings, load: Callable[..., Any] = load_language_model
+) -> ImageStream | TextStream:
     """The images or the text that an SAE is explored on, whichever its model sees."""
     model_class = settings.model_class or sae.cfg.metadata.model_class_name
-    return ImageStream(sae, settings) if model_class == VISION_MODEL_CLASS else TextStream(sae, settings)
+    return ImageStream(sae, settings) if model_class == VISION_MODEL_CLASS else TextStream(sae, settings, load)
 
 
-def _report(path: str, name: str, settings: ExploreSettings, state_file: Path, progress: bool) -> SAEReport:
+def _report(
+    path: str, name: str, settings: ExploreSettings, state_file: Path, progress: bool, load: Callable[..., Any]
+) -> SAEReport:
     sae = load_sae(path, settings.device)
-    stream = open_stream(sae, settings)
+    stream = open_stream(sae, settings, load)
     statistics = gather(
         sae,
         stream,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,27 @@ def load_language_model(
     except OSError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"The model {model_name!r} could not be loaded: {reason}") from error
+
+
+def load_each_once() -> Callable[..., Any]:
+    """A `load_language_model` that gives a model again which it has loaded, for a command with several questions."""
+    loaded: dict[str, Any] = {}
+
+    def load(
+        model_class_name: str,
+        model_name: str,
+        hook_name: str,
+        device: str | torch.device,
+        kwargs: dict[str, Any] | None,
+    ) -> Any:
+        # With the other classes all hooks are there.
+        where = hook_name if model_class_name == "AutoModelForCausalLM" else None
+        key = repr((model_class_name, model_name, where, str(device), kwargs))
+        if key not in loaded:
+            loaded[key] = load_language_model(model_class_name, model_name, hook_name, device, kwargs)
+        return loaded[key]
+
+    return load
 
 
 def resolve_hook_name(model: HookedRootModule | SAETransformerBridge, hook_name: str) -> str:

@@ -12,10 +12,9 @@ from sae_lens_sparsemax.activations.cache_files import MANIFEST_FILENAME
 from sae_lens_sparsemax.activations.cache_identity import IMAGE_SETTINGS, TEXT_SETTINGS, cache_identity
 from sae_lens_sparsemax.activations.cache_reader import CachedActivations
 from sae_lens_sparsemax.activations.sources import ActivationSource, ImageActivations
-from sae_lens_sparsemax.data.held_out import part_of_dataset
 from sae_lens_sparsemax.data.image_loader import ImageLoader
 from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_image_dataset
-from sae_lens_sparsemax.data.texts import load_text_dataset
+from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import load_vision_model

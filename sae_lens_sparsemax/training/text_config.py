@@ -38,7 +38,7 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
     """Column that holds the text, where it is not called ``text``."""
     held_out_fraction: float = 0.0
     """Leave out of training the documents whose hash falls into twice this fraction: one share for validation, one
-    for ``sparsemax-sae evaluate --suite text``; see ``training.held_out.part_of_document``."""
+    for ``sparsemax-sae evaluate --suite text``; see ``data.texts.part_of_document``."""
 
     cached_activations_dtype: str = "float32"
     """Type of the numbers that `sparsemax-sae cache-activations` stores in `cached_activations_path`, which training

@@ -8,8 +8,10 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from sae_lens_sparsemax.evaluation.suite.text_data import TextData, TextModel
+from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings, read_tokens
+from sae_lens_sparsemax.models.at_hook import open_text
 from sae_lens_sparsemax.training.config_file import load_config
 from tests.support.tiny_language_model import documents
 
@@ -69,9 +71,11 @@ def test_k_can_be_measured_on_held_out_text(folder, tiny_model_folder, capsys):
     )
     sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=40, metadata=metadata))
     sae.save_model(folder)
-    assert main(["suggest-k", str(folder), "--data.some.path", str(text), "--n_tokens", "96"]) == 0
-    model = TextModel(sae, str(tiny_model_folder), "TransformerBridge", SETTINGS["hook_name"], 12, 16, "cpu")
-    mean = evaluate_reconstruction(sae, model.text(TextData(str(text)), 0.0, 96).activations(), progress=False).l0
+    assert main(["suggest-k", str(folder), "--datasets.some.path", str(text), "--n_tokens", "96"]) == 0
+    tokens = read_tokens(
+        open_text(sae), TextData(str(text)), TextSuiteSettings(context_size=12, n_tokens=96, n_prediction_tokens=1)
+    )
+    mean = evaluate_reconstruction(sae, tokens.activations(), progress=False).l0
     assert f"{mean:.2f} (measured on some)" in capsys.readouterr().out
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from sae_lens_sparsemax.compare.config import TextData
 from sae_lens_sparsemax.compare.text_source import load_text
-from sae_lens_sparsemax.data.held_out import PARTS, part_of_document
+from sae_lens_sparsemax.data.texts import PARTS, part_of_document
 from tests.support.tiny_language_model import documents
 
 

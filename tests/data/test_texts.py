@@ -4,8 +4,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from sae_lens_sparsemax.data.held_out import part_of_dataset, part_of_document
-from sae_lens_sparsemax.data.texts import load_text_dataset
+from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset, part_of_document
 from sae_lens_sparsemax.training.config_file import config_from_values
 from tests.support.tiny_language_model import documents
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.run import explore, short_names
 from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.models.at_hook import load_sae
 from tests.explore.test_page_data import decode_levels
 from tests.support.sites import BRIGHT, DEAD, HOSTILE_CLASS, N_IMAGES, bright_square
 

@@ -3,11 +3,11 @@
 import torch
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.explore.pages.shown_samples import peak_tokens
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.models.at_hook import load_sae
 from tests.explore.test_explore_images import read
 from tests.explore.test_page_data import decode_levels
 from tests.support.sites import HOSTILE

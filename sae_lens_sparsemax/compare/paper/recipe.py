@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
-from sae_lens_sparsemax.evaluation.suite.text_data import TextData
 from sae_lens_sparsemax.evaluation.suite.vision_settings import VisionSuiteSettings
 from sae_lens_sparsemax.settings.nearest import unknown_name
 from sae_lens_sparsemax.settings.overrides import apply_overrides
@@ -74,8 +74,8 @@ class Recipe:
             config_from_values(self.training(name, "unused", k=1 if self.saes[name].get(MATCH) else None))
         build(TextSuiteSettings if self.suite == "text" else VisionSuiteSettings, self.evaluate)
         if self.suite == "text":
-            for name, data in self.evaluate.get("data", {}).items():
-                build(TextData, data, f"evaluate.data.{name}")
+            for name, data in self.evaluate.get("datasets", {}).items():
+                build(TextData, data, f"evaluate.datasets.{name}")
 
     def training(self, name: str, output_path: str, k: float | None = None) -> dict[str, Any]:
         """Settings for `sparsemax-sae train` of one SAE; `k` is needed for those that match another's L0."""

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from sae_lens import SAE
 
-from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.evaluation.suite.groups import run_groups, sae_digest
 from sae_lens_sparsemax.evaluation.suite.plots import write_plots
 from sae_lens_sparsemax.evaluation.suite.report import write_report
@@ -17,6 +16,8 @@ from sae_lens_sparsemax.evaluation.suite.text import text_groups, text_settings
 from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
 from sae_lens_sparsemax.evaluation.suite.vision_settings import trained_on, vision_settings
 from sae_lens_sparsemax.files import save_json
+from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 
 Suite = Literal["text", "vision"]
@@ -43,6 +44,8 @@ def evaluate_suite(
     suite: Suite | None = None,
     settings: Mapping[str, Any] | None = None,
     *,
+    sae: SAE[Any] | None = None,
+    load: Callable[..., Any] = load_language_model,
     groups: Sequence[str] = (),
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -56,6 +59,8 @@ def evaluate_suite(
         source: Folder of an SAE or checkpoint, or `user/repository:id` on the hub.
         suite: `"text"` or `"vision"`; None for the one that fits the SAE's metadata.
         settings: Fields of `TextSuiteSettings` or `VisionSuiteSettings`, as plain data.
+        sae: The SAE of `source`, where it is loaded already.
+        load: What loads a language model; see `load_each_once`.
         groups: Metric groups to measure; empty for all.
         output: Folder for the results; by default `evaluation/<suite>` in the SAE's folder.
         overwrite: Measure finished groups again.
@@ -66,14 +71,14 @@ def evaluate_suite(
         ValueError: SAE, model, hook or data cannot be found or do not fit; the message names what was given.
     """
     settings = dict(settings or {})
-    sae = load_sae(source, str(settings.get("device") or "cpu"))
+    sae = sae if sae is not None else load_sae(source, str(settings.get("device") or "cpu"))
     suite = suite or suite_of(sae)
     if suite not in get_args(Suite):
         raise ValueError(f"'suite' must be one of {', '.join(get_args(Suite))}, but {suite!r} was given.")
     folder = Path(output) if output is not None else _default_folder(source, suite)
     if suite == "text":
         complete: Any = text_settings(settings, sae)
-        todo = text_groups(sae, complete, progress)
+        todo = text_groups(sae, complete, progress, load)
     else:
         complete = vision_settings(settings, sae)
         if trained_on(complete, sae):

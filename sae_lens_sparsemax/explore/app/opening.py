@@ -3,11 +3,8 @@
 from pathlib import Path
 
 from sae_lens_sparsemax.data.words import known_words, read_words, shipped_words
-from sae_lens_sparsemax.evaluation.harness import load_sae
 from sae_lens_sparsemax.explore.app.session import ImageSession, Session, TextSession
-from sae_lens_sparsemax.models.encoding import hook_name_of
-from sae_lens_sparsemax.models.language_models import check_width, hook_width, load_language_model
-from sae_lens_sparsemax.models.language_models import resolve_hook_name as resolve_text_hook
+from sae_lens_sparsemax.models.at_hook import load_sae, open_text
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, open_vision
 
 
@@ -34,17 +31,11 @@ def open_session(
     """
     sae = load_sae(source, device)
     meta = sae.cfg.metadata
-    hook_name = hook_name_of(sae)
-    name, kind = model or meta.model_name, model_class or meta.model_class_name or "HookedTransformer"
-    if not name:
-        raise ValueError("The SAE's metadata have no 'model_name'; give --model.")
-    if kind != VISION_MODEL_CLASS:
+    if (model_class or meta.model_class_name) != VISION_MODEL_CLASS:
         if words is not None:
             raise ValueError("Words are for CLIP to choose from; a language model chooses among its tokens.")
-        language_model = load_language_model(kind, name, hook_name, device, meta.model_from_pretrained_kwargs)
-        hook = resolve_text_hook(language_model, hook_name)
-        check_width(sae.cfg.d_in, hook_width(language_model, hook, meta.hook_head_index), hook)
-        return TextSession(language_model, sae)
+        return TextSession(open_text(sae, model, model_class, device=device).model, sae)
+    name = model or meta.model_name
     vit = open_vision(sae, name, device=device).model
     if vit.tokenizer is None:
         if words is not None:

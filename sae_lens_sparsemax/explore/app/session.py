@@ -15,10 +15,10 @@ from sae_lens import SAE
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
 from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
-from sae_lens_sparsemax.explore.concepts.text import concepts_of_text, token_texts
+from sae_lens_sparsemax.explore.concepts.text import concepts_of_text
+from sae_lens_sparsemax.models.at_hook import text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of, top_concepts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.language_models import resolve_hook_name
 from sae_lens_sparsemax.models.splice import Change, change_concepts, edit_hook
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
@@ -103,7 +103,7 @@ class TextSession:
 
     def __init__(self, model: Any, sae: SAE[Any]):
         self.model, self.sae = model, sae
-        self.hook_name = resolve_hook_name(model, hook_name_of(sae))
+        self.at_hook = text_at_hook(model, sae)
 
     @torch.no_grad()
     def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
@@ -114,13 +114,15 @@ class TextSession:
         if not 0 <= position < n_tokens:
             raise ValueError(f"There is no token {position}; this text has {n_tokens}.")
         answer = _concepts(found.feature_acts[position], found.feature_acts, changes)
-        token_ids = found.token_ids[None]
+        token_ids = found.token_ids[None].to(self.at_hook.device)
         before = after = self.model.run_with_hooks(token_ids, return_type="logits")
         if changes:
             hook = edit_hook(change_concepts(self.sae, changes), found.is_read)
-            after = self.model.run_with_hooks(token_ids, return_type="logits", fwd_hooks=[(self.hook_name, hook)])
+            after = self.model.run_with_hooks(
+                token_ids, return_type="logits", fwd_hooks=[(self.at_hook.hook_name, hook)]
+            )
         before, after = (logits[0, position].float().softmax(-1).cpu() for logits in (before, after))
-        outcomes = _outcomes(before, after, lambda indices: token_texts(self.model, torch.tensor(indices)))
+        outcomes = _outcomes(before, after, lambda indices: [self.at_hook.token_text(i) for i in indices])
         return answer | {"position": position, "tokens": found.tokens, "outcomes": outcomes}
 
 

@@ -118,7 +118,7 @@ def _concept(data: SAEReport, c: int, n_examples: int) -> dict[str, Any]:
             ("s", data.logits.suppressed[c], data.logits.suppressed_by[c]),
         ):
             page[key] = [
-                [data.stream.token_text(t), rounded(v, 3)]
+                [data.stream.at_hook.token_text(t), rounded(v, 3)]
                 for t, v in zip(tokens.tolist(), values.tolist(), strict=True)
             ]
     if data.names is not None and (name := data.names[c]) is not None:

@@ -73,7 +73,7 @@ def _titles(stream: ImageStream | TextStream, tokens: dict[int, torch.Tensor], s
     """How the contexts that have a page begin; images have none."""
     if isinstance(stream, ImageStream):
         return []
-    return ["".join(stream.context_texts(tokens[n][:_TITLE_TOKENS].tolist())) for n in showcase.tolist()]
+    return ["".join(stream.at_hook.token_texts(tokens[n][:_TITLE_TOKENS].tolist())) for n in showcase.tolist()]
 
 
 def _fit(reports: list[SAEReport], settings: ExploreSettings, showcase: torch.Tensor) -> tuple[list[Fit], int]:

@@ -63,7 +63,7 @@ def write_contexts(
     tokens = dict(stream.contexts(samples, progress=progress))
     shards: dict[int, dict[int, list[str]]] = {}
     for number, ids in tokens.items():
-        shards.setdefault(number // CONTEXT_SHARD, {})[number] = stream.context_texts(ids.tolist())
+        shards.setdefault(number // CONTEXT_SHARD, {})[number] = stream.at_hook.token_texts(ids.tolist())
     for shard, contexts in shards.items():
         write_script(folder, f"contexts-{shard}", contexts)
     return tokens
@@ -88,6 +88,6 @@ def token_labels(peaks: torch.Tensor, stream: TextStream) -> list[str]:
     labels = []
     for row in peaks.tolist():
         found = list(dict.fromkeys(sorted((t for t in row if t >= 0), key=lambda t: -row.count(t))))[:_TOKENS_IN_LABEL]
-        texts = (stream.token_text(token).strip(" ").replace("\n", "↵") or "␣" for token in found)
+        texts = (stream.at_hook.token_text(token).strip(" ").replace("\n", "↵") or "␣" for token in found)
         labels.append(" · ".join(dict.fromkeys(texts)))
     return labels

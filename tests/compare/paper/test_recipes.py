@@ -40,8 +40,8 @@ def test_text_is_held_out_of_training_by_construction():
     for path in ("table1.yaml", "table2.yaml"):
         for small in (False, True):
             recipe = load_recipe(FOLDER / path, small=small)
-            assert recipe.evaluate["data"]["openwebtext"]["held_out"] is True
-            assert recipe.evaluate["data"]["openwebtext"]["path"] == recipe.train["dataset_path"]
+            assert recipe.evaluate["datasets"]["openwebtext"]["held_out"] is True
+            assert recipe.evaluate["datasets"]["openwebtext"]["path"] == recipe.train["dataset_path"]
             assert recipe.train["held_out_fraction"] > 0
             assert TextSuiteSettings(**recipe.evaluate).held_out_fraction is None  # the training's own
 

@@ -7,12 +7,12 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.data.held_out import part_of_dataset
-from sae_lens_sparsemax.data.texts import load_text_dataset
+from sae_lens_sparsemax.data.texts import TextData, load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.evaluation.cross_entropy import evaluate_cross_entropy, evaluate_cross_entropy_baseline
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
-from sae_lens_sparsemax.evaluation.suite.text_data import TextData, TextModel
+from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings, read_tokens
+from sae_lens_sparsemax.models.at_hook import open_text
 from tests.support.tiny_language_model import documents
 
 CONTEXT = 12
@@ -46,12 +46,13 @@ def folder(tmp_path, tiny_model_folder, text) -> Path:
 
 
 def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder, text, tiny_model_folder):
-    settings = {"data": {"all": {"path": str(text)}}, "n_tokens": 240, "n_prediction_tokens": 120, "batch_size": 4}
+    settings = {"datasets": {"all": {"path": str(text)}}, "n_tokens": 240, "n_prediction_tokens": 120, "batch_size": 4}
     result = evaluate_suite(str(folder), settings=settings, progress=False)
     groups = result.results["groups"]
     sae = StandardSAE.load_from_disk(folder)
-    model = TextModel(sae, str(tiny_model_folder), "TransformerBridge", HOOK, CONTEXT, 4, "cpu")
-    tokens = model.text(TextData(str(text)), 0.0, 240)
+    model = open_text(sae, str(tiny_model_folder), "TransformerBridge", hook_name=HOOK)
+    amount = TextSuiteSettings(context_size=CONTEXT, batch_size=4, n_tokens=240, n_prediction_tokens=120)
+    tokens = read_tokens(model, TextData(str(text)), amount)
     assert tokens.tokens.shape == (20, CONTEXT)
     alone = evaluate_reconstruction(sae, tokens.activations(), progress=False)
     measured = groups["all/reconstruction"]
@@ -111,10 +112,10 @@ def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.owt.path", "absent.jsonl"], "there is no file absent.jsonl"),
-        (["--data.owt.text_column", "txt"], "'data.owt.path' is missing"),
-        (["--data.held_out.path", "{text}", "--data.held_out.text_column", "txt"], "no column 'txt'"),
-        (["--data.owt.pth", "x"], "'data.owt.pth' is not a valid key under 'data.owt'"),
+        (["--datasets.owt.path", "absent.jsonl"], "there is no file absent.jsonl"),
+        (["--datasets.owt.text_column", "txt"], "'datasets.owt.path' is missing"),
+        (["--datasets.held_out.path", "{text}", "--datasets.held_out.text_column", "txt"], "no column 'txt'"),
+        (["--datasets.owt.pth", "x"], "'datasets.owt.pth' is not a valid key under 'datasets.owt'"),
         (["--hook_name", "blocks.0.hook_resid_pots"], "nearest is 'blocks.0.hook_resid_post'"),
         (["--hook_name", "blocks.0.mlp.hook_pre"], "'sae.d_in' is 16"),
         (["--n_tokns", "4"], "'n_tokens'"),
@@ -129,7 +130,10 @@ def test_a_mistake_is_one_sentence(folder, text, capsys, arguments, message):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("model_name", "have no 'model'; give --model"), ("held_out_fraction", "give --data.NAME.path FILE")],
+    [
+        ("model_name", "have no 'model_name'; give --model_name"),
+        ("held_out_fraction", "give --datasets.NAME.path FILE"),
+    ],
 )
 def test_metadata_that_lack_something_say_what_to_give(folder, capsys, missing, message):
     cfg = json.loads((folder / "cfg.json").read_text())
