@@ -22,7 +22,7 @@ from sae_lens_sparsemax.display.plots import (
     shortened,
     style,
 )
-from sae_lens_sparsemax.figures.patches import draw_patch_mask
+from sae_lens_sparsemax.figures.photos import draw_patch_mask
 from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
 
 _WIDTH = 9.0
