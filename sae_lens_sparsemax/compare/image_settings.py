@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 
 
@@ -42,6 +43,8 @@ class ImageSettings:
     """Images per forward pass."""
     n_decode_workers: int = 0
     """Processes that decode images; 0 does it in the main one."""
+    max_bad_image_fraction: float = MAX_BAD_IMAGE_FRACTION
+    """Share of the images that may be broken, beyond the first ten."""
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to `HookedViT.from_pretrained`, for example a revision."""
 

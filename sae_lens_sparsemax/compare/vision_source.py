@@ -75,6 +75,7 @@ class VisionSource(CapturedActivations):
             class_names=images.class_names,
             templates=images.templates,
             batch_size=images.batch_size,
+            max_bad_fraction=images.max_bad_image_fraction,
         )
 
     @property
@@ -93,6 +94,7 @@ class VisionSource(CapturedActivations):
             n_workers=self.images.n_decode_workers,
             seed=None,
             rows=rows,
+            max_bad_fraction=self.images.max_bad_image_fraction,
         )
         source = ImageActivations(self.model, images, self.hook_name, self.images.tokens)
         return lambda position: source.batches(position, one_pass=True)

@@ -53,6 +53,8 @@ def decode_image(encoded: Any, max_pixels: int | None = None) -> PIL.Image.Image
             return as_rgb(Image().decode_example(encoded))
     except ValueError:
         raise
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError("this is no image of a known kind") from error
     except Exception as error:  # whatever a broken file makes its decoder raise
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
@@ -183,7 +185,7 @@ class ImageLoader:
             if len(batch.pixel_values):
                 yield batch._replace(errors=errors)
                 errors = []
-        if self.n_bad and not self.n_good and not position:
+        if self.n_bad and not self.n_good and not (position or {}).get("drawn"):
             raise ValueError(f"None of the {self.n_bad} images could be used. The first: {self.first_errors[0]}")
 
     def _count(self, batch: PixelBatch) -> None:

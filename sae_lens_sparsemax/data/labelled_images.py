@@ -42,6 +42,8 @@ class ImageData:
     """Column with the class of each image, as a whole number."""
     streaming: bool = False
     """Read only the first images, as they come, rather than download everything."""
+    max_bad_image_fraction: float = MAX_BAD_IMAGE_FRACTION
+    """Share of the images that may be broken, beyond the first ten."""
 
     @property
     def name(self) -> str:
@@ -79,6 +81,7 @@ class LabelledImages:
         self.rows: Sequence[int] = range(len(data)) if rows is None else rows
         self.image_column, self.label_column, self.name = image_column, label_column, name
         self.max_bad_fraction = max_bad_fraction
+        self._said = False
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -101,14 +104,15 @@ class LabelledImages:
             yield batch.pixel_values
 
     def batches(self, start: int = 0) -> Iterator[PixelBatch]:
-        """Batches from image number `start` on; broken images are left out of them, and said at the end.
+        """Batches from image number `start` on; broken images are left out, and named at the end of the first pass.
 
         Raises:
             ValueError: too many images are broken, or all.
         """
         loader = self._loader(self.image_processor)
         yield from loader.batches({"drawn": start}, one_pass=True)
-        if loader.n_bad:
+        if loader.n_bad and not self._said:
+            self._said = True
             logger.warning(
                 "%d images of %s could not be used and were left out: %s",
                 loader.n_bad,
@@ -234,6 +238,7 @@ def load_images(data: ImageData, n_images: int, image_processor: Any, batch_size
         image_column=data.image_column,
         label_column=data.label_column,
         name=data.name,
+        max_bad_fraction=data.max_bad_image_fraction,
     )
 
 

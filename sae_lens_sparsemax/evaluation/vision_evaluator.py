@@ -8,6 +8,7 @@ import torch
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.data.images import ImageDataset, class_names_of
 from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
@@ -113,6 +114,7 @@ def load_evaluator(
     class_names: list[str] | None,
     templates: list[str],
     batch_size: int,
+    max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION,
 ) -> VisionEvaluator:
     """The evaluator on the images of a data set, with zero-shot classification where the model has text.
 
@@ -127,6 +129,7 @@ def load_evaluator(
         class_names: in the order of the classes; None for those of the data set.
         templates: prompts with one `{}` for the class name.
         batch_size: images at a time.
+        max_bad_fraction: share of the images that may be broken, beyond the first ten.
 
     Raises:
         ValueError: a column or the names of the classes are missing, or no image can be used.
@@ -139,6 +142,7 @@ def load_evaluator(
         image_column=image_column,
         label_column=label_column,
         name="for evaluation",
+        max_bad_fraction=max_bad_fraction,
     )
     if not model.classifies:
         return VisionEvaluator(model, list(images.pixels()), hook_name, tokens)

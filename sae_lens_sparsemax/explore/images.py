@@ -43,6 +43,7 @@ class ImageStream:
             image_column=settings.image_column or trained_on.get("image_column") or "image",
             label_column=settings.label_column,
             streaming=settings.streaming,
+            max_bad_image_fraction=settings.max_bad_image_fraction,
         )
         self.model_name = settings.model or meta.model_name
         self.at_hook = open_vision(sae, self.model_name, device=settings.device)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+
 
 @dataclasses.dataclass(frozen=True)
 class ExploreSettings:
@@ -25,6 +27,8 @@ class ExploreSettings:
     """Column with the classes of the images; left out where there is none."""
     streaming: bool = False
     """Read only the first images of a data set, as they come, not download it all; text is always streamed."""
+    max_bad_image_fraction: float = MAX_BAD_IMAGE_FRACTION
+    """Share of the images that may be broken, beyond the first ten."""
     context_size: int | None = None
     """Tokens of a context of text."""
     max_norm: float | None = None

@@ -6,7 +6,6 @@ crop follows its two backends, which round it differently where they pad.
 But: processors with steps of their own (tiling, padding to a size, a crop ratio) are refused rather than guessed.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -51,33 +50,10 @@ class PatchGeometry:
     @property
     def box(self) -> Box:
         """What the whole grid covers; it reaches beyond the image where the processor padded."""
-        rows, columns = self.grid
-        return self._original_box(0, 0, columns, rows)
-
-    def patch_box(self, index: int) -> Box:
-        """What one patch covers; it lies beyond the image in part or whole where the processor padded.
-
-        Raises:
-            ValueError: there is no such patch.
-        """
-        if not 0 <= index < self.n_patches:
-            raise ValueError(f"There is no patch {index}; patches are numbered from 0 to {self.n_patches - 1}.")
-        row, column = divmod(index, self.grid[1])
-        return self._original_box(column, row, column + 1, row + 1)
-
-    def patch_at(self, x: float, y: float) -> int | None:
-        """The patch that covers a point of the original image; None outside the image or the grid.
-
-        Args:
-            x: pixels from the left edge; the pixel in column `i` reaches from `i` to `i + 1`.
-            y: pixels from the top edge.
-        """
-        width, height = self.image_size
-        if not (0 <= x < width and 0 <= y < height):
-            return None
-        column, row = math.floor(self._grid_position(x, 0)), math.floor(self._grid_position(y, 1))
-        rows, columns = self.grid
-        return row * columns + column if 0 <= row < rows and 0 <= column < columns else None
+        (rows, columns), size = self.grid, self.patch_size
+        x, y = (self.image_size[axis] / self.resized_size[axis] for axis in (0, 1))
+        dx, dy = self.crop_offset
+        return Box(dx * x, dy * y, (columns * size + dx) * x, (rows * size + dy) * y)
 
     def mask(self, patch_values: torch.Tensor | np.ndarray, interpolation: Interpolation = "nearest") -> np.ndarray:
         """Values of the patches, such as activations of a concept, as an image over the original one.
@@ -107,13 +83,6 @@ class PatchGeometry:
         x, in_columns = self._sample(width, 0, interpolation)
         y, in_rows = self._sample(height, 1, interpolation)
         return (y @ values.reshape(self.grid) @ x.T) * np.outer(in_rows, in_columns)
-
-    def _original_box(self, left: float, top: float, right: float, bottom: float) -> Box:
-        """From patches to original pixels."""
-        x, y = (self.image_size[axis] / self.resized_size[axis] for axis in (0, 1))
-        dx, dy = self.crop_offset
-        size = self.patch_size
-        return Box((left * size + dx) * x, (top * size + dy) * y, (right * size + dx) * x, (bottom * size + dy) * y)
 
     def _grid_position(self, pixel: Any, axis: int) -> Any:
         """From original pixels to patches, along x (axis 0) or y (axis 1)."""

@@ -130,6 +130,7 @@ class VisionSAETrainingRunner(TrainingRunner):
             class_names=cfg.eval_class_names,
             templates=cfg.eval_templates,
             batch_size=cfg.store_batch_size_images,
+            max_bad_fraction=cfg.max_bad_image_fraction,
         )
 
     def _log_images(self, trainer: SAETrainer[Any, Any]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
 
-from sae_lens_sparsemax.models.patch_geometry import _crop_offset, patch_geometry
+from sae_lens_sparsemax.models.patch_geometry import Box, PatchGeometry, _crop_offset, patch_geometry
 
 _PATCH = 8
 _UNCHANGED = {"do_rescale": False, "do_normalize": False, "resample": Image.Resampling.NEAREST}
@@ -38,6 +38,14 @@ def coordinates(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([x, y, np.full_like(x, 255)], axis=-1).astype(np.uint8))
 
 
+def box_of(geometry: PatchGeometry, index: int) -> Box:
+    """What one patch covers of the original image."""
+    (left, top, right, bottom), (rows, columns) = geometry.box, geometry.grid
+    row, column = divmod(index, columns)
+    width, height = (right - left) / columns, (bottom - top) / rows
+    return Box(left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height)
+
+
 def processed(processor, image: Image.Image) -> np.ndarray:
     return processor([image], return_tensors="np")["pixel_values"][0]
 
@@ -61,7 +69,7 @@ def test_each_patch_holds_the_pixels_of_its_box(name, width, height):
         row, column = divmod(index, columns)
         patch = pixels[:, row * _PATCH : (row + 1) * _PATCH, column * _PATCH : (column + 1) * _PATCH]
         x, y, there = patch.reshape(3, -1)
-        left, top, right, bottom = geometry.patch_box(index)
+        left, top, right, bottom = box_of(geometry, index)
         if not there.any():
             assert right <= 0 or bottom <= 0 or left >= width or top >= height
             continue
@@ -77,23 +85,20 @@ def test_each_patch_holds_the_pixels_of_its_box(name, width, height):
     name=st.sampled_from(sorted(_PROCESSORS)),
     width=st.integers(100, 400),
     height=st.integers(100, 400),
-    x=st.floats(-0.2, 1.2),
-    y=st.floats(-0.2, 1.2),
+    x=st.floats(0, 1, exclude_max=True),
+    y=st.floats(0, 1, exclude_max=True),
 )
 @settings(max_examples=200, deadline=None)
-def test_a_point_is_in_the_box_of_its_patch_and_in_no_patch_outside(name, width, height, x, y):
+def test_a_pixel_has_the_value_of_the_patch_whose_box_it_is_in_and_none_outside(name, width, height, x, y):
     geometry = patch_geometry(_PROCESSORS[name], (width, height), _PATCH)
-    x, y = x * width, y * height
-    index = geometry.patch_at(x, y)
-    in_image = 0 <= x < width and 0 <= y < height
-    box = geometry.box if index is None else geometry.patch_box(index)
-    near = 1e-6 * max(width, height)
-    if index is None:
-        in_grid = box.left + near < x < box.right - near and box.top + near < y < box.bottom - near
-        assert not (in_image and in_grid)
-    else:
-        assert in_image
+    column, row = int(x * width), int(y * height)
+    value = int(geometry.mask(np.arange(1, geometry.n_patches + 1))[row, column])
+    box = box_of(geometry, value - 1) if value else geometry.box
+    x, y, near = column + 0.5, row + 0.5, 1e-6 * max(width, height)
+    if value:
         assert box.left - near <= x <= box.right + near and box.top - near <= y <= box.bottom + near
+    else:
+        assert not (box.left + near < x < box.right - near and box.top + near < y < box.bottom - near)
 
 
 @pytest.mark.parametrize("name", _PROCESSORS)
@@ -104,8 +109,8 @@ def test_the_mask_of_what_patches_see_lies_over_the_bright_region(name, size):
     # A region of two by two patches, drawn into the original, so that single patches cannot hide an offset.
     middle = geometry.grid[1] * (geometry.grid[0] // 2) + geometry.grid[1] // 2
     corner = middle - geometry.grid[1] - 1
-    left, top = (round(edge) for edge in geometry.patch_box(corner)[:2])
-    right, bottom = (round(edge) for edge in geometry.patch_box(middle)[2:])
+    left, top = (round(edge) for edge in box_of(geometry, corner)[:2])
+    right, bottom = (round(edge) for edge in box_of(geometry, middle)[2:])
     bright = np.zeros((height, width), dtype=np.uint8)
     bright[max(top, 0) : bottom, max(left, 0) : right] = 255
     seen = processed(_PROCESSORS[name], Image.fromarray(bright).convert("RGB"))[0]
@@ -135,8 +140,8 @@ def test_the_mask_is_zero_where_the_crop_cuts_off_and_each_patchs_value_within_i
 def test_an_image_smaller_than_the_crop_is_padded():
     geometry = patch_geometry(_PROCESSORS["clip, not resized"], (11, 20), _PATCH)
     assert geometry.box == (-11, -6, 21, 26)  # the odd pixel of padding goes before the image
-    assert geometry.patch_at(0, 0) == 1 and geometry.patch_at(10.9, 19.9) == 14
-    assert geometry.patch_at(-1, 5) is None
+    mask = geometry.mask(np.arange(16))
+    assert mask[0, 0] == 1 and mask[19, 10] == 14
 
 
 def test_torchvisions_backend_puts_the_odd_pixel_of_padding_behind():
@@ -168,5 +173,3 @@ def test_what_cannot_be_followed_is_refused():
         geometry.mask(np.zeros(17))
     with pytest.raises(ValueError, match="bicubic"):
         geometry.mask(np.zeros(16), "bicubic")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no patch 16"):
-        geometry.patch_box(16)
