@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and that SAELens's trainer continues from without a seam."""
+"""The checkpoints in a folder: which there are, which to continue from, and whether one fits the run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any
 
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.saes.sae import TrainingSAE
-from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError, safe_open
-
-from sae_lens_sparsemax.files import atomic_directory
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
@@ -45,20 +42,18 @@ def prepare_output(config: Any, *, resume: bool, overwrite: bool) -> None:
         overwrite: delete the checkpoints there.
 
     Raises:
-        ValueError: nothing to resume, a runner that cannot, or checkpoints that nobody said what to do with.
+        ValueError: nothing to resume, or checkpoints that nobody said what to do with.
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other.")
     folder = config.checkpoint_path
     if resume:
-        if not hasattr(config, "resume_from_checkpoint"):
-            raise ValueError(f"A run configured by {type(config).__name__} cannot be resumed.")
         if folder is None:
             raise ValueError("'checkpoint_path' is null, so there is no checkpoint to resume from.")
         config.resume_from_checkpoint = str(newest_checkpoint(folder))
         return
     earlier = list_checkpoints(folder) if folder is not None else []
-    if earlier and not overwrite and getattr(config, "resume_from_checkpoint", None) is None:
+    if earlier and not overwrite and config.resume_from_checkpoint is None:
         raise ValueError(
             f"{str(folder)!r} holds checkpoints of an earlier run, the newest after {earlier[-1].name} tokens: "
             "continue it with --resume, replace it with --overwrite, or choose another --output_path."
@@ -95,38 +90,6 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any]) -> None:
                 f"In the checkpoint {str(folder)!r} the tensor {name!r} has shape {found[name]}; "
                 f"this run needs {shape}."
             )
-
-
-def make_checkpoints_atomic(trainer: SAETrainer[Any, Any]) -> None:
-    """From now on each checkpoint of ``trainer`` appears in one step, when all its files are written."""
-    save = trainer.save_checkpoint
-
-    def save_checkpoint(
-        checkpoint_name: str,
-        base_path: Path | str | None = None,
-        wandb_aliases: list[str] | None = None,
-    ) -> None:
-        base = base_path if base_path is not None else trainer.cfg.checkpoint_path
-        if base is None:
-            save(checkpoint_name, wandb_aliases=wandb_aliases)
-            return
-        with atomic_directory(Path(base) / checkpoint_name) as new:
-            save(new.name, base_path=new.parent, wandb_aliases=wandb_aliases)
-
-    trainer.save_checkpoint = save_checkpoint
-
-
-def continue_after_checkpoint(trainer: SAETrainer[Any, Any]) -> None:
-    """Correct what SAELens's ``load_trainer_state`` leaves wrong.
-
-    - A checkpoint is written before its step is counted, so the restored step number is one behind; the
-      learning-rate scheduler has counted every step.
-    - Checkpoints due before the restored position would be written again, one per step.
-    """
-    trainer.n_training_steps = trainer.lr_scheduler.last_epoch
-    trainer.checkpoint_thresholds = [
-        threshold for threshold in trainer.checkpoint_thresholds if threshold >= trainer.n_training_samples
-    ]
 
 
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -57,18 +57,17 @@ class LoadedConfig(NamedTuple):
 
 
 def _language_model() -> tuple[type, type]:
-    from sae_lens_sparsemax.training.text_config import TextRunnerConfig
-    from sae_lens_sparsemax.training.text_runner import TrainingRunner
+    from sae_lens_sparsemax.training.config import TextRunnerConfig
+    from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 
-    return TextRunnerConfig, TrainingRunner
+    return TextRunnerConfig, TextTrainingRunner
 
 
 def _synthetic() -> tuple[type, type]:
-    from sae_lens.synthetic import SyntheticSAERunnerConfig
+    from sae_lens_sparsemax.training.config import SyntheticRunnerConfig
+    from sae_lens_sparsemax.training.synthetic_runner import SyntheticTrainingRunner
 
-    from sae_lens_sparsemax.training.synthetic import SyntheticTrainingRunner
-
-    return SyntheticSAERunnerConfig, SyntheticTrainingRunner
+    return SyntheticRunnerConfig, SyntheticTrainingRunner
 
 
 def _vision() -> tuple[type, type]:
@@ -168,17 +167,8 @@ def _build_sae(values: Mapping[str, Any]) -> TrainingSAEConfig:
     for key in ("device", "dtype"):
         if key in values:
             settings.setdefault(key, convert(values[key], str, key))
-    width = settings.get("d_in") or _synthetic_width(values)
-    config = build(config_class, {**settings, "d_in": width or 1}, "sae")
-    if not width:
-        # The runner reads the width from the model when it finds 0, which configs refuse when they are made.
-        config.d_in = 0
-    return config
-
-
-def _synthetic_width(values: Mapping[str, Any]) -> Any:
-    model = values.get("synthetic_model")
-    return model.get("hidden_dim", 0) if isinstance(model, Mapping) else 0
+    # The runner reads the width from the model when it finds 0.
+    return build(config_class, {"d_in": 0, **settings}, "sae")
 
 
 def _preset(name: Any, config_class: type[TrainingSAEConfig]) -> dict[str, Any]:

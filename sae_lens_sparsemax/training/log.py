@@ -1,7 +1,7 @@
-"""The record of a training run: one JSON line per logging step, and pictures at the end, wandb on or off.
+"""The records of a training run: JSON lines of its steps and of its evaluations, and pictures at the end.
 
-SAELens's trainer logs to wandb only. ``TrainingLog`` listens to its public ``step`` seam instead, so it
-works with every SAELens architecture and also inside ``MultiSAETrainer``.
+SAELens's trainer logs and evaluates with wandb on only; these files are written with it and without. ``trainer.py``
+calls both when it is time.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import wandb
 from sae_lens.saes.sae import TrainStepOutput
-from sae_lens.training.multi_sae_trainer import MultiSAETrainer
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.training.sae_trainer import Evaluator, SAETrainer
 
 from sae_lens_sparsemax.files import atomic_write_text
 from sae_lens_sparsemax.training.plots import plot_l0_histogram, plot_training_curves
 
 METRICS_FILENAME = "metrics.jsonl"
+EVALUATION_FILENAME = "evaluation.jsonl"
 CURVES_FILENAME = "training_curves.png"
 L0_HISTOGRAM_FILENAME = "l0_histogram.png"
 
@@ -41,47 +43,28 @@ class TrainingLog:
 
     def __init__(self, folder: Path | str, every: int = 10, histogram_steps: int = 10) -> None:
         if every < 1:
-            raise ValueError(f"every must be at least 1 step, but {every} was given.")
+            raise ValueError(f"every must be at least 1 step, got {every}")
         self.folder = Path(folder)
         self.every = every
         self._l0_per_step: deque[torch.Tensor] = deque(maxlen=histogram_steps)
         self._seconds_before = 0.0
-        self._started = 0.0
-        self._attached = False
+        self._started: float | None = None
 
     @property
     def metrics_path(self) -> Path:
         """The JSON-lines file."""
         return self.folder / METRICS_FILENAME
 
-    def attach(self, trainer: SAETrainer[Any, Any]) -> None:
-        """Log the steps of ``trainer`` from now on.
-
-        Lines of an earlier run beyond the trainer's position (all of them for a fresh trainer) are
-        dropped, so a resumed run has each step once.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [
-            line for line in read_metrics(self.metrics_path) if line["n_training_samples"] <= trainer.n_training_samples
-        ]
-        atomic_write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+    def start(self, n_training_samples: int) -> None:
+        """Begin, or go on after so many samples: lines beyond are dropped, so a resumed run has each step once."""
+        kept = _drop_lines_beyond(n_training_samples, self.metrics_path)
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
         self._started = time.perf_counter()
-        self._attached = True
-        original_step = trainer.step
-
-        def step_and_log(batch: torch.Tensor) -> TrainStepOutput:
-            output = original_step(batch)
-            # The trainer counts a step after step() returns.
-            step = trainer.n_training_steps + 1
-            if step % self.every == 0 or trainer.n_training_samples >= trainer.cfg.total_training_samples:
-                self._write(trainer, output, step)
-            return output
-
-        trainer.step = step_and_log
 
     @torch.no_grad()
-    def _write(self, trainer: SAETrainer[Any, Any], output: TrainStepOutput, step: int) -> None:
+    def write(self, trainer: SAETrainer[Any, Any], output: TrainStepOutput, step: int) -> None:
+        """Add the line of a step."""
+        assert self._started is not None, "start() comes first"
         self._l0_per_step.append(l0_per_token(output.feature_acts))
         line = {
             "step": step,
@@ -90,25 +73,46 @@ class TrainingLog:
             **trainer.build_train_step_log_dict(output, trainer.n_training_samples),
             "metrics/dead_fraction": trainer.dead_neurons.float().mean().item(),
         }
-        finite = {key: value if math.isfinite(value) else None for key, value in line.items()}
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        _add_line(line, self.metrics_path)
 
     def close(self) -> None:
-        """Draw the training curves and, if a step was logged since ``attach``, the L0 histogram."""
-        if not self._attached or not read_metrics(self.metrics_path):
+        """Draw the training curves and, if a step was logged since ``start``, the L0 histogram."""
+        if self._started is None or not read_metrics(self.metrics_path):
             return
         plot_training_curves(self.metrics_path, self.folder / CURVES_FILENAME)
         if self._l0_per_step:
             plot_l0_histogram(torch.cat(list(self._l0_per_step)), self.folder / L0_HISTOGRAM_FILENAME)
 
 
-def attach_to_each(trainer: MultiSAETrainer, folder: Path | str, every: int = 10) -> dict[str, TrainingLog]:
-    """One log per SAE of a ``MultiSAETrainer``, in ``folder/<its name>``; close each at the end."""
-    logs = {name: TrainingLog(Path(folder) / name, every) for name in trainer.trainers}
-    for name, log in logs.items():
-        log.attach(trainer.trainers[name])
-    return logs
+class EvaluationLog:
+    """Runs an evaluator while a trainer runs, for a line in ``evaluation.jsonl`` each time, and for wandb if it is on.
+
+    A line holds ``step``, ``n_training_samples`` and the evaluator's metrics.
+
+    Args:
+        folder: where the file goes; None writes none.
+        evaluator: what to run, of the signature of SAELens's evaluators.
+        every: steps between two evaluations; 0 evaluates after the last step alone.
+        prefix: of the names under which wandb shows the metrics.
+    """
+
+    def __init__(self, folder: Path | str | None, evaluator: Evaluator[Any], every: int, prefix: str = "evaluation/"):
+        self.path = Path(folder) / EVALUATION_FILENAME if folder is not None else None
+        self.evaluator, self.every, self.prefix = evaluator, every, prefix
+
+    def start(self, n_training_samples: int) -> None:
+        """Begin, or go on after so many samples: lines beyond are dropped."""
+        if self.path is not None:
+            _drop_lines_beyond(n_training_samples, self.path)
+
+    def write(self, trainer: SAETrainer[Any, Any], step: int) -> None:
+        """Evaluate the trainer's SAE as it is and add the line."""
+        metrics = self.evaluator(trainer.sae, trainer.data_provider, trainer.activation_scaler)
+        if self.path is not None:
+            _add_line({"step": step, "n_training_samples": trainer.n_training_samples, **metrics}, self.path)
+        if trainer.cfg.logger.log_to_wandb:
+            # The step before is the one SAELens logs under after this; wandb takes no earlier step later.
+            wandb.log({f"{self.prefix}{name}": value for name, value in metrics.items()}, step=step - 1)
 
 
 def l0_per_token(feature_acts: torch.Tensor) -> torch.Tensor:
@@ -145,3 +149,16 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ValueError(f"Line {number} of {path} is not JSON: {line!r:.80}.") from error
     return metrics
+
+
+def _drop_lines_beyond(n_training_samples: int, path: Path) -> list[dict[str, Any]]:
+    """Rewrite a JSON-lines file without the lines of later steps; returns those kept."""
+    kept = [line for line in read_metrics(path) if line["n_training_samples"] <= n_training_samples]
+    atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
+
+
+def _add_line(line: Mapping[str, Any], path: Path) -> None:
+    finite = {key: value if math.isfinite(value) else None for key, value in line.items()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")

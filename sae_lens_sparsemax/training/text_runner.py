@@ -1,49 +1,30 @@
-"""Training an SAE on a language model: SAELens's runner with a log, exact resume and safe saves.
-
-What is SAELens's stays SAELens's: the training loop, the evaluation during training, wandb.
-"""
+"""Training an SAE on a language model."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import logger as sae_lens_logger
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
-from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE
-from sae_lens.training.sae_trainer import SAETrainer
 from transformer_lens.hook_points import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore, ResumableActivationsStore
 from sae_lens_sparsemax.data.texts import require_one_context
-from sae_lens_sparsemax.models.language_models import check_width, hook_width, resolve_hook_name
-from sae_lens_sparsemax.training.checkpoints import (
-    check_checkpoint,
-    continue_after_checkpoint,
-    make_checkpoints_atomic,
-)
-from sae_lens_sparsemax.training.log import TrainingLog
+from sae_lens_sparsemax.models.language_models import hook_width, resolve_hook_name
+from sae_lens_sparsemax.training.config import with_width
+from sae_lens_sparsemax.training.runner import TrainingRunner
 from sae_lens_sparsemax.training.sources import cached_source, language_model, reads_cache, text_dataset
-from sae_lens_sparsemax.training.stopping import stop_between_steps
-
-logger = logging.getLogger(__name__)
 
 
-class TrainingRunner(LanguageModelSAETrainingRunner):
-    """``LanguageModelSAETrainingRunner`` for any registered architecture; ``run()`` trains and saves.
-
-    In addition: models and data as in ``models.py`` and ``text_data.py``; ``sae.d_in`` read from the hook
-    when it is 0; the seed is used; ``metrics.jsonl`` and pictures in ``output_path``; checkpoints that
-    continue bit-identically on the CPU; SIGINT and SIGTERM save a checkpoint; fused Adam.
+class TextTrainingRunner(TrainingRunner):
+    """Trains on a language model; models and data are those of ``models.language_models`` and ``data.texts``.
 
     Args:
         cfg: SAELens's config or ``TextRunnerConfig``; left as it is.
@@ -71,8 +52,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         torch.manual_seed(cfg.seed)
         model: Any = override_model if override_model is not None else language_model(cfg)
         cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
-        width = check_width(cfg.sae.d_in, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
-        cfg.sae = dataclasses.replace(cfg.sae, d_in=width)
+        cfg.sae = with_width(cfg.sae, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
         if from_cache and override_dataset is not None:
             raise ValueError("Cached activations are read instead of text: give a data set or a cache, not both.")
         dataset = override_dataset if override_dataset is not None else text_dataset(cfg)
@@ -93,50 +73,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
                 cfg.activations_mixing_fraction,
                 prefetch,
             )
-        if cfg.resume_from_checkpoint is not None:
-            check_checkpoint(cfg.resume_from_checkpoint, self.sae)
-
-    @override
-    def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> Any:
-        """Train; called by ``run()`` after a checkpoint, if any, is loaded."""
-        use_fused_adam(trainer.optimizer)
-        if self.cfg.resume_from_checkpoint is not None:
-            continue_after_checkpoint(trainer)
-        make_checkpoints_atomic(trainer)
-        log = None
-        if self.cfg.output_path is not None:
-            log = TrainingLog(self.cfg.output_path, self.cfg.logger.wandb_log_frequency)
-            log.attach(trainer)
-
-        def save() -> None:
-            if self.cfg.checkpoint_path is None:
-                logger.warning("'checkpoint_path' is null: the interrupted run is not saved.")
-            else:
-                trainer.save_checkpoint(str(trainer.n_training_samples))
-
-        try:
-            with stop_between_steps(trainer, save):
-                return trainer.fit()
-        finally:
-            if isinstance(self.activations_store, MixedActivationsStore):
-                self.activations_store.close()
-            if log is not None:
-                log.close()
-
-    @override
-    def save_final_sae(
-        self,
-        sae: TrainingSAE[Any],
-        output_path: str,
-        log_feature_sparsity: torch.Tensor | None = None,
-    ) -> None:
-        """Save the inference SAE; an earlier save is replaced only once all new files are written."""
-        final = Path(output_path)
-        final.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=final, prefix=".new-") as new:
-            super().save_final_sae(sae, new, log_feature_sparsity)
-            for file in sorted(Path(new).iterdir()):
-                file.replace(final / file.name)
+        self._check_resume()
 
     @override
     def _set_sae_metadata(self) -> None:
@@ -144,13 +81,6 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         for key in ("dataset_split", "dataset_config", "text_column", "held_out_fraction"):
             if hasattr(self.cfg, key):
                 self.sae.cfg.metadata[key] = getattr(self.cfg, key)
-
-
-def use_fused_adam(optimizer: torch.optim.Optimizer) -> None:
-    """Let Adam update each tensor in one pass, where torch can: floating point tensors on CPU or CUDA."""
-    for group in optimizer.param_groups:
-        if all(p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in group["params"]):
-            group["fused"], group["foreach"] = True, False
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from typing import Any, Generic, get_args
 from sae_lens import __version__
 from sae_lens.config import T_TRAINING_SAE_CONFIG, LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.registry import get_sae_training_class
-from sae_lens.util import str_to_dtype
 
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
+from sae_lens_sparsemax.training.config import check_choice, check_run
 
 
 @dataclass
@@ -132,25 +132,13 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
         self.act_store_device = self.act_store_device or self.device
         if self.logger.run_name is None:
             self.logger.run_name = f"{self.sae.architecture()}-{self.sae.d_sae}-LR-{self.lr}-{self.hook_name}"
-        if self.tokens not in get_args(Tokens):
-            raise ValueError(f"'tokens' must be one of {', '.join(get_args(Tokens))}, but {self.tokens!r} was given.")
-        if self.model_class_name != "HookedViT":
-            raise ValueError(f"'model_class_name' must be 'HookedViT', but {self.model_class_name!r} was given.")
-        if self.total_training_steps < 1:
-            raise ValueError(
-                f"'training_tokens' ({self.training_tokens}) must be at least one batch of "
-                f"'train_batch_size_tokens' ({self.train_batch_size_tokens})."
-            )
-        if self.lr_warm_up_steps + self.lr_decay_steps > self.total_training_steps:
-            raise ValueError(
-                f"'lr_warm_up_steps' ({self.lr_warm_up_steps}) and 'lr_decay_steps' ({self.lr_decay_steps}) do not "
-                f"fit into {self.total_training_steps} steps."
-            )
-        for name in ("dtype", "model_dtype", "cached_activations_dtype"):
-            try:
-                str_to_dtype(getattr(self, name))
-            except ValueError as error:
-                raise ValueError(f"{name!r} must be float32, float16 or bfloat16: {error}") from error
+        check_choice("tokens", self.tokens, get_args(Tokens))
+        check_choice("model_class_name", self.model_class_name, ("HookedViT",))
+        check_run(
+            self,
+            devices=("device", "model_device", "act_store_device"),
+            dtypes=("dtype", "model_dtype", "cached_activations_dtype"),
+        )
         same_split = self.eval_dataset_split == self.dataset_split
         if self.eval_dataset_path and self.eval_dataset_path == self.dataset_path and same_split:
             raise ValueError(

@@ -1,10 +1,6 @@
-"""Training an SAE on a vision model: the text runner with images in place of text.
-
-The loop, the checkpoints, the resuming, the log and the saving are those of `TrainingRunner` and of SAELens under it.
-"""
+"""Training an SAE on a vision model: images in place of text."""
 
 import copy
-import dataclasses
 import logging
 from typing import Any
 
@@ -15,24 +11,20 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_image_dataset
-from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
+from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.language_models import check_width
 from sae_lens_sparsemax.models.vision_at_hook import hook_width, model_metadata
-from sae_lens_sparsemax.training.checkpoints import check_checkpoint
-from sae_lens_sparsemax.training.eval_log import EvaluationLog
+from sae_lens_sparsemax.training.config import with_width
+from sae_lens_sparsemax.training.log import EvaluationLog
+from sae_lens_sparsemax.training.runner import TrainingRunner
 from sae_lens_sparsemax.training.sources import image_source, vision_model
-from sae_lens_sparsemax.training.text_runner import TrainingRunner
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
 logger = logging.getLogger(__name__)
 
 
 class VisionSAETrainingRunner(TrainingRunner):
-    """Trains an SAE of any registered architecture on a vision model; `run()` trains, saves and returns it.
-
-    In the output folder: the inference SAE, `metrics.jsonl`, `evaluation.jsonl`, pictures and the configuration.
-    Checkpoints continue bit-identically on the CPU, after SIGINT and SIGTERM (which save one) as after SIGKILL.
+    """Trains on a vision model, and evaluates on held-out images meanwhile.
 
     Args:
         cfg: what to do; left as it is.
@@ -56,8 +48,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         self.model: Any = override_model or vision_model(cfg)
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)
         _check_heads(cfg)
-        width = check_width(cfg.sae.d_in, hook_width(cfg.hook_name, self.model), cfg.hook_name)
-        cfg.sae = dataclasses.replace(cfg.sae, d_in=width)
+        cfg.sae = with_width(cfg.sae, hook_width(cfg.hook_name, self.model), cfg.hook_name)
         self.activations_store: Any = MixedActivationsStore(
             image_source(cfg, self.model, override_dataset),
             cfg.train_batch_size_tokens,
@@ -67,27 +58,28 @@ class VisionSAETrainingRunner(TrainingRunner):
         )
         self.sae = self._new_sae() if override_sae is None else override_sae
         self.sae.to(cfg.device)
-        if cfg.resume_from_checkpoint is not None:
-            check_checkpoint(cfg.resume_from_checkpoint, self.sae)
-        # SAELens's trainer would evaluate with wandb on alone; see `EvaluationLog`.
+        self._check_resume()
+        # SAELens's trainer would evaluate with wandb on alone.
         self.evaluator: Any = None
-        self.vision_evaluator = self._evaluator(override_eval_dataset)
+        self.evaluation = self._evaluation(override_eval_dataset)
 
     @override
-    def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> Any:
+    def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         """Train; called by `run()` after a checkpoint, if any, is loaded."""
-        self._log_images(trainer)
-        if self.vision_evaluator is not None:
-            EvaluationLog(self.cfg.output_path, self.vision_evaluator, self.cfg.eval_every_n_steps).attach(trainer)
+        store = self.activations_store
         try:
             return super().run_trainer_with_interruption_handling(trainer)
         finally:
-            store = self.activations_store
             logger.info("Trained on %d tokens of %d images.", trainer.n_training_samples, store.n_inputs)
             if store.n_bad_inputs:
                 logger.warning(
                     "%d images could not be used. The first: %s", store.n_bad_inputs, store.source.first_errors[:1]
                 )
+
+    @override
+    def _more_to_log(self) -> dict[str, Any]:
+        store = self.activations_store
+        return {"details/n_training_images": store.n_inputs, "details/n_bad_images": store.n_bad_inputs}
 
     @override
     def _set_sae_metadata(self) -> None:
@@ -106,7 +98,7 @@ class VisionSAETrainingRunner(TrainingRunner):
             return TrainingSAE.load_from_disk(self.cfg.from_pretrained_path, self.cfg.device)
         return TrainingSAE.from_dict(self.cfg.sae.to_dict())
 
-    def _evaluator(self, dataset: ImageDataset | None) -> VisionEvaluator | None:
+    def _evaluation(self, dataset: ImageDataset | None) -> EvaluationLog | None:
         cfg = self.cfg
         if dataset is None and cfg.eval_dataset_path is None:
             return None
@@ -119,7 +111,7 @@ class VisionSAETrainingRunner(TrainingRunner):
             )
         else:
             dataset = encoded_images(dataset, cfg.image_column, "for evaluation")
-        return load_evaluator(
+        evaluator = load_evaluator(
             self.model,
             dataset,
             cfg.hook_name,
@@ -132,17 +124,7 @@ class VisionSAETrainingRunner(TrainingRunner):
             batch_size=cfg.store_batch_size_images,
             max_bad_fraction=cfg.max_bad_image_fraction,
         )
-
-    def _log_images(self, trainer: SAETrainer[Any, Any]) -> None:
-        """Add the images seen, and those left out, to what the trainer logs."""
-        build = trainer.build_train_step_log_dict
-
-        def build_with_images(output: Any, n_training_samples: int) -> dict[str, Any]:
-            store = self.activations_store
-            counts = {"details/n_training_images": store.n_inputs, "details/n_bad_images": store.n_bad_inputs}
-            return build(output, n_training_samples) | counts
-
-        trainer.build_train_step_log_dict = build_with_images
+        return EvaluationLog(cfg.output_path, evaluator, cfg.eval_every_n_steps)
 
 
 def _check_heads(cfg: VisionSAERunnerConfig[Any]) -> None:

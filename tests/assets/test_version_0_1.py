@@ -13,8 +13,8 @@ from sae_lens.config import LoggingConfig
 from safetensors.torch import load_file
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.training.text_config import TextRunnerConfig
-from sae_lens_sparsemax.training.text_runner import TrainingRunner
+from sae_lens_sparsemax.training.config import TextRunnerConfig
+from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.support.tiny_language_model import documents, save_tiny_llama
 
 SAVED = Path(__file__).parent / "version_0_1"
@@ -62,7 +62,7 @@ def test_a_checkpoint_continues_to_the_sae_that_its_run_ended_with(tmp_path, mon
         logger=LoggingConfig(log_to_wandb=False),
         verbose=False,
     )
-    TrainingRunner(config).run()
+    TextTrainingRunner(config).run()
     ended = load_file("sae/sae_weights.safetensors")
     expected = load_file(SAVED / "sae" / "sae_weights.safetensors")
     assert ended.keys() == expected.keys()

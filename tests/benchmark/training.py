@@ -19,7 +19,7 @@ from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 from sae_lens_sparsemax.settings.overrides import split_overrides
 from sae_lens_sparsemax.training.config_file import load_config
 from sae_lens_sparsemax.training.memory import keep_freed_memory
-from sae_lens_sparsemax.training.text_runner import TrainingRunner
+from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.benchmark.measure import peak_bytes
 from tests.benchmark.naive import NaiveTrainingSAE
 
@@ -37,7 +37,7 @@ SHARES = ("model", "forward", "backward", "optimizer", "other")
 _WARM_UP = 3
 
 
-class _TimedRunner(TrainingRunner):
+class _TimedRunner(TextTrainingRunner):
     """Trains without saving or logging, and takes the time of the parts of each step."""
 
     seconds: dict[str, list[float]]

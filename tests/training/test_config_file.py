@@ -7,8 +7,8 @@ from sae_lens.synthetic import SyntheticSAERunnerConfig, ZipfianFiringProbabilit
 
 from sae_lens_sparsemax import PRESETS, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.cli.quickstart_text import quickstart_config
+from sae_lens_sparsemax.training.config import TextRunnerConfig
 from sae_lens_sparsemax.training.config_file import config_from_values, load_config
-from sae_lens_sparsemax.training.text_config import TextRunnerConfig
 from tests.support.places import CONFIGS
 
 TEXT = {

@@ -9,7 +9,8 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.training.log import TrainingLog, attach_to_each, l0_per_token, read_metrics
+from sae_lens_sparsemax.training.log import TrainingLog, l0_per_token, read_metrics
+from sae_lens_sparsemax.training.trainer import adapt
 
 
 def make_trainer(n_steps: int = 7, architecture: str = "topk") -> SAETrainer:
@@ -37,7 +38,7 @@ def test_every_nth_step_and_the_last_are_logged_with_the_trainers_own_numbers(tm
 
     trainer.build_train_step_log_dict = remember
     log = TrainingLog(tmp_path, every=3)
-    log.attach(trainer)
+    adapt(trainer, log=log)
     trainer.fit()
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [3, 6, 7]
@@ -52,7 +53,7 @@ def test_a_fresh_run_starts_a_fresh_log_and_a_resumed_one_keeps_what_it_passed(t
     def run(position: int) -> None:
         trainer = make_trainer()
         trainer.n_training_steps, trainer.n_training_samples = position, 16 * position
-        TrainingLog(tmp_path, every=1).attach(trainer)
+        adapt(trainer, log=TrainingLog(tmp_path, every=1))
         trainer.fit()
 
     run(0)
@@ -72,7 +73,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped_and_other_damage_is_named(tmp_pa
     assert steps_of(path) == [1]
     trainer = make_trainer()
     trainer.n_training_steps, trainer.n_training_samples = 1, 16
-    TrainingLog(tmp_path, every=1).attach(trainer)
+    adapt(trainer, log=TrainingLog(tmp_path, every=1))
     trainer.fit()
     assert steps_of(path) == [1, 2, 3, 4, 5, 6, 7]
     path.write_text("oops\n" + path.read_text())
@@ -83,7 +84,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped_and_other_damage_is_named(tmp_pa
 def test_values_that_are_not_finite_become_null(tmp_path):
     trainer = make_trainer(1)
     trainer.build_train_step_log_dict = lambda output, n: {"metrics/a": math.nan, "metrics/b": math.inf}
-    TrainingLog(tmp_path, every=1).attach(trainer)
+    adapt(trainer, log=TrainingLog(tmp_path, every=1))
     trainer.fit()
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
     assert line["metrics/a"] is None
@@ -95,14 +96,14 @@ def test_closing_draws_both_pictures(tmp_path, architecture):
     """For dense and for sparse activations."""
     trainer = make_trainer(architecture=architecture)
     log = TrainingLog(tmp_path, every=2)
-    log.attach(trainer)
+    adapt(trainer, log=log)
     trainer.fit()
     log.close()
     for name in ("training_curves.png", "l0_histogram.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_log_that_was_never_attached_draws_nothing(tmp_path):
+def test_a_log_that_was_never_started_draws_nothing(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "metrics/l0": 1.0}\n')
     TrainingLog(tmp_path).close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -114,7 +115,8 @@ def test_each_sae_of_a_multi_sae_trainer_has_its_own_log(tmp_path):
     batches = iter(lambda: {"hook": torch.randn(16, 4)}, None)
     config = SAETrainerConfig(total_training_samples=64, train_batch_size_samples=16, lr_end=1e-4)
     trainer = MultiSAETrainer(config, saes, dict.fromkeys(saes, "hook"), batches)
-    attach_to_each(trainer, tmp_path, every=2)
+    for name, each in trainer.trainers.items():
+        adapt(each, log=TrainingLog(tmp_path / name, every=2))
     trainer.fit()
     for name, k in (("a", 1), ("b", 3)):
         lines = read_metrics(tmp_path / name / "metrics.jsonl")
@@ -134,5 +136,5 @@ def test_l0_is_the_same_for_every_layout():
 
 
 def test_an_interval_below_one_step_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="every must be at least 1 step, but 0"):
+    with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
         TrainingLog(tmp_path, every=0)

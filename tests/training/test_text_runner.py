@@ -9,14 +9,14 @@ import torch
 from sae_lens import SAE, TopKTrainingSAEConfig
 from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.training._interruption import InterruptedException
+from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
 
 from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.training import text_runner as runner_module
 from sae_lens_sparsemax.training.checkpoints import newest_checkpoint
+from sae_lens_sparsemax.training.config import TextRunnerConfig
 from sae_lens_sparsemax.training.log import TrainingLog, read_metrics
-from sae_lens_sparsemax.training.text_config import TextRunnerConfig
-from sae_lens_sparsemax.training.text_runner import TrainingRunner
+from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.support.tiny_language_model import documents
 
 D_MODEL = 16
@@ -77,7 +77,7 @@ def without_times(path: Path) -> list[dict]:
 
 
 def test_a_run_leaves_a_loadable_sae_a_log_and_pictures(tiny_model_folder, text_file, tmp_path):
-    TrainingRunner(make_config(tiny_model_folder, text_file, tmp_path)).run()
+    TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path)).run()
 
     sae = SAE.load_from_disk(tmp_path)
     assert sae.cfg.d_in == D_MODEL
@@ -99,14 +99,14 @@ def test_a_run_leaves_a_loadable_sae_a_log_and_pictures(tiny_model_folder, text_
 def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_model_folder, text_file, tmp_path, sae):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     common = {"sae": sae, "n_checkpoints": 4, "n_batches_for_norm_estimate": 9}
-    TrainingRunner(make_config(tiny_model_folder, text_file, whole, **common)).run()
+    TextTrainingRunner(make_config(tiny_model_folder, text_file, whole, **common)).run()
     checkpoints = sorted((whole / "checkpoints").iterdir(), key=lambda path: int(path.name))
     assert [path.name for path in checkpoints] == ["288", "544", "800", "1056"]
 
     for checkpoint in checkpoints:
         torch.manual_seed(1234)
         config = make_config(tiny_model_folder, text_file, resumed, **common, resume_from_checkpoint=str(checkpoint))
-        TrainingRunner(config).run()
+        TextTrainingRunner(config).run()
         assert_same_files(whole, resumed)
         steps_before = int(checkpoint.name) // BATCH
         assert (
@@ -117,12 +117,12 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_model_folder, t
 
 @pytest.mark.usefixtures("without_pictures")
 def test_checkpoints_already_passed_are_not_written_again(tiny_model_folder, text_file, tmp_path):
-    TrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, n_checkpoints=4)).run()
+    TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, n_checkpoints=4)).run()
     checkpoints = tmp_path / "checkpoints"
     newest = newest_checkpoint(checkpoints)
     before = sorted(path.name for path in checkpoints.iterdir())
     config = make_config(tiny_model_folder, text_file, tmp_path, n_checkpoints=4, resume_from_checkpoint=str(newest))
-    TrainingRunner(config).run()
+    TextTrainingRunner(config).run()
     assert sorted(path.name for path in checkpoints.iterdir()) == before
 
 
@@ -132,33 +132,33 @@ def test_a_signal_saves_a_checkpoint_that_continues_exactly(
     tiny_model_folder, text_file, tmp_path, stop_signal, monkeypatch
 ):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    TrainingRunner(make_config(tiny_model_folder, text_file, whole)).run()
+    TextTrainingRunner(make_config(tiny_model_folder, text_file, whole)).run()
 
-    original_attach = runner_module.TrainingLog.attach
+    original_fit = SAETrainer.fit
 
-    def attach_and_stop_at_step_14(self, trainer):
-        original_attach(self, trainer)
-        step = trainer.step
+    def fit_and_stop_at_step_14(self):
+        step = self.step
 
         def step_with_signal(batch):
             # 14 is a multiple of the sparsity window, the step at which the running statistics restart.
-            if trainer.n_training_steps == 13:
+            if self.n_training_steps == 13:
                 os.kill(os.getpid(), stop_signal)
             return step(batch)
 
-        trainer.step = step_with_signal
+        self.step = step_with_signal
+        return original_fit(self)
 
-    monkeypatch.setattr(runner_module.TrainingLog, "attach", attach_and_stop_at_step_14)
+    monkeypatch.setattr(SAETrainer, "fit", fit_and_stop_at_step_14)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.raises(InterruptedException):
-        TrainingRunner(make_config(tiny_model_folder, text_file, stopped)).run()
+        TextTrainingRunner(make_config(tiny_model_folder, text_file, stopped)).run()
     assert {number: signal.getsignal(number) for number in handlers} == handlers
     monkeypatch.undo()
 
     checkpoint = newest_checkpoint(stopped / "checkpoints")
     assert int(checkpoint.name) == 14 * BATCH
     config = make_config(tiny_model_folder, text_file, stopped, resume_from_checkpoint=str(checkpoint))
-    TrainingRunner(config).run()
+    TextTrainingRunner(config).run()
     assert_same_files(whole, stopped)
     assert without_times(stopped / "metrics.jsonl") == without_times(whole / "metrics.jsonl")
 
@@ -166,7 +166,7 @@ def test_a_signal_saves_a_checkpoint_that_continues_exactly(
 @pytest.mark.usefixtures("without_pictures")
 def test_training_works_outside_the_main_thread(tiny_model_folder, text_file, tmp_path):
     config = make_config(tiny_model_folder, text_file, tmp_path)
-    thread = threading.Thread(target=lambda: TrainingRunner(config).run())
+    thread = threading.Thread(target=lambda: TextTrainingRunner(config).run())
     thread.start()
     thread.join()
     assert (tmp_path / "sae_weights.safetensors").is_file()
@@ -176,14 +176,14 @@ def test_training_works_outside_the_main_thread(tiny_model_folder, text_file, tm
 def test_the_seed_decides_the_run(tiny_model_folder, text_file, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.manual_seed(ord(name))
-        TrainingRunner(make_config(tiny_model_folder, text_file, tmp_path / name, seed=seed)).run()
+        TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path / name, seed=seed)).run()
     assert_same_files(tmp_path / "a", tmp_path / "b")
     with pytest.raises(AssertionError):
         assert_same_files(tmp_path / "a", tmp_path / "c")
 
 
 def test_an_error_in_a_step_leaves_checkpoints_and_log_usable(tiny_model_folder, text_file, tmp_path, monkeypatch):
-    original_fit = runner_module.SAETrainer.fit
+    original_fit = SAETrainer.fit
 
     def fit_with_failure(self):
         step = self.step
@@ -196,22 +196,22 @@ def test_an_error_in_a_step_leaves_checkpoints_and_log_usable(tiny_model_folder,
         self.step = failing_step
         return original_fit(self)
 
-    monkeypatch.setattr(runner_module.SAETrainer, "fit", fit_with_failure)
+    monkeypatch.setattr(SAETrainer, "fit", fit_with_failure)
     config = make_config(tiny_model_folder, text_file, tmp_path, n_checkpoints=2)
     with pytest.raises(ValueError, match="hold NaN in step 31"):
-        TrainingRunner(config).run()
+        TextTrainingRunner(config).run()
     monkeypatch.undo()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 30
     assert (tmp_path / "training_curves.png").is_file()
     newest = newest_checkpoint(tmp_path / "checkpoints")
     config = make_config(tiny_model_folder, text_file, tmp_path, resume_from_checkpoint=str(newest))
-    TrainingRunner(config).run()
+    TextTrainingRunner(config).run()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == STEPS
 
 
 @pytest.mark.usefixtures("without_pictures")
 def test_a_save_that_fails_leaves_the_last_checkpoint_and_sae(tiny_model_folder, text_file, tmp_path, monkeypatch):
-    TrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, n_checkpoints=1)).run()
+    TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, n_checkpoints=1)).run()
     weights = (tmp_path / "sae_weights.safetensors").read_bytes()
     checkpoint = newest_checkpoint(tmp_path / "checkpoints")
     saved = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
@@ -222,7 +222,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_and_sae(tiny_model_folder,
     monkeypatch.setattr("sae_lens.llm_sae_training_runner.json.dump", no_space)
     for changes in ({"n_checkpoints": 1, "seed": 7}, {"seed": 7}):
         with pytest.raises(OSError, match="No space left"):
-            TrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, **changes)).run()
+            TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, **changes)).run()
         assert (tmp_path / "sae_weights.safetensors").read_bytes() == weights
         assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == saved
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [checkpoint.name]
@@ -231,14 +231,14 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_and_sae(tiny_model_folder,
 
 @pytest.mark.usefixtures("without_pictures")
 def test_a_checkpoint_that_does_not_fit_is_refused(tiny_model_folder, text_file, tmp_path):
-    TrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, n_checkpoints=1)).run()
+    TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, n_checkpoints=1)).run()
     checkpoint = str(newest_checkpoint(tmp_path / "checkpoints"))
 
     def resume(**changes):
         config = make_config(
             tiny_model_folder, text_file, tmp_path / "other", resume_from_checkpoint=checkpoint, **changes
         )
-        TrainingRunner(config).run()
+        TextTrainingRunner(config).run()
 
     with pytest.raises(ValueError, match=r"'W_dec' has shape \(32, 16\); this run needs \(64, 16\)|'W_enc'|'b_enc'"):
         resume(sae=TopKTrainingSAEConfig(d_in=D_MODEL, d_sae=64, k=4))
@@ -256,21 +256,21 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tiny_model_folder, text_file,
 @pytest.mark.usefixtures("without_pictures")
 def test_a_prefetching_run_is_resumed_without_prefetching_and_says_so(tiny_model_folder, text_file, tmp_path, caplog):
     config = make_config(tiny_model_folder, text_file, tmp_path, prefetch_llm_batches=True, n_checkpoints=1)
-    TrainingRunner(config).run()
+    TextTrainingRunner(config).run()
     checkpoint = newest_checkpoint(tmp_path / "checkpoints")
     assert not (checkpoint / "data_state.safetensors").exists()
     config = make_config(tiny_model_folder, text_file, tmp_path, resume_from_checkpoint=str(checkpoint))
-    TrainingRunner(config).run()
+    TextTrainingRunner(config).run()
     assert "is not exact: it has no data_state.safetensors" in caplog.text
     config.prefetch_llm_batches = True
     with pytest.raises(ValueError, match="cannot be resumed with 'prefetch_llm_batches'"):
-        TrainingRunner(config)
+        TextTrainingRunner(config)
 
 
 @pytest.mark.usefixtures("without_pictures")
 def test_width_hook_and_data_mistakes_are_named(tiny_model_folder, text_file, tmp_path):
     def run(**changes):
-        TrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, **changes))
+        TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, **changes))
 
     with pytest.raises(ValueError, match=r"'sae\.d_in' is 8, but .*'blocks\.0\.hook_out' are 16 wide"):
         run(sae=TopKTrainingSAEConfig(d_in=8, d_sae=32, k=4))
@@ -298,6 +298,6 @@ def test_the_hosts_own_config_class_works(tiny_model_folder, text_file, tmp_path
         checkpoint_path=None,
         logger=LoggingConfig(log_to_wandb=False),
     )
-    TrainingRunner(config).run()
+    TextTrainingRunner(config).run()
     assert SAE.load_from_disk(tmp_path).cfg.metadata.hook_name == HOOK_NAME
     assert config.sae.d_in == 0

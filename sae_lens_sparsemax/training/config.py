@@ -1,0 +1,167 @@
+"""The configurations of training runs: what all of them are checked for, and those on text and on synthetic data.
+
+That on images is in ``vision_config.py``. Field names are SAELens's wherever it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic
+
+import torch
+from sae_lens.config import T_TRAINING_SAE_CONFIG, LanguageModelSAERunnerConfig
+from sae_lens.constants import DTYPE_MAP
+from sae_lens.saes.sae import TrainingSAEConfig
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
+
+from sae_lens_sparsemax.models.language_models import check_width
+from sae_lens_sparsemax.settings.nearest import nearest
+
+_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+_MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM", "TransformerBridge")
+
+
+@dataclass
+class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Generic[T_TRAINING_SAE_CONFIG]):
+    """SAELens's ``LanguageModelSAERunnerConfig`` with the same field names, and:
+
+    - ``dataset_path`` may also be a local file (jsonl, json, parquet, txt; globs allowed) or folder;
+    - ``model_class_name`` may also be ``"TransformerBridge"``, which loads local folders as well;
+    - ``checkpoint_path`` is used as given (SAELens appends a random suffix);
+    - remote code of data sets is never run.
+
+    Raises:
+        ValueError: a value that SAELens would refuse only after loading the model, or never.
+    """
+
+    dataset_trust_remote_code: bool = False
+    """Must stay False."""
+    dataset_split: str = "train"
+    """Split of the data set, in the slice syntax of ``datasets`` (``train[:1%]`` when not streaming)."""
+    dataset_config: str | None = None
+    """Name of the data set's configuration, where it has several."""
+    text_column: str = "text"
+    """Column that holds the text, where it is not called ``text``."""
+    held_out_fraction: float = 0.0
+    """Leave out of training the documents whose hash falls into twice this fraction: one share for validation, one
+    for ``sparsemax-sae evaluate --suite text``; see ``data.texts.part_of_document``."""
+
+    cached_activations_dtype: str = "float32"
+    """Type of the numbers that `sparsemax-sae cache-activations` stores in `cached_activations_path`, which training
+    then reads in place of the model; float16 and bfloat16 take half the space."""
+
+    def __post_init__(self) -> None:
+        if self.dataset_trust_remote_code:
+            raise ValueError(
+                "'dataset_trust_remote_code' cannot be true: code from a data set is never run; "
+                "use a parquet or JSON lines version of the data set."
+            )
+        check_choice("model_class_name", self.model_class_name, _MODEL_CLASSES)
+        check_run(
+            self,
+            devices=("device", "llm_device", "act_store_device"),
+            dtypes=("dtype", "cached_activations_dtype"),
+        )
+        batch = self.train_batch_size_tokens
+        per_context = len(range(self.context_size)[slice(*self.seqpos_slice)])
+        if per_context and self.n_batches_in_buffer * per_context < batch:
+            raise ValueError(
+                f"'n_batches_in_buffer' ({self.n_batches_in_buffer}) times the positions used per context "
+                f"({per_context}) must be at least 'train_batch_size_tokens' ({batch}): "
+                f"set 'n_batches_in_buffer' to {-(-batch // per_context)} or more."
+            )
+        if not 0 <= self.held_out_fraction < 0.5:
+            raise ValueError(f"'held_out_fraction' must lie between 0 and 0.5, got {self.held_out_fraction}")
+        checkpoint_path = self.checkpoint_path
+        super().__post_init__()
+        self.checkpoint_path = checkpoint_path
+
+
+@dataclass
+class SyntheticRunnerConfig(SyntheticSAERunnerConfig[T_TRAINING_SAE_CONFIG], Generic[T_TRAINING_SAE_CONFIG]):
+    """SAELens's ``SyntheticSAERunnerConfig``, whose runs can be resumed.
+
+    Raises:
+        ValueError: a value that SAELens would refuse only when it trains, or never.
+    """
+
+    resume_from_checkpoint: str | None = None
+    """Checkpoint to continue from."""
+
+    # What SAELens's runner asks of every configuration, and what this one has no use for.
+    prefetch_llm_batches: ClassVar[bool] = False
+    compile_sae: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_run(self, devices=("device",), tokens="training_samples", batch="batch_size")
+        if isinstance(self.synthetic_model, SyntheticModelConfig):
+            self.sae = with_width(self.sae, self.synthetic_model.hidden_dim, "synthetic_model")
+
+
+def check_run(
+    cfg: Any,
+    *,
+    devices: Sequence[str],
+    dtypes: Sequence[str] = (),
+    tokens: str = "training_tokens",
+    batch: str = "train_batch_size_tokens",
+) -> None:
+    """What every run's configuration must fulfil, whatever it trains on.
+
+    Args:
+        cfg: a runner's configuration.
+        devices: its fields that name a torch device.
+        dtypes: its fields that name a type of numbers.
+        tokens, batch: its fields with the tokens to train on, and those in a step.
+
+    Raises:
+        ValueError: a name that does not exist, a device that is not there, sizes that do not fit together.
+    """
+    check_choice("lr_scheduler_name", cfg.lr_scheduler_name.lower(), _SCHEDULERS)
+    for key in dtypes:
+        check_choice(key, getattr(cfg, key), DTYPE_MAP)
+    for key in devices:
+        _check_device(key, getattr(cfg, key))
+    if (getattr(cfg, "model_from_pretrained_kwargs", None) or {}).get("trust_remote_code"):
+        raise ValueError("'trust_remote_code' cannot be true: code from a model's repository is never run.")
+    mixing = getattr(cfg, "activations_mixing_fraction", 0.0)
+    if not 0 <= mixing <= 1:
+        raise ValueError(f"'activations_mixing_fraction' must lie between 0 and 1, got {mixing}")
+    steps = cfg.total_training_steps
+    if steps < 1:
+        raise ValueError(
+            f"{tokens!r} must be at least one batch of {batch!r} ({getattr(cfg, batch)}), got {getattr(cfg, tokens)}"
+        )
+    if cfg.lr_warm_up_steps + cfg.lr_decay_steps > steps:
+        raise ValueError(
+            f"'lr_warm_up_steps' ({cfg.lr_warm_up_steps}) and 'lr_decay_steps' ({cfg.lr_decay_steps}) do not fit into "
+            f"the {steps} steps that {tokens!r} and {batch!r} allow."
+        )
+
+
+def check_choice(key: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:
+    """Raise a ValueError that names the nearest choice, unless ``value`` is one."""
+    if value not in choices:
+        raise ValueError(
+            f"{key!r} must be one of {', '.join(choices)}, got {value!r}; the nearest is {nearest(value, choices)!r}."
+        )
+
+
+def with_width(sae: TrainingSAEConfig, width: int, hook_name: str) -> Any:
+    """A copy of an SAE's configuration for activations of this width; a ``d_in`` other than that and 0 is refused."""
+    return replace(sae, d_in=check_width(sae.d_in, width, hook_name))
+
+
+def _check_device(key: str, value: Any) -> None:
+    if value is None or value == "with_model":
+        return
+    try:
+        device = torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"{key!r} must be a torch device such as cpu, cuda or mps, got {value!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{key!r} must be a device of this machine, got {value!r}: torch finds no CUDA; use cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"{key!r} must be a device of this machine, got {value!r}: torch finds no MPS; use cpu.")

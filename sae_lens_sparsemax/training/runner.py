@@ -1,0 +1,86 @@
+"""What every training run shares: SAELens's runner with a log, exact resume and safe saves, whatever the activations.
+
+What is SAELens's stays SAELens's: making the trainer, its loop, loading a checkpoint, wandb.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
+from typing_extensions import override
+
+from sae_lens_sparsemax.activations.store import MixedActivationsStore
+from sae_lens_sparsemax.training.checkpoints import check_checkpoint
+from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
+from sae_lens_sparsemax.training.trainer import adapt
+
+
+class TrainingRunner(LanguageModelSAETrainingRunner):
+    """``run()`` trains an SAE of any registered architecture, saves it and returns it.
+
+    In ``output_path``: the inference SAE, ``metrics.jsonl``, pictures, the configuration, and where something is
+    evaluated ``evaluation.jsonl``. On the CPU, checkpoints continue to the bit, after SIGINT and SIGTERM (which save
+    one) as after SIGKILL.
+
+    A subclass sets ``cfg``, ``model``, ``sae``, ``activations_store`` and ``evaluator`` when it is made (SAELens's
+    constructor does so for language models), then calls ``_check_resume``.
+    """
+
+    evaluation: EvaluationLog | None = None
+    """What is measured while training, with wandb or without."""
+
+    @override
+    def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
+        """Train; called by ``run()`` after a checkpoint, if any, is loaded."""
+        cfg = self.cfg
+        log = None
+        if cfg.output_path is not None:
+            log = TrainingLog(cfg.output_path, cfg.logger.wandb_log_frequency)
+        trainer = adapt(
+            trainer,
+            log=log,
+            evaluation=self.evaluation,
+            more_to_log=self._more_to_log,
+            resumed=cfg.resume_from_checkpoint is not None,
+        )
+        try:
+            with trainer.stopping_on_signals():
+                return trainer.fit()
+        finally:
+            if isinstance(self.activations_store, MixedActivationsStore):
+                self.activations_store.close()
+            if log is not None:
+                log.close()
+
+    @override
+    def save_final_sae(
+        self,
+        sae: TrainingSAE[Any],
+        output_path: str,
+        log_feature_sparsity: torch.Tensor | None = None,
+    ) -> None:
+        """Save the inference SAE; an earlier save is replaced only once all new files are written."""
+        final = Path(output_path)
+        final.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=final, prefix=".new-") as new:
+            self._write_final(sae, new, log_feature_sparsity)
+            for file in sorted(Path(new).iterdir()):
+                file.replace(final / file.name)
+
+    def _write_final(self, sae: TrainingSAE[Any], folder: str, log_feature_sparsity: torch.Tensor | None) -> None:
+        super().save_final_sae(sae, folder, log_feature_sparsity)
+
+    def _more_to_log(self) -> dict[str, Any]:
+        """What the log holds beside SAELens's numbers."""
+        return {}
+
+    def _check_resume(self) -> None:
+        """Refuse a checkpoint of another SAE before any work is done."""
+        if self.cfg.resume_from_checkpoint is not None:
+            check_checkpoint(self.cfg.resume_from_checkpoint, self.sae)

@@ -1,0 +1,169 @@
+"""SAELens's trainer as our runs use it: all that we change in it, in one place.
+
+SAELens's runners make their ``SAETrainer`` inside ``run()`` and offer no way to name another class. ``adapt`` turns the
+instance that they made into a ``RunTrainer``, which overrides SAELens's small methods and copies no loop:
+
+- ``step`` also writes the log, and evaluates when it is time;
+- ``save_checkpoint`` leaves a whole checkpoint or none;
+- ``maybe_reset_sparsity``, the first call of each step, stops the run if a signal asked for it.
+
+What a run over several processes needs belongs here as well: ``step`` and ``set_final_sae_metadata`` are its seams.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training._interruption import InterruptedException
+from sae_lens.training.sae_trainer import SAETrainer
+from typing_extensions import override
+
+from sae_lens_sparsemax.files import atomic_directory
+from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunTrainer(SAETrainer[Any, Any]):
+    """``SAETrainer`` that logs without wandb, evaluates, saves whole checkpoints and stops between two steps.
+
+    Made by ``adapt``, never by its constructor.
+    """
+
+    log: TrainingLog | None
+    evaluation: EvaluationLog | None
+    more_to_log: Callable[[], dict[str, Any]]
+    _stop_asked_for: threading.Event
+
+    @override
+    def step(self, batch: torch.Tensor) -> TrainStepOutput:
+        output = super().step(batch)
+        step = self.n_training_steps + 1  # counted after step() returns
+        if self.evaluation is not None and self._is_due(step, self.evaluation.every):
+            self.evaluation.write(self, step)
+        if self.log is not None and self._is_due(step, self.log.every):
+            self.log.write(self, output, step)
+        return output
+
+    def _is_due(self, step: int, every: int) -> bool:
+        """Whether what happens ``every`` so many steps (0: never) and after the last one happens after this one."""
+        is_last = self.n_training_samples >= self.cfg.total_training_samples
+        return is_last or (every > 0 and step % every == 0)
+
+    @override
+    def build_train_step_log_dict(self, output: TrainStepOutput, n_training_samples: int) -> dict[str, Any]:
+        return super().build_train_step_log_dict(output, n_training_samples) | self.more_to_log()
+
+    @override
+    def save_checkpoint(
+        self,
+        checkpoint_name: str,
+        base_path: Path | str | None = None,
+        wandb_aliases: list[str] | None = None,
+    ) -> None:
+        """Save as SAELens does; the checkpoint appears in one step, when all its files are written."""
+        base = base_path if base_path is not None else self.cfg.checkpoint_path
+        if base is None:
+            super().save_checkpoint(checkpoint_name, wandb_aliases=wandb_aliases)
+            return
+        with atomic_directory(Path(base) / checkpoint_name) as new:
+            super().save_checkpoint(new.name, base_path=new.parent, wandb_aliases=wandb_aliases)
+
+    @override
+    def maybe_reset_sparsity(self) -> dict[str, Any]:
+        # The first thing the loop does in each step, when the previous one is complete and counted.
+        if self._stop_asked_for.is_set():
+            if self.cfg.checkpoint_path is None:
+                logger.warning("'checkpoint_path' is null: the interrupted run is not saved.")
+            else:
+                self.save_checkpoint(str(self.n_training_samples))
+            raise InterruptedException("training was stopped by a signal")
+        return super().maybe_reset_sparsity()
+
+    @contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """Inside the block, the first Ctrl-C or SIGTERM ends training after the current step, with a checkpoint.
+
+        SAELens raises from the signal handler, in the middle of a step: weights, optimizer and counters may then
+        belong to different steps. A second signal raises KeyboardInterrupt at once, and nothing is saved. The previous
+        handlers are back after the block. Outside the main thread, where Python allows no handlers, nothing changes.
+
+        Raises:
+            InterruptedException: SAELens's, when the checkpoint is saved.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, _frame: Any) -> None:
+            if self._stop_asked_for.is_set():
+                raise KeyboardInterrupt
+            self._stop_asked_for.set()
+            logger.warning("%s: stopping after this step; once more stops without saving.", signal.Signals(number).name)
+
+        previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def adapt(
+    trainer: SAETrainer[Any, Any],
+    *,
+    log: TrainingLog | None = None,
+    evaluation: EvaluationLog | None = None,
+    more_to_log: Callable[[], dict[str, Any]] = dict,
+    resumed: bool = False,
+) -> RunTrainer:
+    """Turn a trainer, before its first step and after its checkpoint is loaded, into a ``RunTrainer``.
+
+    Args:
+        trainer: SAELens's, also one of those in a ``MultiSAETrainer``; it is changed, and given back.
+        log: writes the steps from now on; lines beyond the trainer's position are dropped from its file.
+        evaluation: measures the SAE from now on, in the same way.
+        more_to_log: gives further values for every step that is logged.
+        resumed: a checkpoint was loaded.
+    """
+    _use_fused_adam(trainer.optimizer)
+    if resumed:
+        _continue_after_checkpoint(trainer)
+    for record in (log, evaluation):
+        if record is not None:
+            record.start(trainer.n_training_samples)
+    trainer.__class__ = RunTrainer
+    assert isinstance(trainer, RunTrainer)
+    trainer.log, trainer.evaluation, trainer.more_to_log = log, evaluation, more_to_log
+    trainer._stop_asked_for = threading.Event()
+    return trainer
+
+
+def _use_fused_adam(optimizer: torch.optim.Optimizer) -> None:
+    """Let Adam update each tensor in one pass, where torch can: floating point tensors on CPU or CUDA."""
+    for group in optimizer.param_groups:
+        if all(p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in group["params"]):
+            group["fused"], group["foreach"] = True, False
+
+
+def _continue_after_checkpoint(trainer: SAETrainer[Any, Any]) -> None:
+    """Correct what SAELens's ``load_trainer_state`` leaves wrong.
+
+    - A checkpoint is written before its step is counted, so the restored step number is one behind; the
+      learning-rate scheduler has counted every step.
+    - Checkpoints due before the restored position would be written again, one per step.
+    """
+    trainer.n_training_steps = trainer.lr_scheduler.last_epoch
+    trainer.checkpoint_thresholds = [
+        threshold for threshold in trainer.checkpoint_thresholds if threshold >= trainer.n_training_samples
+    ]
