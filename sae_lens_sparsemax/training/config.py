@@ -14,6 +14,7 @@ from sae_lens.config import T_TRAINING_SAE_CONFIG, LanguageModelSAERunnerConfig
 from sae_lens.constants import DTYPE_MAP
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
+from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_SYNTHETIC_CONFIG
 
 from sae_lens_sparsemax.models.language_models import check_width
 from sae_lens_sparsemax.settings.nearest import nearest
@@ -79,7 +80,7 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
 
 
 @dataclass
-class SyntheticRunnerConfig(SyntheticSAERunnerConfig[T_TRAINING_SAE_CONFIG], Generic[T_TRAINING_SAE_CONFIG]):
+class SyntheticRunnerConfig(SyntheticSAERunnerConfig[T_SYNTHETIC_CONFIG], Generic[T_SYNTHETIC_CONFIG]):
     """SAELens's ``SyntheticSAERunnerConfig``, whose runs can be resumed.
 
     Raises:

@@ -61,7 +61,7 @@ class SyntheticTrainingRunner(TrainingRunner):
         self._final_eval: Any = None
 
     @override
-    def run(self) -> SyntheticSAERunnerResult:
+    def run(self) -> SyntheticSAERunnerResult:  # type: ignore[override]
         """Train, measure against the true features, and save."""
         sae = super().run()
         output = None if self.cfg.output_path is None else Path(self.cfg.output_path)
