@@ -15,7 +15,7 @@ from sae_lens_sparsemax.activations.cache_reader import ActivationTable, CachedA
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
-from sae_lens_sparsemax.training.text_runner import TrainingRunner
+from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.activations.test_cache import make_cache
 from tests.support.tiny_language_model import documents
 from tests.support.tiny_training import make_files
@@ -34,7 +34,7 @@ def text_file(tmp_path_factory) -> Path:
 
 
 def weights(config) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in TrainingRunner(config).run().state_dict().items()}
+    return {name: tensor.clone() for name, tensor in TextTrainingRunner(config).run().state_dict().items()}
 
 
 def assert_equal(found, expected):
@@ -85,10 +85,10 @@ def test_a_checkpoint_continues_with_the_source_it_was_made_with_alone(settings,
     for made_with, resumed_with, message in (({}, cached, "made without a cache"), (cached, {}, "made with cached")):
         config = settings(**made_with, n_checkpoints=1)
         config.checkpoint_path = str(tmp_path / f"checkpoints-{len(made_with)}")
-        TrainingRunner(config).run()
+        TextTrainingRunner(config).run()
         (checkpoint,) = list_checkpoints(config.checkpoint_path)
         with pytest.raises(ValueError, match=message):
-            TrainingRunner(settings(**resumed_with, resume_from_checkpoint=str(checkpoint))).run()
+            TextTrainingRunner(settings(**resumed_with, resume_from_checkpoint=str(checkpoint))).run()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(settings, tmp_
     common = {"cached_activations_path": str(tmp_path / "cache")}
     cache_activations(settings(**common, training_tokens=BATCH))
     with pytest.raises(ValueError, match=message):
-        TrainingRunner(settings(**common | kwargs))
+        TextTrainingRunner(settings(**common | kwargs))
 
 
 def test_killed_or_damaged_the_rest_alone_is_made(settings, tmp_path):
