@@ -17,6 +17,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.sources import ComparedActivations, Metrics
 from sae_lens_sparsemax.files import load_json, save_json
+from sae_lens_sparsemax.training.trainer import adapt
 
 _RESULT = "result.json"
 
@@ -115,7 +116,7 @@ def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ComparedAct
             "logger": LoggingConfig(log_to_wandb=False),
         }
     )
-    trainer = SAETrainer(trainer_cfg, sae, source.batches(run.seed))
+    trainer = adapt(SAETrainer(trainer_cfg, sae, source.batches(run.seed)))
     _estimate_normalisation(trainer, source.batches(run.seed))
     if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
         sae.b_dec.data.copy_(trainer.activation_scaler.scale(source.mean().to(sae.b_dec)))
@@ -168,8 +169,7 @@ def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ComparedActivat
     common["metadata"] = SAEMetadata(**source.metadata)
     sae_cfg = run.arm.sae_config(run.sparsity, **common)
     torch.manual_seed(run.seed)
-    sae = get_sae_training_class(run.arm.architecture)[0](sae_cfg)
-    return sae
+    return get_sae_training_class(run.arm.architecture)[0](sae_cfg)
 
 
 def _estimate_normalisation(trainer: SAETrainer[Any, Any], batches: Iterator[torch.Tensor]) -> None:

@@ -1,6 +1,5 @@
 """From a run's configuration to its model, its data and its activations."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -161,4 +160,4 @@ def n_tokens_drawn(cfg: Any) -> int:
         tokens += cfg.n_batches_in_buffer * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     if cfg.sae.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
         tokens += cfg.n_batches_for_norm_estimate * cfg.train_batch_size_tokens
-    return math.ceil(tokens)
+    return int(tokens)
