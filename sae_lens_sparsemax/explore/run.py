@@ -11,8 +11,7 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
 from sae_lens_sparsemax.explore.gather import gather
-from sae_lens_sparsemax.explore.images import ImageStream
-from sae_lens_sparsemax.explore.names import guess_names
+from sae_lens_sparsemax.explore.images import ImageStream, guess_names
 from sae_lens_sparsemax.explore.pages.concepts import SAEReport
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.settings import ExploreSettings

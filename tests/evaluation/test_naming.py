@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sae_lens_sparsemax.data.words import known_words, read_words, shipped_words
+from sae_lens_sparsemax.data.class_names import known_words, read_words, shipped_words
 from sae_lens_sparsemax.evaluation.naming import decoder_directions, embed_words, image_directions, name_concepts
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae_lens_sparsemax.data.words import known_words, read_words, shipped_words
+from sae_lens_sparsemax.data.class_names import known_words, read_words, shipped_words
 from sae_lens_sparsemax.explore.app.session import ImageSession, Session, TextSession
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, open_vision
