@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Evaluate as the arguments say; returns the exit status."""
-    from sae_lens_sparsemax.evaluation.suite.runner import suite_of
+    from sae_lens_sparsemax.evaluation.suite.evaluate import suite_of
     from sae_lens_sparsemax.models.at_hook import load_sae
     from sae_lens_sparsemax.models.language_models import load_each_once
     from sae_lens_sparsemax.settings.overrides import apply_overrides

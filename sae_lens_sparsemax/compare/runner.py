@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.loading import config_from_yaml
-from sae_lens_sparsemax.compare.plots import write_plots
+from sae_lens_sparsemax.compare.pareto import write_plots
 from sae_lens_sparsemax.compare.runs import (
     RunResult,
     all_runs,

@@ -10,7 +10,7 @@ import yaml
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAEConfig
 
-from sae_lens_sparsemax.evaluation.suite.runner import evaluate_suite
+from sae_lens_sparsemax.evaluation.suite.evaluate import evaluate_suite
 from sae_lens_sparsemax.files import atomic_write_text
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.training.log import METRICS_FILENAME, read_metrics

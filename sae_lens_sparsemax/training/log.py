@@ -20,7 +20,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import Evaluator, SAETrainer
 
 from sae_lens_sparsemax.files import atomic_write_text
-from sae_lens_sparsemax.training.plots import plot_l0_histogram, plot_training_curves
+from sae_lens_sparsemax.training.curves import plot_l0_histogram, plot_training_curves
 
 METRICS_FILENAME = "metrics.jsonl"
 EVALUATION_FILENAME = "evaluation.jsonl"

@@ -52,7 +52,7 @@ def test_the_embedded_model_is_small_and_knows_the_drawings():
 
 
 def test_the_script_makes_a_model_that_learns(tmp_path):
-    sizes = ["--d-model", "16", "--layers", "1", "--heads", "2", "--patch", "16", "--d-text", "16"]
+    sizes = ["--d_model", "16", "--layers", "1", "--heads", "2", "--patch", "16", "--d_text", "16"]
     train_clip.main(["--out", str(tmp_path), "--steps", "2", *sizes])
     model = HookedViT.from_pretrained(str(tmp_path))
     assert model.tokenizer.tokenize(CAPTION.format("red circle")) == ["a", "drawing", "of", "a", "red", "circle"]

@@ -24,7 +24,7 @@ from sae_lens_sparsemax.display.plots import (
 _HEIGHT = 3.6
 
 
-def write_plots(suite: str, groups: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_pictures(suite: str, groups: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the pictures that the measured groups allow and return their paths."""
     measured = {name: result for name, result in groups.items() if "not_measured" not in result}
     if suite == "text":

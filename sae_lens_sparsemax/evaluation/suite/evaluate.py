@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from sae_lens import SAE
 
 from sae_lens_sparsemax.evaluation.suite.groups import run_groups, sae_digest
-from sae_lens_sparsemax.evaluation.suite.plots import write_plots
+from sae_lens_sparsemax.evaluation.suite.pictures import write_pictures
 from sae_lens_sparsemax.evaluation.suite.report import write_report
 from sae_lens_sparsemax.evaluation.suite.text import text_groups, text_settings
 from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
@@ -92,7 +92,7 @@ def evaluate_suite(
         "groups": measured,
     }
     save_json(results, folder / "results.json")
-    pictures = write_plots(suite, measured, folder)
+    pictures = write_pictures(suite, measured, folder)
     return SuiteResult(folder, write_report(results, pictures, folder), results)
 
 
