@@ -41,7 +41,7 @@ def test_commands_name_configs_that_are_there_and_valid(tmp_path, capsys):
                 assert (ROOT / word).is_file(), word
         if words[0] == "train":
             words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words if word != "--resume"]
-            assert main([*words, "--dry-run"]) == 0, capsys.readouterr().err
+            assert main([*words, "--dry_run"]) == 0, capsys.readouterr().err
 
 
 def test_continuous_integration_runs_the_readmes_test_command():

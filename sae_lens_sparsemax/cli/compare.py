@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lens_sparsemax.settings.command_line import Group
 
 HELP = "Train architectures against each other on the same activations."
-OPTIONS = {"--debug", "--help"}
+USAGE = "RECIPE [--KEY VALUE ...] [--debug]"
+STOPPED = "Finished runs are kept: the same command goes on where it stopped."
 EPILOG = """\
 examples:
   sparsemax-sae compare configs/compare/synthetic.yaml
@@ -23,14 +28,22 @@ keys, as for 'train'.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments; keys of the file are taken out before."""
-    parser.add_argument("config", help="YAML file; see configs/compare/ for examples")
-    parser.add_argument("--KEY VALUE", dest="_", nargs="?", help="replace a key of the file, e.g. --steps 2000")
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe such as synthetic (see 'recipes')")
+
+
+def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
+    """The settings of a comparison."""
+    from sae_lens_sparsemax.compare.config import CompareConfig
+    from sae_lens_sparsemax.compare.image_settings import ImageSettings
+    from sae_lens_sparsemax.settings.command_line import Group
+
+    return [Group("settings", CompareConfig), Group("settings for a vision model", ImageSettings, "images")]
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Compare as the file and the keys say; returns the exit status."""
     from sae_lens_sparsemax.compare.runner import compare_from_yaml
 
-    table = compare_from_yaml(options.config, overrides)
+    table = compare_from_yaml(options.recipe, overrides)
     print(f"\n{table.read_text(encoding='utf-8')}\nTables and plots: {table.parent}")
     return 0

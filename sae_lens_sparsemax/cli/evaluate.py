@@ -1,17 +1,24 @@
-"""The command ``evaluate``: SAELens's harness, or one of the suites, on one saved SAE."""
+"""The command `evaluate`: SAELens's harness, or one of the suites, on one saved SAE."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_lens_sparsemax.display.tables import text_table
 
+if TYPE_CHECKING:
+    from sae_lens_sparsemax.settings.command_line import Group
+
 HELP = "Measure a saved SAE of any SAELens architecture."
-OPTIONS = {"--suite", "--config", "--groups", "--output", "--overwrite", "--debug", "--help"}
+USAGE = (
+    "SAE [--suite NAME] [--config RECIPE] [--groups A,B] [--output FOLDER] [--overwrite] [--KEY VALUE ...] [--debug]"
+)
+STOPPED = "Finished metric groups are kept: the same command goes on where it stopped."
 SUITES = ("saelens", "text", "vision", "all")
 
 EPILOG = """\
@@ -34,19 +41,8 @@ examples:
       --counting_data.path cifar10_train.parquet --encoder facebook/dinov2-base --n_images 5000
   sparsemax-sae evaluate output/my_clip_run --config configs/evaluate/mini_clip_cifar10.yaml --groups zero_shot
 
-Model, hook and context are read from the SAE's metadata; keys replace them. Keys, here or in the YAML file of
---config:
-  saelens   model_name, model_class_name, dataset_path, dataset_split, dataset_config, text_column, context_size,
-            batches, batch_size, device; without a data set that of the training: name a held-out one for figures to
-            report
-  text      model_name, model_class_name, hook_name, context_size, datasets.NAME.{path, split, config, text_column,
-            held_out}, held_out_fraction, n_tokens, n_prediction_tokens, max_norm, batch_size, device. 'held_out: true'
-            takes the documents that training left out by the hash of their text (its 'held_out_fraction')
-  vision    model, hook_name, tokens, data.{path, split, config, image_column, label_column, streaming},
-            counting_data (the same keys; half of 'data' by default), n_images, n_counting_images, encoder (of
-            monosemanticity: a vision model, or 'pixels'), classes (imagenet, caltech101, oxford_pets, ...: their
-            names and templates), class_names, templates, n_concepts, controls, threshold, threshold_quantile,
-            min_plain_accuracy, seed, batch_size, device
+Model, hook and context are read from the SAE's metadata; the keys below replace them, here or in the YAML file of
+--config. '--suite NAME --help' shows those of one suite.
 
 A suite writes results.json, report.md, pictures and a file for each metric group to evaluation/SUITE in the SAE's
 folder. A group that was finished with the same settings is kept: the same command goes on where it stopped.
@@ -57,11 +53,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments; settings such as ``--device cuda`` are taken out before."""
     parser.add_argument("path", help="folder of an SAE or checkpoint, or user/repository:id on the hub")
     parser.add_argument("--suite", choices=SUITES, help="what to measure (default: by the SAE's model)")
-    parser.add_argument("--config", type=Path, help="YAML file with settings of the suite")
+    parser.add_argument("--config", metavar="RECIPE", help="YAML file or recipe with settings of the suite")
     parser.add_argument("--groups", help="only these metric groups of the suite, with commas between")
-    parser.add_argument("--KEY VALUE", dest="_", nargs="?", help="a setting of the suite, e.g. --n_images 5000")
     parser.add_argument("--output", type=Path, help="folder of the results; with saelens, JSON file")
     parser.add_argument("--overwrite", action="store_true", help="measure groups again that are finished")
+
+
+def settings(words: Sequence[str]) -> list[Group]:
+    """The settings of the suite among the words, or of all."""
+    named = [suite for suite in SUITES if suite != "all" and {suite, f"--suite={suite}"} & set(words)]
+    return suite_settings(*(named or ("saelens", "text", "vision")))
+
+
+def suite_settings(*suites: str) -> list[Group]:
+    """The settings of suites by name."""
+    from sae_lens_sparsemax.evaluation.harness import EvaluationSettings
+    from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
+    from sae_lens_sparsemax.evaluation.suite.vision_settings import VisionSuiteSettings
+    from sae_lens_sparsemax.settings.command_line import Group
+
+    classes = {"saelens": EvaluationSettings, "text": TextSuiteSettings, "vision": VisionSuiteSettings}
+    return [Group(f"settings of '--suite {suite}'", classes[suite]) for suite in suites]
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -69,12 +81,13 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.evaluation.suite.evaluate import suite_of
     from sae_lens_sparsemax.models.at_hook import load_sae
     from sae_lens_sparsemax.models.language_models import load_each_once
-    from sae_lens_sparsemax.settings.overrides import apply_overrides
-    from sae_lens_sparsemax.settings.yaml_reader import read_yaml
+    from sae_lens_sparsemax.settings.command_line import apply_overrides
+    from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
 
-    settings = apply_overrides(read_yaml(options.config) if options.config is not None else {}, overrides)
+    file = read_yaml(find_recipe(options.config, "evaluate")) if options.config is not None else {}
+    given = apply_overrides(file, overrides)
     suite = options.suite
-    sae = load_sae(options.path, str(settings.get("device") or "cpu"))
+    sae = load_sae(options.path, str(given.get("device") or "cpu"))
     load = load_each_once()
     if suite is None or suite == "all":
         kind = suite_of(sae)
@@ -82,7 +95,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         suites = suites if suite == "all" else suites[:1]
     else:
         suites = [suite]
-    for each, own in _shares(suites, settings).items():
+    for each, own in _shares(suites, given).items():
         if each == "saelens":
             _saelens(options, sae, load, own, beside_text=len(suites) > 1)
         else:
@@ -90,26 +103,21 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def _shares(suites: list[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _shares(suites: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings of each suite: all of them where there is one, else those that it knows."""
-    if len(suites) == 1:
-        return {suites[0]: settings}
-    from sae_lens_sparsemax.evaluation.harness import EvaluationSettings
-    from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
-    from sae_lens_sparsemax.settings.values import refuse_unknown_keys
+    from sae_lens_sparsemax.settings.checking import refuse_unknown_keys
 
-    known = {
-        name: {field.name for field in dataclasses.fields(of)}
-        for name, of in (("saelens", EvaluationSettings), ("text", TextSuiteSettings))
-    }
-    refuse_unknown_keys(settings, set.union(*known.values()), "")
-    return {suite: {key: settings[key] for key in settings if key in known[suite]} for suite in suites}
+    if len(suites) == 1:
+        return {suites[0]: given}
+    known = {suite: {field.name for field in dataclasses.fields(suite_settings(suite)[0].cls)} for suite in suites}
+    refuse_unknown_keys(given, set.union(*known.values()))
+    return {suite: {key: given[key] for key in given if key in known[suite]} for suite in suites}
 
 
 def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[str, Any], beside_text: bool) -> None:
     from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae, results_table
     from sae_lens_sparsemax.files import save_json
-    from sae_lens_sparsemax.settings.values import build
+    from sae_lens_sparsemax.settings.checking import build
 
     given = build(EvaluationSettings, settings)
     result = evaluate_sae(sae, given, load=load)

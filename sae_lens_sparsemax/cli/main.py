@@ -1,20 +1,22 @@
-"""The command ``sparsemax-sae``. It reads arguments, runs a command, and turns user mistakes into one line."""
+"""The command `sparsemax-sae`. It reads arguments, runs a command, and turns user mistakes into one line."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from typing_extensions import override
 
 from sae_lens_sparsemax.cli import (
-    STOPPED,
     app,
     cache_activations,
     compare,
     evaluate,
     explore,
     quickstart,
+    recipes,
     reproduce,
     suggest_k,
     train,
@@ -23,6 +25,7 @@ from sae_lens_sparsemax.training.memory import keep_freed_memory
 
 COMMANDS: dict[str, Any] = {
     "quickstart": quickstart,
+    "recipes": recipes,
     "train": train,
     "cache-activations": cache_activations,
     "evaluate": evaluate,
@@ -32,17 +35,21 @@ COMMANDS: dict[str, Any] = {
     "suggest-k": suggest_k,
     "reproduce": reproduce,
 }
+STOPPED = 130
+"""The shell's status for a command ended by Ctrl-C."""
+
 _DESCRIPTION = "Train and evaluate sparse autoencoders with SAELens; the architecture 'sparsemax' is the default."
 _EPILOG = """\
 first steps:
   sparsemax-sae quickstart                       train and evaluate on an embedded model, no network
   sparsemax-sae quickstart --vision              the same on images
-  sparsemax-sae train configs/gpt2_small_openwebtext.yaml --dry-run
+  sparsemax-sae recipes                          the trainings, comparisons and tables that come with the package
+  sparsemax-sae train gpt2_small_openwebtext --dry_run
   sparsemax-sae evaluate output/quickstart
   sparsemax-sae explore output/quickstart        pages to look at its concepts
   sparsemax-sae app output/quickstart            try it on texts of your own
-  sparsemax-sae compare configs/compare/synthetic.yaml
-  sparsemax-sae reproduce configs/paper/table5.yaml --small
+  sparsemax-sae compare synthetic
+  sparsemax-sae reproduce table5 --small
 
 'sparsemax-sae COMMAND --help' shows the options and examples of each command.
 """
@@ -51,49 +58,66 @@ first steps:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 (system error), 2 (user mistake), 130 (stopped)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
     keep_freed_memory()
     try:
         return _run(words)
-    except KeyboardInterrupt:
-        print("Stopped; nothing was saved since the last checkpoint.", file=sys.stderr)
+    except _stops():
+        how = getattr(COMMANDS.get(words[0] if words else ""), "STOPPED", "")
+        print(f"Stopped. {how}".strip(), file=sys.stderr)
         return STOPPED
     except (ValueError, OSError) as error:
-        if debug:
+        if "--debug" in words:
             raise
         message = " ".join(str(error).split())
         print(f"sparsemax-sae: error: {message}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 
-def _run(words: list[str]) -> int:
-    overrides: dict[str, Any] = {}
-    if words and words[0] in COMMANDS and COMMANDS[words[0]].OPTIONS is not None:
-        from sae_lens_sparsemax.settings.overrides import split_overrides
+def _stops() -> tuple[type[BaseException], ...]:
+    """What Ctrl-C raises; SAELens's trainer saves a checkpoint and raises its own."""
+    from sae_lens.training._interruption import InterruptedException
 
-        words, overrides = split_overrides(words, COMMANDS[words[0]].OPTIONS)
-    options = _parser().parse_args(words)
+    return KeyboardInterrupt, InterruptedException
+
+
+def _run(words: list[str]) -> int:
+    parser, commands = _parsers()
+    overrides: dict[str, Any] = {}
+    command = COMMANDS.get(words[0]) if words else None
+    if command is not None and hasattr(command, "settings"):
+        from sae_lens_sparsemax.settings.command_line import settings_help, split_overrides
+
+        groups = command.settings(words[1:])
+        own = commands[words[0]]
+        if {"-h", "--help"} & set(words):
+            own.epilog = f"{settings_help(groups)}\n{own.epilog}"
+        words, overrides = split_overrides(words, own._option_string_actions, groups)
+    options = parser.parse_args(words)
     return COMMANDS[options.command].run(options, overrides)
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are said like all others, in one line."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ('{self.prog} --help' shows what there is)")
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of everything, and those of the commands by name."""
     from sae_lens_sparsemax import __version__
 
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "sparsemax-sae", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw, allow_abbrev=False
-    )
+    shared: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser("sparsemax-sae", description=_DESCRIPTION, epilog=_EPILOG, **shared)
     parser.add_argument("--version", action="version", version=f"sparsemax-sae {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
+        # The keys that settings have are many: the line of usage names the command's own options alone.
+        usage = f"sparsemax-sae {name} {command.USAGE}" if hasattr(command, "USAGE") else None
         sub = commands.add_parser(
-            name,
-            help=command.HELP,
-            description=command.HELP,
-            epilog=command.EPILOG,
-            formatter_class=raw,
-            allow_abbrev=False,
+            name, help=command.HELP, description=command.HELP, epilog=command.EPILOG, usage=usage, **shared
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.add_arguments(sub)
-    return parser
+    return parser, commands.choices

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from sae_lens_sparsemax.cli import STOPPED
 from sae_lens_sparsemax.display.tables import text_table
 
 HELP = "Train and evaluate an SAE on a small embedded model; needs no network."
-OPTIONS = None
-EPILOG = None
+EPILOG = """\
+examples:
+  sparsemax-sae quickstart                     a language model on books and speeches, two minutes on two cores
+  sparsemax-sae quickstart --vision            a CLIP on drawings of coloured shapes
+  sparsemax-sae explore output/quickstart      what the trained concepts fire on
+
+It trains as the recipes 'quickstart' and 'vision/quickstart_vision' say, which 'train' takes too.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa: ARG001  the same for all commands
     """Run it; returns the exit status."""
-    from sae_lens.training._interruption import InterruptedException
-
     if options.vision:
         from sae_lens_sparsemax.cli.quickstart_vision import quickstart, results_table
     else:
@@ -31,11 +33,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa:
         from sae_lens_sparsemax.evaluation.harness import results_table
 
     what = "vision" if options.vision else "text"
-    try:
-        folder, evaluation, seconds = quickstart(options.output or _OUTPUT[what])
-    except InterruptedException:
-        print("Stopped.", file=sys.stderr)
-        return STOPPED
+    folder, evaluation, seconds = quickstart(options.output or _OUTPUT[what])
     print(f"\nTrained, saved, loaded back and evaluated on held-out {_HELD_OUT[what]} in {seconds:.0f} s.")
     print(text_table(results_table(evaluation)))
     print(f"""\
@@ -46,13 +44,13 @@ In {folder}:
   evaluation.json                      every metric
 Run next:
 {_NEXT[what].format(folder=folder)}
-  sparsemax-sae train --help           your own model and data, from a YAML file""")
+  sparsemax-sae recipes                trainings of larger models, to start your own from""")
     return 0
 
 
 _OUTPUT = {"text": "output/quickstart", "vision": "output/quickstart_vision"}
 _HELD_OUT = {"text": "text", "vision": "drawings"}
 _NEXT = {
-    "text": "  sparsemax-sae evaluate {folder} --dataset-split validation\n  sparsemax-sae explore {folder}",
-    "vision": "  sparsemax-sae train configs/vision/clip_vit_b16_sparsemax.yaml --dry-run",
+    "text": "  sparsemax-sae evaluate {folder} --dataset_split validation\n  sparsemax-sae explore {folder}",
+    "vision": "  sparsemax-sae train vision/clip_vit_b16_sparsemax --dry_run",
 }

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lens_sparsemax.settings.command_line import Group
 
 HELP = "Reproduce a table or figure of the paper."
-OPTIONS = {"--small", "--check", "--debug", "--help"}
+USAGE = "RECIPE [--small] [--check] [--KEY VALUE ...] [--debug]"
+STOPPED = "What is trained and measured is kept: the same command goes on where it stopped."
 
 EPILOG = """\
 examples:
@@ -27,10 +32,17 @@ table.md, with the paper's own figures below the measured ones, and table.csv; e
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments; settings are taken out before."""
-    parser.add_argument("config", help="YAML file; see configs/paper/")
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe such as table5 (see 'recipes')")
     parser.add_argument("--small", action="store_true", help="the form that runs on a CPU in minutes")
     parser.add_argument("--check", action="store_true", help="only check the file, and say what would be done")
-    parser.add_argument("--KEY VALUE", dest="_", nargs="?", help="replace a key, e.g. --train.training_tokens 1e6")
+
+
+def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
+    """The settings of a recipe of the paper."""
+    from sae_lens_sparsemax.compare.paper import Recipe
+    from sae_lens_sparsemax.settings.command_line import Group
+
+    return [Group("settings", Recipe)]
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
@@ -38,11 +50,11 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.compare.paper import load_recipe, reproduce
 
     if options.check:
-        recipe = load_recipe(options.config, small=options.small, overrides=overrides)
+        recipe = load_recipe(options.recipe, small=options.small, overrides=overrides)
         print(f"{recipe.title}\nSAEs: {', '.join(recipe.arms)}\nmeasured: {', '.join(recipe.columns)}")
         return 0
     table = reproduce(
-        options.config, small=options.small, overrides=overrides, say=lambda line: print(line, file=sys.stderr)
+        options.recipe, small=options.small, overrides=overrides, say=lambda line: print(line, file=sys.stderr)
     )
     print(f"\n{table.read_text(encoding='utf-8')}\nTable: {table}")
     return 0

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lens_sparsemax.settings.command_line import Group
 
 HELP = "Write the TopK and BatchTopK trainings at the mean L0 of a sparsemax SAE."
-OPTIONS = {"--settings", "--l0", "--output", "--debug", "--help"}
+USAGE = "SAE [--settings FILE] [--l0 X] [--output FOLDER] [--KEY VALUE ...] [--debug]"
 
 EPILOG = """\
 The number of active concepts of a sparsemax SAE follows its input; its mean is the k at which TopK and BatchTopK
@@ -33,20 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of a trained SAE")
     parser.add_argument("--settings", type=Path, help="YAML file it was trained with (default: kept in its folder)")
     parser.add_argument("--l0", type=float, help="a mean L0 that is known already; nothing is measured then")
-    parser.add_argument("--KEY VALUE", dest="_", nargs="?", help="what to measure on, e.g. --data.path FILE")
     parser.add_argument("--output", type=Path, help="folder for the two files (default: suggested/ in the SAE's)")
+
+
+def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
+    """What L0 can be measured on: the settings of the suites."""
+    from sae_lens_sparsemax.cli.evaluate import suite_settings
+
+    return suite_settings("vision", "text")
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Measure and write as the arguments say; returns the exit status."""
     from sae_lens_sparsemax.compare.suggest_k import mean_l0, training_settings, write_matched_settings
-    from sae_lens_sparsemax.settings.overrides import apply_overrides
-    from sae_lens_sparsemax.settings.yaml_reader import read_yaml
+    from sae_lens_sparsemax.settings.command_line import apply_overrides
+    from sae_lens_sparsemax.settings.yaml_files import read_yaml
 
     folder = Path(options.path)
-    settings = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
+    trained = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
     l0, where = (options.l0, "given") if options.l0 is not None else mean_l0(folder, apply_overrides({}, overrides))
-    paths = write_matched_settings(settings, l0, options.output or folder / "suggested")
+    paths = write_matched_settings(trained, l0, options.output or folder / "suggested")
     print(f"Mean L0 of {folder}: {l0:.2f} ({where})")
     for path in paths:
         print(f"  sparsemax-sae train {path}")

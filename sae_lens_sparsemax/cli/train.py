@@ -1,22 +1,28 @@
-"""The command ``train``: a training run from a YAML file, on text, images or synthetic data."""
+"""The command `train`: a training run from a YAML file, on text, images or synthetic data."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from sae_lens_sparsemax.cli import STOPPED
+if TYPE_CHECKING:
+    from sae_lens_sparsemax.settings.command_line import Group
 
-HELP = "Train an SAE as a YAML file says."
-OPTIONS = {"--resume", "--overwrite", "--dry-run", "--debug", "--help"}
+HELP = "Train an SAE as a YAML file or a recipe says; without one, list the recipes."
+USAGE = "RECIPE [--KEY VALUE ...] [--resume | --overwrite] [--dry_run] [--debug]"
+STOPPED = "Continue from the last checkpoint with the same command and --resume."
 EPILOG = """\
-Every key of the file can be replaced on the command line, with its dotted name; values are YAML:
-  sparsemax-sae train config.yaml --sae.target_l0 32 --lr 1e-3
-  sparsemax-sae train config.yaml --set sae.architecture=topk --set sae.target_l0=null
+Every key of the file can be replaced on the command line by its dotted name:
+  sparsemax-sae train quickstart --sae.target_l0 32 --lr 1e-3
+  sparsemax-sae train config.yaml --set sae.architecture=topk --set sae.target_l0=null --sae.k 32
 
-Keys are the fields of SAELens's runner configs; 'sae:' holds the fields of the architecture's training
-config, 'logger:' those of LoggingConfig. 'runner: synthetic' trains on SAELens's synthetic data.
+  sparsemax-sae train quickstart --help          all keys of that training, with what they mean
+  sparsemax-sae train quickstart --dry_run       what they would be, trained nothing
+
+Keys are the fields of SAELens's runner configs; 'sae:' holds the fields of the architecture's training config,
+'logger:' those of LoggingConfig. 'runner: vision' trains on images, 'runner: synthetic' on SAELens's synthetic data,
+and 'base: other.yaml' takes what is not given from another file.
 
 A run writes to its 'output_path' the SAE, metrics.jsonl, training_curves.png and l0_histogram.png.
 Ctrl-C saves a checkpoint first; continue with:
@@ -26,30 +32,35 @@ Ctrl-C saves a checkpoint first; continue with:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments; keys of the file are taken out before."""
-    parser.add_argument("config", help="YAML file; see the folder configs/ for examples")
-    parser.add_argument("--KEY VALUE", dest="_", nargs="?", help="replace a key of the file, e.g. --sae.d_sae 8192")
+    parser.add_argument("recipe", nargs="?", help="YAML file, or the name of a recipe (see 'sparsemax-sae recipes')")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint of this output")
     parser.add_argument("--overwrite", action="store_true", help="delete checkpoints of an earlier run and start anew")
-    parser.add_argument("--dry-run", action="store_true", help="check the file and print the complete configuration")
+    parser.add_argument("--dry_run", action="store_true", help="check the file and print the complete configuration")
+
+
+def settings(words: Sequence[str]) -> list[Group]:
+    """The settings of the runner and the architecture that the recipe among the words names."""
+    from sae_lens_sparsemax.training.config_file import settings_of
+
+    recipe = next((word for word in words if not word.startswith("-")), None)
+    return settings_of(recipe) if recipe is not None else []
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Train as the file and the keys say; returns the exit status."""
-    from sae_lens.training._interruption import InterruptedException
-
+    from sae_lens_sparsemax.cli.recipes import print_recipes
     from sae_lens_sparsemax.training.checkpoints import prepare_output
     from sae_lens_sparsemax.training.config_file import load_config
 
-    loaded = load_config(options.config, overrides)
+    if options.recipe is None:
+        print_recipes(("train",))
+        return 0
+    loaded = load_config(options.recipe, overrides)
     if options.dry_run:
         print(loaded.describe())
         return 0
     prepare_output(loaded.config, resume=options.resume, overwrite=options.overwrite)
-    try:
-        loaded.make_runner().run()
-    except InterruptedException:
-        print("Stopped. Continue with the same command and --resume.", file=sys.stderr)
-        return STOPPED
+    loaded.make_runner().run()
     output = loaded.config.output_path
     if output is not None:
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")

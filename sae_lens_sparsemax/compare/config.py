@@ -2,15 +2,21 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
 
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
+from sae_lens.synthetic import SyntheticModelConfig
 
 from sae_lens_sparsemax.compare.image_settings import ImageSettings
-from sae_lens_sparsemax.settings.nearest import unknown_name
+from sae_lens_sparsemax.settings.checking import Word, build, convert, refuse_unknown_keys
+from sae_lens_sparsemax.settings.command_line import apply_overrides
+from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
+from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
@@ -45,7 +51,7 @@ class Arm:
     """Name of a training architecture registered with SAELens."""
     sparsity_field: str
     """Field of the SAE's config that is varied: `k`, `target_l0`, `l1_coefficient`, …"""
-    sparsities: list[float]
+    sparsities: list[int | float]
     """Values of that field."""
     lrs: list[float]
     """Learning rates; every value of the sparsity field is trained at each, and the best is reported."""
@@ -62,17 +68,10 @@ class Arm:
     def sae_config(self, sparsity: float, **common: Any) -> TrainingSAEConfig:
         """The SAE's config at one value of the sparsity field; `common` are fields all arms share."""
         if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
-            raise ValueError(
-                unknown_name("architecture", self.architecture, SAE_TRAINING_CLASS_REGISTRY, f"arm {self.name}")
-            )
+            raise must_be_one_of(f"arms.{self.name}.architecture", self.architecture, SAE_TRAINING_CLASS_REGISTRY)
         config_class = get_sae_training_class(self.architecture)[1]
-        valid = {f.name: f for f in fields(config_class) if f.init}
-        for key in (self.sparsity_field, *self.sae):
-            if key not in valid:
-                raise ValueError(unknown_name(f"field of {config_class.__name__}", key, valid, f"arm {self.name}"))
-        # YAML cannot tell k: 32 from k: 32.0, and TopK needs an integer.
-        whole = float(sparsity).is_integer() and "float" not in str(valid[self.sparsity_field].type)
-        return config_class(**{**common, **self.sae, self.sparsity_field: int(sparsity) if whole else sparsity})
+        # The type of the field decides whether 32 is a whole number, as TopK's k must be.
+        return build(config_class, {**common, **self.sae, self.sparsity_field: sparsity}, f"arms.{self.name}.sae")
 
 
 @dataclass
@@ -119,8 +118,8 @@ class CompareConfig:
     """Activations per evaluation set (samples, with a synthetic model)."""
     n_cross_entropy_tokens: int = 16_384
     """Tokens per evaluation set on which the cross-entropy is measured; 0 leaves it out."""
-    activation_dtype: str = "float32"
-    """Precision of stored activations: `float32`, `float16` or `bfloat16`."""
+    activation_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of stored activations."""
 
     d_sae: int = 2304
     """Concepts of every SAE."""
@@ -132,12 +131,12 @@ class CompareConfig:
     """Activations per step."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Other fields of SAELens's `SAETrainerConfig`, such as `lr_warm_up_steps` and `lr_decay_steps`."""
-    b_dec_init: str = "mean"
+    b_dec_init: Literal["mean", "zeros"] = "mean"
     """`mean` starts the decoder bias of every SAE at the mean of the training activations; `zeros` leaves it to the
     architecture, and so does an arm that sets a field `b_dec_init` of its own."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each seeds both the SAE's initialisation and the order of the activations."""
-    matched_l0: list[float] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    matched_l0: list[int | float] = field(default_factory=lambda: [8, 16, 32, 64, 128])
     """Values of L0 at which the arms are compared by interpolation."""
     device: str = "cpu"
     """Device of the language model and of the SAEs."""
@@ -147,23 +146,22 @@ class CompareConfig:
             raise ValueError("model_name and hook_name must be given unless synthetic_model is")
         if self.images is not None:
             self._check_images()
+        if self.synthetic_model is not None:
+            build(SyntheticModelConfig, self.synthetic_model, "synthetic_model")
         if self.b_dec_init not in ("mean", "zeros"):
-            raise ValueError(f"b_dec_init must be 'mean' or 'zeros', got {self.b_dec_init!r}")
+            raise must_be_one_of("b_dec_init", self.b_dec_init, ("mean", "zeros"))
         if not 0 < self.held_out_fraction < 0.5:
-            raise ValueError(f"held_out_fraction must lie between 0 and 0.5, got {self.held_out_fraction}")
+            raise must_be("held_out_fraction", "between 0 and 0.5", self.held_out_fraction)
         names = [arm.name for arm in self.arms]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"arms must have names that differ from each other, got {names}")
         if reserved := {"train", "validation"} & set(self.evaluation_data):
             raise ValueError(f"evaluation_data must not use the names {sorted(reserved)}, which mean splits")
         if not all(l0 > 0 for l0 in self.matched_l0):
-            raise ValueError(f"matched_l0 must be positive, got {self.matched_l0}")
+            raise must_be("matched_l0", "positive", self.matched_l0)
         if not self.seeds:
-            raise ValueError("seeds must name at least one seed")
-        valid = {f.name for f in fields(SAETrainerConfig)} - _TRAINER_FIELDS_SET_HERE
-        for key in self.trainer:
-            if key not in valid:
-                raise ValueError(unknown_name("field of SAETrainerConfig", key, valid, "trainer"))
+            raise must_be("seeds", "a list of at least one seed", self.seeds)
+        _check_trainer(self.trainer)
         for arm in self.arms:
             if not arm.sparsities or not arm.lrs:
                 raise ValueError(f"arm {arm.name} needs at least one value in sparsities and one in lrs")
@@ -194,6 +192,36 @@ class CompareConfig:
     def n_stored_tokens(self) -> int:
         """Activations stored for training."""
         return self.n_training_tokens or self.steps * self.batch_size
+
+
+def config_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> CompareConfig:
+    """
+    Read a YAML file or a recipe of that name.
+
+    Args:
+        path: The file; its keys are the fields of `CompareConfig`.
+        overrides: Entries that replace those of the file, by dotted key, as in `{"trainer.lr_decay_steps": 20}`;
+            text is read as on the command line.
+
+    Raises:
+        ValueError: Unknown keys, or values that `CompareConfig` refuses.
+    """
+    path = find_recipe(path, "compare")
+    words = {key: Word(value) if isinstance(value, str) else value for key, value in (overrides or {}).items()}
+    try:
+        return build(CompareConfig, apply_overrides(read_yaml(path), words))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_trainer(values: Mapping[str, Any]) -> None:
+    hints = get_type_hints(SAETrainerConfig)
+    try:
+        refuse_unknown_keys(values, hints.keys() - _TRAINER_FIELDS_SET_HERE)
+    except Mistake as mistake:
+        raise mistake.below("trainer") from None
+    for key, value in values.items():
+        convert(value, hints[key], f"trainer.{key}")
 
 
 def fingerprint(settings: Any) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.compare.config import CompareConfig
-from sae_lens_sparsemax.compare.loading import config_from_yaml
+from sae_lens_sparsemax.compare.config import CompareConfig, config_from_yaml
 from sae_lens_sparsemax.compare.pareto import write_plots
 from sae_lens_sparsemax.compare.runs import (
     RunResult,
@@ -73,9 +72,8 @@ def compare_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = No
     `compare` with the settings of a YAML file.
 
     Args:
-        path: The YAML file; its keys are the fields of `CompareConfig`.
-        overrides: Entries that replace those of the file, by dotted key, as in
-            `{"training_data.path": "x.jsonl"}`; strings are read as YAML.
+        path: The YAML file, or the name of a recipe.
+        overrides: Entries that replace those of the file, by dotted key; see `config_from_yaml`.
 
     Returns:
         The Markdown table that was written.

@@ -1,8 +1,9 @@
-"""What to explore an SAE on, and how much of it to keep."""
+"""What to explore an SAE on, how much of it to keep, and what the app tries it with."""
 
 import dataclasses
 
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+from sae_lens_sparsemax.settings.sentences import must_be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,4 +56,20 @@ class ExploreSettings:
         for name, least in (("samples", 1), ("batch_size", 1), ("examples", 1), ("showcase", 0), ("megabytes", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name!r} must be at least {least}, but {value} was given.")
+                raise must_be(name, f"at least {least}", value)
+
+
+@dataclasses.dataclass(frozen=True)
+class AppSettings:
+    """What the app tries an SAE with; None takes what the SAE's metadata say."""
+
+    model_name: str | None = None
+    """Model name or local folder."""
+    model_class_name: str | None = None
+    """HookedTransformer, HookedMamba, AutoModelForCausalLM or TransformerBridge; for images, HookedViT."""
+    words: str | None = None
+    """Text file with the classes for CLIP to choose from, one a line; None for the names that the package carries."""
+    port: int = 7860
+    """Port on this machine; 0 for any."""
+    device: str = "cpu"
+    """Where model and SAE run: cpu, cuda or mps."""

@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
-from sae_lens_sparsemax.settings.nearest import nearest
+from sae_lens_sparsemax.settings.sentences import must_be
 
 
 def excluded_token_ids(setting: bool | Sequence[int] | None, model: Any) -> list[int]:
@@ -104,7 +104,7 @@ def resolve_hook_name(model: HookedRootModule | SAETransformerBridge, hook_name:
         hooks |= set(model._collect_hook_aliases_from_registry())
     if hook_name in hooks:
         return hook_name
-    raise ValueError(_no_such_hook(hook_name, hooks))
+    raise must_be("hook_name", "a hook of the model", hook_name, sorted(hooks))
 
 
 @torch.no_grad()
@@ -150,8 +150,4 @@ def _check_module_name(model_name: str, hook_name: str) -> None:
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_name))
     modules = {name for name, _ in skeleton.named_modules() if name}
     if hook_name not in modules:
-        raise ValueError(_no_such_hook(hook_name, modules))
-
-
-def _no_such_hook(hook_name: str, valid: set[str]) -> str:
-    return f"The model has no hook {hook_name!r}; the nearest is {nearest(hook_name, sorted(valid))!r}."
+        raise must_be("hook_name", "a module of the model", hook_name, sorted(modules))

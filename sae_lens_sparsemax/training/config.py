@@ -17,7 +17,7 @@ from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_SYNTHETIC_CONFIG
 
 from sae_lens_sparsemax.models.language_models import check_width
-from sae_lens_sparsemax.settings.nearest import nearest
+from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 _SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 _MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM", "TransformerBridge")
@@ -55,8 +55,8 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
     def __post_init__(self) -> None:
         if self.dataset_trust_remote_code:
             raise ValueError(
-                "'dataset_trust_remote_code' cannot be true: code from a data set is never run; "
-                "use a parquet or JSON lines version of the data set."
+                "dataset_trust_remote_code must be false, got True: code from a data set is never run; "
+                "use a parquet or JSON lines version of the data set"
             )
         check_choice("model_class_name", self.model_class_name, _MODEL_CLASSES)
         check_run(
@@ -68,12 +68,11 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
         per_context = len(range(self.context_size)[slice(*self.seqpos_slice)])
         if per_context and self.n_batches_in_buffer * per_context < batch:
             raise ValueError(
-                f"'n_batches_in_buffer' ({self.n_batches_in_buffer}) times the positions used per context "
-                f"({per_context}) must be at least 'train_batch_size_tokens' ({batch}): "
-                f"set 'n_batches_in_buffer' to {-(-batch // per_context)} or more."
+                f"n_batches_in_buffer must be at least {-(-batch // per_context)}, so that its contexts of "
+                f"{per_context} used positions hold train_batch_size_tokens ({batch}), got {self.n_batches_in_buffer}"
             )
         if not 0 <= self.held_out_fraction < 0.5:
-            raise ValueError(f"'held_out_fraction' must lie between 0 and 0.5, got {self.held_out_fraction}")
+            raise must_be("held_out_fraction", "at least 0 and below 0.5", self.held_out_fraction)
         checkpoint_path = self.checkpoint_path
         super().__post_init__()
         self.checkpoint_path = checkpoint_path
@@ -126,28 +125,24 @@ def check_run(
     for key in devices:
         _check_device(key, getattr(cfg, key))
     if (getattr(cfg, "model_from_pretrained_kwargs", None) or {}).get("trust_remote_code"):
-        raise ValueError("'trust_remote_code' cannot be true: code from a model's repository is never run.")
+        raise ValueError("trust_remote_code must be false, got True: code from a model's repository is never run")
     mixing = getattr(cfg, "activations_mixing_fraction", 0.0)
     if not 0 <= mixing <= 1:
-        raise ValueError(f"'activations_mixing_fraction' must lie between 0 and 1, got {mixing}")
+        raise must_be("activations_mixing_fraction", "between 0 and 1", mixing)
     steps = cfg.total_training_steps
     if steps < 1:
-        raise ValueError(
-            f"{tokens!r} must be at least one batch of {batch!r} ({getattr(cfg, batch)}), got {getattr(cfg, tokens)}"
-        )
+        raise must_be(tokens, f"at least one batch of {batch} ({getattr(cfg, batch)})", getattr(cfg, tokens))
     if cfg.lr_warm_up_steps + cfg.lr_decay_steps > steps:
         raise ValueError(
-            f"'lr_warm_up_steps' ({cfg.lr_warm_up_steps}) and 'lr_decay_steps' ({cfg.lr_decay_steps}) do not fit into "
-            f"the {steps} steps that {tokens!r} and {batch!r} allow."
+            f"lr_warm_up_steps and lr_decay_steps must fit into the {steps} steps that {tokens} and {batch} allow, "
+            f"got {cfg.lr_warm_up_steps} and {cfg.lr_decay_steps}"
         )
 
 
 def check_choice(key: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:
     """Raise a ValueError that names the nearest choice, unless ``value`` is one."""
     if value not in choices:
-        raise ValueError(
-            f"{key!r} must be one of {', '.join(choices)}, got {value!r}; the nearest is {nearest(value, choices)!r}."
-        )
+        raise must_be_one_of(key, value, choices)
 
 
 def with_width(sae: TrainingSAEConfig, width: int, hook_name: str) -> Any:
@@ -161,8 +156,8 @@ def _check_device(key: str, value: Any) -> None:
     try:
         device = torch.device(value)
     except RuntimeError as error:
-        raise ValueError(f"{key!r} must be a torch device such as cpu, cuda or mps, got {value!r}") from error
+        raise must_be(key, "a torch device such as cpu, cuda or mps", value) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{key!r} must be a device of this machine, got {value!r}: torch finds no CUDA; use cpu.")
+        raise must_be(key, "a device that torch finds here (no CUDA, so cpu)", value)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"{key!r} must be a device of this machine, got {value!r}: torch finds no MPS; use cpu.")
+        raise must_be(key, "a device that torch finds here (no MPS, so cpu)", value)

@@ -19,10 +19,10 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS
-from sae_lens_sparsemax.settings.nearest import nearest
-from sae_lens_sparsemax.settings.overrides import apply_overrides
-from sae_lens_sparsemax.settings.values import build, convert, refuse_unknown_keys
-from sae_lens_sparsemax.settings.yaml_reader import read_yaml
+from sae_lens_sparsemax.settings.checking import build, convert, plain, refuse_unknown_keys
+from sae_lens_sparsemax.settings.command_line import Group, apply_overrides
+from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
+from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
 
 
 class RunnerKind(NamedTuple):
@@ -88,13 +88,14 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Read, complete and check a configuration file.
 
     Args:
-        path: YAML or JSON file.
-        overrides: dotted key to value, set before anything is checked.
+        path: YAML or JSON file, or the name of a recipe.
+        overrides: Dotted key to value, set before anything is checked.
 
     Raises:
-        ValueError: unreadable file; unknown, missing or wrongly typed key, each named with its place.
+        ValueError: Unreadable file; unknown, missing or wrongly typed key, each named with its place.
     """
-    values = apply_overrides(read_yaml(path), dict(overrides or {}))
+    path = find_recipe(path, "train")
+    values = apply_overrides(read_yaml(path), overrides or {})
     try:
         return config_from_values(values)
     except ValueError as error:
@@ -103,61 +104,73 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def config_from_values(values: Mapping[str, Any]) -> LoadedConfig:
     """``load_config`` for a mapping that is already in memory."""
-    values = dict(values)
-    runner = values.pop("runner", "language_model")
-    if runner not in RUNNERS:
-        raise ValueError(
-            f"'runner' must be one of {', '.join(RUNNERS)}, but {runner!r} was given; "
-            f"the nearest is {nearest(str(runner), RUNNERS)!r}."
-        )
-    kind = RUNNERS[runner]
-    config_class, _ = kind.load()
-    field_names = {field.name for field in dataclasses.fields(config_class)}
-    _refuse_misplaced_keys(values, field_names)
-    for key in (*kind.required, "sae"):
+    kind, config_class = runner_of(values)
+    values = {key: value for key, value in plain_values(values).items() if key != "runner"}
+    _refuse_misplaced_keys(values, {field.name for field in dataclasses.fields(config_class)})
+    for key in (*RUNNERS[kind].required, "sae"):
         if values.get(key) in (None, ""):
-            raise ValueError(f"The key {key!r} is missing.")
+            raise Mistake(key, "must be given")
 
-    values["logger"] = _build_logger(values.get("logger") or {})
+    # SAELens logs to wandb unless told otherwise; a first run should need no account.
+    logger = convert(values.get("logger") or {}, dict, "logger")
+    values["logger"] = build(LoggingConfig, {"log_to_wandb": False, **logger}, "logger")
     values["sae"] = _build_sae(values)
     if values.get("output_path", "output") is not None:
         values.setdefault("checkpoint_path", f"{values.get('output_path', 'output')}/checkpoints")
-    return LoadedConfig(runner, build(config_class, values))
+    return LoadedConfig(kind, build(config_class, values))
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training with every word of the command line read; nothing else is checked."""
+    _, config_class = runner_of(values)
+    groups = {"sae": sae_class(values.get("sae") or {}), "logger": LoggingConfig}
+    given = {key: plain(cls, values[key]) for key, cls in groups.items() if isinstance(values.get(key), Mapping)}
+    return plain(config_class, {**values, **given})
+
+
+def settings_of(recipe: str | Path) -> list[Group]:
+    """All keys of the training that a file or recipe asks for, as the help shows them."""
+    values = read_yaml(find_recipe(recipe, "train"))
+    kind, config_class = runner_of(values)
+    sae = sae_class(values.get("sae") or {})
+    return [
+        Group(f"settings of 'runner: {kind}'", config_class),
+        Group(f"settings of 'sae.architecture: {sae.architecture()}'", sae, "sae"),
+        Group("settings of the log", LoggingConfig, "logger"),
+    ]
+
+
+def runner_of(values: Mapping[str, Any]) -> tuple[str, type]:
+    """The runner that settings ask for, by name, and its config class."""
+    runner = str(values.get("runner", "language_model"))
+    if runner not in RUNNERS:
+        raise must_be_one_of("runner", runner, RUNNERS)
+    return runner, RUNNERS[runner].load()[0]
 
 
 def _refuse_misplaced_keys(values: Mapping[str, Any], field_names: set[str]) -> None:
     """Unknown top-level keys, with a better answer where the key belongs under ``sae`` or ``logger``."""
-    groups = {"sae": _sae_class(values.get("sae") or {}), "logger": LoggingConfig}
+    groups = {"sae": sae_class(values.get("sae") or {}), "logger": LoggingConfig}
     for key in values:
         for group, cls in groups.items():
             if key not in field_names and key in {field.name for field in dataclasses.fields(cls)}:
-                raise ValueError(f"{key!r} is not a valid key at the top level; write '{group}.{key}'.")
-    refuse_unknown_keys(values, field_names | {"runner"}, "")
+                raise Mistake(key, "is not a valid key at the top level", f"{group}.{key}")
+    refuse_unknown_keys(values, field_names)
 
 
-def _build_logger(given: Any) -> LoggingConfig:
+def sae_class(given: Any) -> type[TrainingSAEConfig]:
+    """The training config class of the architecture that the group `sae` names."""
     if not isinstance(given, Mapping):
-        raise ValueError(f"'logger' must be a group of keys, but {given!r} was given.")
-    # SAELens logs to wandb unless told otherwise; a first run should need no account.
-    return build(LoggingConfig, {"log_to_wandb": False, **given}, "logger")
-
-
-def _sae_class(given: Any) -> type[TrainingSAEConfig]:
-    """The training config class of the architecture that ``sae`` names."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"'sae' must be a group of keys, but {given!r} was given.")
+        raise must_be("sae", "a group of keys", given)
     name = given.get("architecture", ARCHITECTURE)
-    if name not in SAE_TRAINING_CLASS_REGISTRY:
-        raise ValueError(
-            f"'sae.architecture' must be one of {', '.join(SAE_TRAINING_CLASS_REGISTRY)}, "
-            f"but {name!r} was given; the nearest is {nearest(str(name), SAE_TRAINING_CLASS_REGISTRY)!r}."
-        )
+    if not isinstance(name, str) or name not in SAE_TRAINING_CLASS_REGISTRY:
+        raise must_be_one_of("sae.architecture", name, SAE_TRAINING_CLASS_REGISTRY)
     return SAE_TRAINING_CLASS_REGISTRY[name][1]
 
 
 def _build_sae(values: Mapping[str, Any]) -> TrainingSAEConfig:
     given = values["sae"]
-    config_class = _sae_class(given)
+    config_class = sae_class(given)
     settings = {key: value for key, value in given.items() if key not in {"architecture", "preset"}}
     # Null takes out a key of the file that belongs to another architecture than the one now asked for.
     own = {field.name for field in dataclasses.fields(config_class)}
@@ -173,13 +186,8 @@ def _build_sae(values: Mapping[str, Any]) -> TrainingSAEConfig:
 
 def _preset(name: Any, config_class: type[TrainingSAEConfig]) -> dict[str, Any]:
     if config_class.architecture() != ARCHITECTURE:
-        raise ValueError(
-            f"'sae.preset' belongs to the architecture {ARCHITECTURE!r}, "
-            f"but 'sae.architecture' is {config_class.architecture()!r}."
-        )
-    if name not in PRESETS:
-        raise ValueError(
-            f"'sae.preset' must be one of {', '.join(PRESETS)}, but {name!r} was given; "
-            f"the nearest is {nearest(str(name), PRESETS)!r}."
-        )
+        architecture = config_class.architecture()
+        raise must_be("sae.architecture", f"{ARCHITECTURE!r}, to which sae.preset belongs", architecture)
+    if not isinstance(name, str) or name not in PRESETS:
+        raise must_be_one_of("sae.preset", name, PRESETS)
     return dict(PRESETS[name])

@@ -9,6 +9,7 @@ from sae_lens.registry import get_sae_training_class
 
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
+from sae_lens_sparsemax.settings.sentences import must_be
 from sae_lens_sparsemax.training.config import check_choice, check_run
 
 
@@ -142,12 +143,12 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
         same_split = self.eval_dataset_split == self.dataset_split
         if self.eval_dataset_path and self.eval_dataset_path == self.dataset_path and same_split:
             raise ValueError(
-                f"'eval_dataset_path' and 'eval_dataset_split' name the training images ({self.dataset_path!r}, "
-                f"{self.dataset_split!r}); evaluation needs held-out ones."
+                "eval_dataset_path and eval_dataset_split must name other images than those of the training, "
+                f"got {self.dataset_path!r}, {self.dataset_split!r} for both"
             )
         bad_templates = [template for template in self.eval_templates if template.count("{}") != 1]
         if bad_templates or not self.eval_templates:
-            raise ValueError(f"'eval_templates' must each hold one {{}} for the class name: {bad_templates}.")
+            raise must_be("eval_templates", "texts with one {} each for the class name", bad_templates)
 
     @property
     def total_training_tokens(self) -> int:

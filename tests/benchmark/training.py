@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.display.tables import markdown_table
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
-from sae_lens_sparsemax.settings.overrides import split_overrides
+from sae_lens_sparsemax.settings.command_line import split_overrides
 from sae_lens_sparsemax.training.config_file import load_config
 from sae_lens_sparsemax.training.memory import keep_freed_memory
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.form:
         sys.stdout.write("\n" + json.dumps(measure(args.config, overrides, args.form, args.steps)) + "\n")
         return
-    given = [f"--set={key}={json.dumps(value)}" for key, value in overrides.items()]
+    given = [f"--set={key}={value}" for key, value in overrides.items()]
     rows = []
     for form in args.only:
         command = [sys.executable, "-m", "tests.benchmark.training", args.config]

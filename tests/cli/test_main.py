@@ -46,7 +46,7 @@ def test_train_then_evaluate(config_path, capsys, tmp_path):
     assert SAE.load_from_disk(out).cfg.architecture() == "sparsemax"
 
     # Model, data set, column and context all come from the SAE's metadata.
-    assert main(["evaluate", str(out), "--batches", "2", "--batch-size", "4"]) == 0
+    assert main(["evaluate", str(out), "--batches", "2", "--batch_size", "4"]) == 0
     printed = capsys.readouterr().out
     for row in ("L0, mean", "explained variance", "CE loss score", "dead in 128 tokens"):
         assert row in printed
@@ -55,7 +55,7 @@ def test_train_then_evaluate(config_path, capsys, tmp_path):
     assert len(result["features"]["feature_density"]) == 32
 
     checkpoint = next((out / "checkpoints").iterdir())
-    other = ["--output", str(tmp_path / "c.json"), "--batches", "1", "--batch-size", "4"]
+    other = ["--output", str(tmp_path / "c.json"), "--batches", "1", "--batch_size", "4"]
     assert main(["evaluate", str(checkpoint), *other]) == 0
     assert (tmp_path / "c.json").is_file()
 
@@ -79,7 +79,7 @@ def test_checkpoints_of_an_earlier_run_are_continued_or_replaced_on_request_only
 
 
 def test_dry_run_prints_the_complete_configuration_and_trains_nothing(config_path, capsys, tmp_path):
-    assert main(["train", str(config_path), "--dry-run", "--set", "sae.d_sae=48"]) == 0
+    assert main(["train", str(config_path), "--dry_run", "--set", "sae.d_sae=48"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("# 20 steps\n")
     assert yaml.safe_load(printed)["sae"]["d_sae"] == 48
@@ -89,10 +89,10 @@ def test_dry_run_prints_the_complete_configuration_and_trains_nothing(config_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sae.targt_l0", "3"], "'sae.target_l0'"),
-        (["--learning_rate", "3"], "'learning_rate' is not a valid key"),
+        (["--sae.targt_l0", "3"], "did you mean sae.target_l0?"),
+        (["--learning_rate", "3"], "learning_rate is not a valid key"),
         (["--lr"], "--lr needs a value"),
-        (["--hook_name", "blocks.0.hook_resid_pots"], "nearest is 'blocks.0.hook_resid_post'"),
+        (["--hook_name", "blocks.0.hook_resid_pots"], "did you mean 'blocks.0.hook_resid_post'"),
         (["--sae.d_in", "8"], "'sae.d_in' is 8"),
         (["--text_column", "txt"], "its columns are 'content'"),
         (["--dataset_path", "absent.jsonl"], "there is no file absent.jsonl"),

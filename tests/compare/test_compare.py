@@ -201,14 +201,15 @@ def test_command_line_takes_overrides_and_reports_mistakes_in_one_line(tmp_path,
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["steps"], config["seeds"]) == (3, [4])
     assert main(["compare", str(path), "--step", "3"]) == 2
-    assert "'step' in the configuration is no setting; did you mean 'steps'?" in capsys.readouterr().err
+    assert "step is not a valid key; did you mean steps?" in capsys.readouterr().err
 
 
 def test_all_architectures_train_on_the_same_batches(tmp_path):
-    from sae_lens_sparsemax.compare.loading import config_from_dict
+    from sae_lens_sparsemax.compare.config import CompareConfig
     from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
+    from sae_lens_sparsemax.settings.checking import build
 
-    cfg = config_from_dict(SYNTHETIC)
+    cfg = build(CompareConfig, SYNTHETIC)
     assert len(all_runs(cfg)) == 10
     source = SyntheticSource(cfg)
     first, again, other = source.batches(0), source.batches(0), source.batches(1)
@@ -221,13 +222,14 @@ def test_all_architectures_train_on_the_same_batches(tmp_path):
 
 @pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])
 def test_decoder_biases_start_at_the_mean_in_whatever_units_the_sae_works(tmp_path, normalisation):
-    from sae_lens_sparsemax.compare.loading import config_from_dict
+    from sae_lens_sparsemax.compare.config import CompareConfig
     from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
+    from sae_lens_sparsemax.settings.checking import build
 
     arm = {"name": "L1", "architecture": "standard", "sparsity_field": "l1_coefficient", "sparsities": [1]}
     arm |= {"lrs": [1e-12], "sae": {"normalize_activations": normalisation}}
     settings = {**SYNTHETIC, "arms": [arm], "output_path": str(tmp_path), "trainer": {"n_batches_for_norm_estimate": 9}}
-    cfg = config_from_dict({**settings, "steps": 2, "seeds": [0]})
+    cfg = build(CompareConfig, {**settings, "steps": 2, "seeds": [0]})
     source = SyntheticSource(cfg)
     (run,) = all_runs(cfg)
     train_and_evaluate(cfg, run, source)

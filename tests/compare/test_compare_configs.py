@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_lens_sparsemax.compare.loading import config_from_yaml
+from sae_lens_sparsemax.compare.config import config_from_yaml
 from tests.support import places
 
 CONFIGS = sorted((places.CONFIGS / "compare").glob("*.yaml"))

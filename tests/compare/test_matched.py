@@ -54,7 +54,7 @@ def test_runs_that_diverged_or_are_all_dead_are_no_points_and_equal_l0_are_avera
 def test_tables_and_plots_show_mean_and_spread_over_seeds_at_the_same_l0(tmp_path):
     cfg = CompareConfig(
         arms=[Arm("a", "standard", "l1_coefficient", [1, 2], [1e-3])],
-        synthetic_model={"num_features": 4},
+        synthetic_model={"num_features": 4, "hidden_dim": 2},
         seeds=[0, 1],
         matched_l0=[16, 64],
     )
@@ -76,7 +76,7 @@ def test_tables_and_plots_show_mean_and_spread_over_seeds_at_the_same_l0(tmp_pat
 def test_a_prolonged_line_gives_no_impossible_share():
     cfg = CompareConfig(
         arms=[Arm("a", "standard", "l1_coefficient", [1, 2], [1e-3])],
-        synthetic_model={"num_features": 4},
+        synthetic_model={"num_features": 4, "hidden_dim": 2},
         matched_l0=[33],
         seeds=[0],
     )

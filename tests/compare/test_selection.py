@@ -7,7 +7,9 @@ from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import best_points
 
 CFG = CompareConfig(
-    arms=[Arm("a", "topk", "k", [4, 8], [1e-3, 2e-3, 4e-3])], synthetic_model={"num_features": 4}, seeds=[0, 1]
+    arms=[Arm("a", "topk", "k", [4, 8], [1e-3, 2e-3, 4e-3])],
+    synthetic_model={"num_features": 4, "hidden_dim": 2},
+    seeds=[0, 1],
 )
 
 
@@ -45,7 +47,7 @@ def test_where_the_rate_moves_l0_the_whole_arm_gets_the_rate_whose_line_lies_hig
     # L0 it explains less.
     results = [at(1e-3, 1, 8, 0.6), at(1e-3, 2, 4, 0.5), at(2e-3, 1, 16, 0.65), at(2e-3, 2, 8, 0.55)]
     arm = Arm("a", "standard", "l1_coefficient", [1, 2], [1e-3, 2e-3])
-    cfg = CompareConfig(arms=[arm], synthetic_model={"num_features": 4})
+    cfg = CompareConfig(arms=[arm], synthetic_model={"num_features": 4, "hidden_dim": 2})
     assert arm.one_lr
     assert [point.lr for point in best_points(cfg, [*results, at(2e-3, 0.5, 4, 0.45)])] == [1e-3, 1e-3]
     arm.one_lr = False

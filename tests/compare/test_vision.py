@@ -10,12 +10,12 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.activations import cache_writer
 from sae_lens_sparsemax.compare import compare_from_yaml, sources
-from sae_lens_sparsemax.compare.config import IMAGE_SET
-from sae_lens_sparsemax.compare.loading import config_from_dict
+from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig
 from sae_lens_sparsemax.compare.sources import VALIDATION
 from sae_lens_sparsemax.compare.vision_source import VisionSource
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.settings.checking import build
 from tests.support.tiny_images import gray_levels
 from tests.support.tiny_training import make_files
 
@@ -61,7 +61,7 @@ def test_every_training_image_is_in_one_part_with_the_tokens_asked_for(settings,
     settings["images"]["tokens"] = tokens
     settings |= {"n_training_tokens": 30 * n_kept, "n_validation_tokens": 10 * n_kept, "n_evaluation_tokens": n_kept}
     settings |= {"hook_name": "blocks.0.hook_resid_post"}
-    source = VisionSource(config_from_dict(settings))
+    source = VisionSource(build(CompareConfig, settings))
     model = HookedViT.from_pretrained(str(tmp_path / "model"))
     data = gray_levels(N_IMAGES).cast_column("image", gray_levels(1).features["image"].__class__(decode=False))
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_every_training_image_is_in_one_part_with_the_tokens_asked_for(settings,
 
 
 def test_captures_that_were_interrupted_give_the_same_activations(settings, monkeypatch):
-    whole = VisionSource(config_from_dict(settings))
+    whole = VisionSource(build(CompareConfig, settings))
     rows = torch.cat(list(whole.train.in_order(64)))
     monkeypatch.setattr(sources, "SHARD_BYTES", 32 * 4 * 40)
     write, calls = cache_writer.write_shard, []
@@ -88,9 +88,9 @@ def test_captures_that_were_interrupted_give_the_same_activations(settings, monk
     monkeypatch.setattr(cache_writer, "write_shard", fail_at_third)
     settings["output_path"] += "_again"
     with pytest.raises(KeyboardInterrupt):
-        VisionSource(config_from_dict(settings))
+        VisionSource(build(CompareConfig, settings))
     monkeypatch.setattr(cache_writer, "write_shard", write)
-    assert torch.equal(torch.cat(list(VisionSource(config_from_dict(settings)).train.in_order(64))), rows)
+    assert torch.equal(torch.cat(list(VisionSource(build(CompareConfig, settings)).train.in_order(64))), rows)
 
 
 def test_a_model_without_a_tokenizer_is_compared_by_reconstruction_alone(settings, tmp_path):
@@ -146,8 +146,8 @@ def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(setting
     ("change", "message"),
     [
         ({"images": {"tokens": "clss"}}, "images.tokens must be one of all, cls, patches, got 'clss'"),
-        ({"images": {"token": "cls"}}, r"'token' in images is no setting; did you mean 'tokens'\?"),
-        ({"images": {"evaluation": {"paht": "x"}}}, "'paht' in images.evaluation"),
+        ({"images": {"token": "cls"}}, r"images\.token is not a valid key; did you mean images\.tokens\?"),
+        ({"images": {"evaluation": {"paht": "x"}}}, r"did you mean images\.evaluation\.path"),
         ({"images": {"templates": ["a photo"]}}, r"images.templates must each hold one {} .* got \['a photo'\]"),
         ({"max_norm_over_median": 6}, "max_norm_over_median cannot be combined with images, got 6"),
         ({"synthetic_model": {"num_features": 4}}, "synthetic_model cannot be combined with images"),
@@ -157,10 +157,10 @@ def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(setting
 def test_mistakes_are_found_before_anything_runs(settings, change, message):
     settings["images"] |= change.pop("images", {})
     with pytest.raises(ValueError, match=message):
-        config_from_dict(settings | change)
+        build(CompareConfig, settings | change)
 
 
 def test_training_images_cannot_be_evaluated_on(settings):
     settings["images"]["evaluation"] = settings["images"]["training"]
     with pytest.raises(ValueError, match="evaluation needs other images"):
-        config_from_dict(settings)
+        build(CompareConfig, settings)

@@ -82,7 +82,7 @@ def test_wordnet_ids_must_be_sorted():
 def test_unknown_data_sets_and_labels_name_the_nearest_and_missing_labels_are_asked_for():
     with pytest.raises(ValueError, match="did you mean 'caltech101'"):
         class_prompts("caltech_101")
-    with pytest.raises(ValueError, match=r"'Rivers' in eurosat is no label; did you mean 'River'\?"):
+    with pytest.raises(ValueError, match=r"a label of eurosat must be one of .*, got 'Rivers'; did you mean 'River'\?"):
         class_prompts("eurosat", ["Rivers"])
     with pytest.raises(ValueError, match="give its label_names"):
         class_prompts("food101")

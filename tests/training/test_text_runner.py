@@ -274,7 +274,7 @@ def test_width_hook_and_data_mistakes_are_named(tiny_model_folder, text_file, tm
 
     with pytest.raises(ValueError, match=r"'sae\.d_in' is 8, but .*'blocks\.0\.hook_out' are 16 wide"):
         run(sae=TopKTrainingSAEConfig(d_in=8, d_sae=32, k=4))
-    with pytest.raises(ValueError, match=r"no hook 'blocks\.0\.hook_outt'; the nearest is 'blocks\.0\.hook_out'"):
+    with pytest.raises(ValueError, match=r"'blocks\.0\.hook_outt'; did you mean 'blocks\.0\.hook_out'"):
         run(hook_name="blocks.0.hook_outt")
     short = tmp_path / "short.txt"
     short.write_text("hello")

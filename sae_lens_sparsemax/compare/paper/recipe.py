@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
 from sae_lens_sparsemax.evaluation.suite.vision_settings import VisionSuiteSettings
-from sae_lens_sparsemax.settings.nearest import unknown_name
-from sae_lens_sparsemax.settings.overrides import apply_overrides
-from sae_lens_sparsemax.settings.values import build
-from sae_lens_sparsemax.settings.yaml_reader import read_yaml
-from sae_lens_sparsemax.training.config_file import config_from_values
+from sae_lens_sparsemax.settings.checking import build, plain
+from sae_lens_sparsemax.settings.command_line import apply_overrides
+from sae_lens_sparsemax.settings.sentences import must_be_one_of
+from sae_lens_sparsemax.settings.yaml_files import find_recipe, merged, read_yaml
+from sae_lens_sparsemax.training.config_file import config_from_values, plain_values, sae_class
 
 MATCH = "match"
 """Key of an SAE in a recipe: the SAE whose mean L0 becomes this one's `k`."""
@@ -62,20 +61,17 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in self.arms:
             if name not in self.saes:
-                raise ValueError(unknown_name("SAE", name, self.saes, "arms"))
+                raise must_be_one_of("arms", name, self.saes)
         for name, sae in self.saes.items():
             if sae.get(MATCH) is not None and sae[MATCH] not in self.saes:
-                raise ValueError(unknown_name("SAE", sae[MATCH], self.saes, f"saes.{name}.match"))
+                raise must_be_one_of(f"saes.{name}.match", sae[MATCH], self.saes)
         width = len(self.paper_columns or self.columns)
         for name, row in self.paper.items():
             if len(row) != width:
-                raise ValueError(f"The paper's row {name!r} has {len(row)} values for {width} columns.")
+                raise ValueError(f"paper.{name} must hold {width} values, one for each column, got {len(row)}")
         for name in self.arms:
             config_from_values(self.training(name, "unused", k=1 if self.saes[name].get(MATCH) else None))
-        build(TextSuiteSettings if self.suite == "text" else VisionSuiteSettings, self.evaluate)
-        if self.suite == "text":
-            for name, data in self.evaluate.get("datasets", {}).items():
-                build(TextData, data, f"evaluate.datasets.{name}")
+        build(_suite_settings(self.suite), self.evaluate, "evaluate")
 
     def training(self, name: str, output_path: str, k: float | None = None) -> dict[str, Any]:
         """Settings for `sparsemax-sae train` of one SAE; `k` is needed for those that match another's L0."""
@@ -96,37 +92,40 @@ def load_recipe(path: str | Path, *, small: bool = False, overrides: Mapping[str
     Read a recipe.
 
     Args:
-        path: YAML file.
+        path: YAML file, or the name of a recipe.
         small: Whether the small form is wanted.
         overrides: Dotted key to value, set last.
 
     Raises:
         ValueError: Unreadable file, no small form, or whatever `Recipe` refuses; the message names the file.
     """
-    path = Path(path)
-    values = _with_base(path)
+    path = find_recipe(path, "reproduce")
+    values = read_yaml(path)
     little = values.pop("small", None)
     if small:
         if little is None:
-            raise ValueError(f"{path} has no small form.")
+            raise ValueError(f"{path} must have a group 'small' for --small, got none")
         values = merged(values, little)
     try:
-        return build(Recipe, apply_overrides(values, dict(overrides or {})))
+        return build(Recipe, _words_read(apply_overrides(values, overrides or {})))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `more`; groups that are in both are merged, anything else is replaced."""
-    result = dict(values)
-    for key, value in more.items():
-        old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return result
+def _words_read(values: dict[str, Any]) -> dict[str, Any]:
+    """What the command line gave for trainings and the suite, read as their own fields ask."""
+    read: dict[str, Any] = {}
+    if isinstance(values.get("train"), Mapping):
+        read["train"] = plain_values(values["train"])
+    if isinstance(values.get("evaluate"), Mapping):
+        read["evaluate"] = plain(_suite_settings(values.get("suite")), values["evaluate"])
+    if isinstance(values.get("saes"), Mapping):
+        read["saes"] = {
+            name: plain(sae_class(sae), sae) if isinstance(sae, Mapping) else sae
+            for name, sae in values["saes"].items()
+        }
+    return {**values, **read}
 
 
-def _with_base(path: Path) -> dict[str, Any]:
-    values = read_yaml(path)
-    base = values.pop("base", None)
-    return merged(_with_base(path.parent / base), values) if base is not None else values
+def _suite_settings(suite: Any) -> type:
+    return TextSuiteSettings if suite == "text" else VisionSuiteSettings

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sae_lens_sparsemax.settings.nearest import unknown_name
+from sae_lens_sparsemax.settings.sentences import must_be_one_of
 
 # Fraction of the names of a list that must share a word with the data set's own name of the same label. In the
 # right order it is 0.9 for ImageNet; in a random one 0.02.
@@ -51,7 +51,7 @@ def class_prompts(dataset: str, label_names: Sequence[str] | None = None) -> Cla
             names, in which case the message shows the first that differ.
     """
     if dataset not in DATASETS:
-        raise ValueError(unknown_name("data set with class names", dataset, DATASETS, "class_prompts"))
+        raise must_be_one_of("classes", dataset, DATASETS)
     file = "imagenet" if dataset == "imagenet_sketch" else dataset
     table = json.loads(files(__name__).joinpath(f"{file}.json").read_text(encoding="utf-8"))
     templates = tuple(table["templates"])
@@ -99,7 +99,7 @@ def _look_up(name_of_label: dict[str, str], label_names: Sequence[str], dataset:
     known |= {_letters(name): name for name in name_of_label.values() if _letters(name) not in known}
     for label in label_names:
         if _letters(label) not in known:
-            raise ValueError(unknown_name("label", label, name_of_label, dataset))
+            raise must_be_one_of(f"a label of {dataset}", label, name_of_label)
     return [known[_letters(label)] for label in label_names]
 
 

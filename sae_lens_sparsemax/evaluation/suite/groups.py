@@ -11,7 +11,7 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.files import save_json
-from sae_lens_sparsemax.settings.nearest import unknown_name
+from sae_lens_sparsemax.settings.sentences import must_be_one_of
 
 
 class NotMeasured(ValueError):
@@ -60,7 +60,7 @@ def run_groups(
     names = [group.name for group in groups]
     for name in only:
         if name not in names:
-            raise ValueError(unknown_name("metric group", name, names, "groups"))
+            raise must_be_one_of("groups", name, names)
     results: dict[str, Any] = {}
     for group in (bar := tqdm(groups, desc="Metric groups", unit="group", disable=not progress)):
         bar.set_postfix_str(group.name)

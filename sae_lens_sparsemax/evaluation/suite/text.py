@@ -27,7 +27,7 @@ from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text
 from sae_lens_sparsemax.models.encoding import encode_chunks
 from sae_lens_sparsemax.models.language_models import load_language_model
-from sae_lens_sparsemax.settings.values import build
+from sae_lens_sparsemax.settings.checking import build
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class TextSuiteSettings:
     """Where the SAE reads and is spliced in."""
     context_size: int | None = None
     """Tokens per context."""
-    datasets: dict[str, Any] = field(default_factory=dict)
-    """Sets of text by name, each with the keys of `TextData`; by default the held-out part of the training data."""
+    datasets: dict[str, TextData] = field(default_factory=dict)
+    """Sets of text by name; by default the held-out part of the training data."""
     held_out_fraction: float | None = None
     """Share of the documents that `held_out: true` takes: that of the training."""
     n_tokens: int = 100_000
@@ -66,8 +66,7 @@ def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings
         ValueError: A key or value is wrong, or the metadata lack something that was not given either.
     """
     given = build(TextSuiteSettings, values)
-    datasets = {name: build(TextData, value, f"datasets.{name}") for name, value in given.datasets.items()}
-    meta = sae.cfg.metadata
+    datasets, meta = given.datasets, sae.cfg.metadata
     fraction = given.held_out_fraction if given.held_out_fraction is not None else meta.held_out_fraction
     if not datasets:
         if not fraction or not meta.dataset_path:

@@ -13,7 +13,7 @@ from sae_lens_sparsemax.data.labelled_images import ImageData
 from sae_lens_sparsemax.evaluation.concept_counts import PATCHSAE_THRESHOLD
 from sae_lens_sparsemax.evaluation.zero_shot import N_CONCEPTS
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
-from sae_lens_sparsemax.settings.values import build
+from sae_lens_sparsemax.settings.checking import build
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import pytest
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.compare.paper.recipe import load_recipe, merged
+from sae_lens_sparsemax.compare.paper.recipe import load_recipe
 from sae_lens_sparsemax.data.class_names import DATASETS
 from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
+from sae_lens_sparsemax.settings.yaml_files import merged
 from tests.support.places import CONFIGS
 
 FOLDER = CONFIGS / "paper"
@@ -76,13 +77,13 @@ def test_settings_merge_group_by_group():
     ("key", "value", "message"),
     [
         ("arms", ["TopKs"], "did you mean 'TopK'"),
-        ("saes.TopK.kk", 3, "'sae.kk' is not a valid key"),
+        ("saes.TopK.kk", 3, r"sae\.kk is not a valid key"),
         ("saes.TopK.match", "sparsmax", "did you mean 'sparsemax'"),
-        ("train.lrs", 1, "'lrs' is not a valid key"),
-        ("evaluate.n_image", 1, "'n_image' is not a valid key"),
-        ("paper.TopK", [1, 2], "has 2 values for 5 columns"),
-        ("columns", 3, "'columns' must be a group of keys"),
-        ("title", None, "'title' must be text"),
+        ("train.lrs", 1, "lrs is not a valid key"),
+        ("evaluate.n_image", 1, r"evaluate\.n_image is not a valid key"),
+        ("paper.TopK", [1, 2], r"paper\.TopK must hold 5 values, .* got 2"),
+        ("columns", 3, "columns must be a group of keys"),
+        ("title", None, "title must be text"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_key(key, value, message):
@@ -97,4 +98,4 @@ def test_check_says_what_would_be_done(capsys):
     printed = capsys.readouterr().out
     assert "Table 5" in printed and "SAEs: ReLU, TopK, BatchTopK, sparsemax" in printed
     assert main(["reproduce", str(FOLDER / "table99.yaml"), "--check"]) == 2
-    assert "There is no file" in capsys.readouterr().err
+    assert "There is no file and no recipe" in capsys.readouterr().err

@@ -2,8 +2,8 @@ import copy
 
 import pytest
 
-from sae_lens_sparsemax.compare.config import Arm
-from sae_lens_sparsemax.compare.loading import config_from_dict, config_from_yaml
+from sae_lens_sparsemax.compare.config import Arm, CompareConfig, config_from_yaml
+from sae_lens_sparsemax.settings.checking import build
 
 SETTINGS = {
     "model_name": "m",
@@ -28,29 +28,47 @@ def changed(*path, to):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (changed("step", to=3), r"'step' in the configuration is no setting; did you mean 'steps'\?"),
-        (changed("trainer", "warm_up_steps", to=3), "did you mean 'lr_warm_up_steps'"),
-        (changed("trainer", "lr", to=3), "'lr' in trainer is no field of SAETrainerConfig"),
-        (changed("arms", 0, "architecture", to="topkk"), "'topkk' in arm a is no architecture; did you mean 'topk'"),
-        (changed("arms", 0, "sparsity_field", to="kk"), "'kk' in arm a is no field of TopKTrainingSAEConfig"),
-        (changed("arms", 0, "sae", to={"use_sparse": True}), "did you mean 'use_sparse_activations'"),
+        (changed("step", to=3), r"step is not a valid key; did you mean steps\?"),
+        (
+            changed("trainer", "warm_up_steps", to=3),
+            r"did you mean trainer\.lr_warm_up_steps",
+        ),
+        (changed("trainer", "lr", to=3), r"trainer\.lr is not a valid key"),
+        (
+            changed("arms", 0, "architecture", to="topkk"),
+            r"arms\.a\.architecture must .*; did you mean 'topk'",
+        ),
+        (changed("arms", 0, "sparsity_field", to="kk"), r"arms\.a\.sae\.kk is not a valid key"),
+        (changed("arms", 0, "sae", to={"use_sparse": True}), r"did you mean arms\.a\.sae\.use_sparse_activations"),
         (changed("arms", 0, "lrs", to=[]), "arm a needs at least one value in sparsities and one in lrs"),
-        (changed("arms", to=[{"name": "a"}]), "arms lacks architecture, lrs, sparsities, sparsity_field"),
+        (changed("arms", to=[{"name": "a"}]), r"arms\.0\.architecture must be given"),
         (changed("arms", to=SETTINGS["arms"] * 2), r"names that differ from each other, got \['a', 'a'\]"),
-        (changed("evaluation_data", "wiki", to={"paht": "x"}), "'paht' in evaluation_data.wiki"),
+        (
+            changed("evaluation_data", "wiki", to={"paht": "x"}),
+            r"did you mean evaluation_data\.wiki\.path",
+        ),
         (changed("evaluation_data", to={"train": {"path": "x"}}), r"must not use the names \['train'\]"),
         (changed("hook_name", to=None), "model_name and hook_name must be given"),
         (changed("held_out_fraction", to=0.5), "between 0 and 0.5, got 0.5"),
-        (changed("b_dec_init", to="median"), "'mean' or 'zeros', got 'median'"),
+        (changed("b_dec_init", to="median"), "b_dec_init must be one of mean, zeros, got 'median'"),
         (changed("matched_l0", to=[8, 0]), r"matched_l0 must be positive, got \[8, 0\]"),
         (changed("arms", 0, "sae", to={"normalize_activations": "layer_norm"}), "b_dec_init must be 'zeros'"),
         (changed("seeds", to=[]), "at least one seed"),
-        ({"model_name": "m"}, "has no arms"),
+        (changed("steps", to="many"), "steps must be a whole number, got 'many'"),
+        (changed("steps", to=True), "steps must be a whole number, got True"),
+        (changed("arms", 0, "lrs", to=["fast"]), r"arms\.0\.lrs must be a list of a number, got \['fast'\]"),
+        (changed("arms", 0, "sae", to={"device": 3}), r"arms\.a\.sae\.device must be text"),
+        (changed("trainer", "lr_warm_up_steps", to="x"), r"trainer\.lr_warm_up_steps must be a whole"),
+        (
+            changed("synthetic_model", to={"num_features": 8, "hiden_dim": 4}),
+            r"synthetic_model\.hidden_dim",
+        ),
+        ({"model_name": "m"}, "arms must be given"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(settings, message):
     with pytest.raises(ValueError, match=message):
-        config_from_dict(settings)
+        build(CompareConfig, settings)
 
 
 def test_numbers_that_yaml_reads_as_strings_are_numbers_and_dotted_keys_override(tmp_path):
@@ -62,7 +80,7 @@ def test_numbers_that_yaml_reads_as_strings_are_numbers_and_dotted_keys_override
     cfg = config_from_yaml(path, {"model_name": "x/y-1e5", "training_data.path": "b.jsonl", "seeds": "[1, 2]"})
     assert cfg.arms[0].lrs == [1e-3]
     assert (cfg.model_name, cfg.training_data.path, cfg.seeds) == ("x/y-1e5", "b.jsonl", [1, 2])
-    with pytest.raises(ValueError, match=r"hook_name\.x cannot be set: hook_name is not a mapping"):
+    with pytest.raises(ValueError, match=r"hook_name must be a group of keys for hook_name\.x to be set, got 'h'"):
         config_from_yaml(path, {"hook_name.x": 1})
 
 

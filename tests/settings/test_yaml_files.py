@@ -1,6 +1,6 @@
 import pytest
 
-from sae_lens_sparsemax.settings.yaml_reader import parse_value, read_yaml
+from sae_lens_sparsemax.settings.yaml_files import parse_value, read_yaml
 
 
 @pytest.mark.parametrize(
