@@ -133,7 +133,7 @@ def test_only_documents_can_be_held_out(tmp_path):
         part_of_dataset(data, "train", 0.1, "pile")
     with pytest.raises(ValueError, match="No document of 'pile' belongs to the part 'held_out'"):
         part_of_dataset(Dataset.from_list([{"text": "a"}]), "held_out", 1e-9, "pile")
-    with pytest.raises(ValueError, match="'held_out_fraction' must lie between 0 and 0.5"):
+    with pytest.raises(ValueError, match="held_out_fraction must be at least 0 and below 0.5"):
         config_from_values(
             {
                 "model_name": "m",

@@ -117,7 +117,7 @@ def test_saes_of_other_models_are_not_put_beside_each_other(image_world, text_wo
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="'samples' must be at least 1, but 0 was given"):
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         ExploreSettings(samples=0)
 
 

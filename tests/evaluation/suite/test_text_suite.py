@@ -101,7 +101,7 @@ def test_a_finished_group_is_not_measured_again(folder, capsys):
 def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
     command = ["evaluate", str(folder), "--suite", "all", "--batches", "1", "--batch_size", "2", "--n_tokens", "48"]
     assert main([*command, "--n_token", "48"]) == 2  # in neither of the two
-    assert "'n_token' is not a valid key" in capsys.readouterr().err
+    assert "n_token is not a valid key; did you mean n_tokens?" in capsys.readouterr().err
     assert main([*command, "--n_prediction_tokens", "24"]) == 0
     printed = capsys.readouterr().out
     assert "CE loss score (1 is best)" in printed and "held_out/predictions" in printed
@@ -113,12 +113,12 @@ def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
     ("arguments", "message"),
     [
         (["--datasets.owt.path", "absent.jsonl"], "there is no file absent.jsonl"),
-        (["--datasets.owt.text_column", "txt"], "'datasets.owt.path' is missing"),
+        (["--datasets.owt.text_column", "txt"], "datasets.owt.path must be given"),
         (["--datasets.held_out.path", "{text}", "--datasets.held_out.text_column", "txt"], "no column 'txt'"),
-        (["--datasets.owt.pth", "x"], "'datasets.owt.pth' is not a valid key under 'datasets.owt'"),
-        (["--hook_name", "blocks.0.hook_resid_pots"], "nearest is 'blocks.0.hook_resid_post'"),
+        (["--datasets.owt.pth", "x"], "datasets.owt.pth is not a valid key; did you mean datasets.owt.path?"),
+        (["--hook_name", "blocks.0.hook_resid_pots"], "did you mean 'blocks.0.hook_resid_post'"),
         (["--hook_name", "blocks.0.mlp.hook_pre"], "'sae.d_in' is 16"),
-        (["--n_tokns", "4"], "'n_tokens'"),
+        (["--n_tokns", "4"], "did you mean n_tokens"),
         (["--groups", "held_out/reconstructions"], "did you mean 'held_out/reconstruction'"),
     ],
 )
