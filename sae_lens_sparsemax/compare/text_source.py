@@ -195,9 +195,4 @@ def load_text(data: TextData, where: str) -> Dataset | IterableDataset:
     if data.path is None:
         raise ValueError(f"{where}.path must be given: a .jsonl, .txt or .parquet file, or a data set's name")
     local = Path(data.path).exists()
-    dataset = load_text_dataset(data.path, split=data.split, text_column=data.text_column, streaming=not local)
-    return dataset.filter(_is_not_empty)
-
-
-def _is_not_empty(row: dict[str, str]) -> bool:
-    return bool(row["text"] and row["text"].strip())
+    return load_text_dataset(data.path, split=data.split, text_column=data.text_column, streaming=not local)

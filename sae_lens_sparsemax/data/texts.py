@@ -1,5 +1,7 @@
 """Texts: a hub data set, a local folder or local files, each with one text column; some set apart by their hash.
 
+A row whose text is null, a number, a list or no JSON is left out, counted and named; too many of them are an error.
+Empty texts are left out as well, but are no mistake: every third row of WikiText is one.
 But: data sets that need a Python script are not loaded (``datasets`` 4 and later run none).
 """
 
@@ -7,7 +9,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
+import logging
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +22,16 @@ from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_text
 
+logger = logging.getLogger(__name__)
+
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 # What the activations store reads without a text column: token ids, or conversations.
 _OTHER_COLUMNS = {"tokens", "input_ids", "problem", "conversation", "conversations", "messages"}
+
+MAX_BAD_TEXT_FRACTION = 0.01
+"""Share of the rows read that may hold no text, beyond the first ten; as for images."""
+
+_N_NAMED = 10
 
 PARTS = ("train", "validation", "held_out")
 """Parts of a data set: what is trained on, what is looked at while training, and what nobody looked at."""
@@ -63,10 +75,13 @@ def load_text_dataset(
 
     Raises:
         ValueError: missing file, no rows, missing text column (the message names the columns there are),
-            a column that holds no text, or whatever ``datasets`` reports, in one sentence.
+            a column that holds no text, too many rows without any, or whatever ``datasets`` reports, in one sentence.
     """
+    data: Any
     try:
-        data = _load(path, split, config, streaming)
+        data = _json_lines(path, split, streaming, text_column)
+        is_json_lines = data is not None
+        data = data if is_json_lines else _load(path, split, config, streaming)
         first = next(iter(data), None)
     except StopIteration:  # what `datasets` raises for a JSON lines file without lines
         first = data = None
@@ -74,7 +89,19 @@ def load_text_dataset(
         raise ValueError(f"The data set {path!r} could not be loaded: {_reason(error)}") from error
     if first is None:
         raise ValueError(f"The data set {path!r} (split {split!r}) has no rows.")
-    return _with_text_column(data, dict(first), path, text_column)
+    if is_json_lines:
+        return _texts_alone(data, _IsText(path, text_column), text_column).map(_ParsedLine(text_column))
+    if _has_tokens(text_column, set(first)):
+        return data
+    if text_column not in first:
+        raise ValueError(
+            f"The data set {path!r} has no column {text_column!r}; its columns are "
+            f"{', '.join(map(repr, first))}: name the one with the text as 'text_column'."
+        )
+    if text_column != "text":
+        # Alone, since the activations store would prefer a column of token ids to the one asked for.
+        data = data.select_columns([text_column]).rename_column(text_column, "text")
+    return _texts_alone(data, _IsText(path), text_column)
 
 
 def require_one_context(store: ActivationsStore, path: str) -> None:
@@ -137,6 +164,19 @@ class BelongsTo:
         return part_of_document(document["text"], self.held_out_fraction) == self.part
 
 
+def _json_lines(path: str, split: Any, streaming: bool, text_column: str) -> Any:
+    """The lines of JSON lines files with this column, not parsed; None for anything else.
+
+    The library's own reader is stopped by one broken line, or one value of another type.
+    """
+    expanded = str(Path(path).expanduser())
+    if not expanded.removesuffix(".gz").endswith(".jsonl") or not _is_there(expanded):
+        return None
+    data = datasets.load_dataset("text", data_files=expanded, split=split, streaming=streaming)
+    keys = {key for line in islice(iter(data), _N_NAMED) for key in _parsed(line["text"]) or {}}
+    return data if text_column in keys and not _has_tokens(text_column, keys) else None
+
+
 def _load(path: str, split: Any, config: str | None, streaming: bool) -> Any:
     if path == QUICKSTART:
         data = quickstart_text(split)
@@ -144,7 +184,7 @@ def _load(path: str, split: Any, config: str | None, streaming: bool) -> Any:
     expanded = str(Path(path).expanduser())
     builder = _BUILDERS.get(_suffix(expanded))
     if builder is not None:
-        if not any(Path(file).is_file() for file in glob.iglob(expanded, recursive=True)):  # noqa: PTH207
+        if not _is_there(expanded):
             raise ValueError(f"there is no file {expanded}.")
         options: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
         # Local files form one split, which `datasets` calls train; a slice such as train[:1%] still works.
@@ -170,23 +210,91 @@ def _from_disk(folder: Path, split: str, streaming: bool) -> Dataset | IterableD
     return data.to_iterable_dataset() if streaming else data
 
 
-def _with_text_column(data: Any, first: dict[str, Any], path: str, text_column: str) -> Any:
-    if text_column not in first:
-        if text_column == "text" and _OTHER_COLUMNS & set(first):
-            return data
-        raise ValueError(
-            f"The data set {path!r} has no column {text_column!r}; its columns are "
-            f"{', '.join(map(repr, first))}: name the one with the text as 'text_column'."
-        )
-    if not isinstance(first[text_column], str):
-        raise ValueError(
-            f"The column {text_column!r} of the data set {path!r} holds "
-            f"{type(first[text_column]).__name__} values, not text."
-        )
-    if text_column == "text":
-        return data
-    # Alone, since the activations store would prefer a column of token ids to the one asked for.
-    return data.select_columns([text_column]).rename_column(text_column, "text")
+def _texts_alone(data: Any, is_text: _IsText, text_column: str) -> Any:
+    """The rows with a text that is not empty."""
+    texts = data.filter(is_text, with_indices=True)
+    if isinstance(data, Dataset) and is_text.n_seen == 0 and len(texts) < len(data):
+        # The library remembered the rows from an earlier run, so those without text were not named.
+        for index, text in enumerate(data["text"]):
+            is_text({"text": text}, index)
+    if next(iter(texts), None) is None:
+        found = is_text.first_errors[0] if is_text.first_errors else "its rows are empty"
+        raise ValueError(f"The column {text_column!r} of the data set {is_text.path!r} holds no text: {found}.")
+    return texts
+
+
+class _IsText:
+    """Filter for `datasets`: rows with a text that is not empty; counts those with something else in its place.
+
+    Args:
+        path: what to call the data in messages.
+        json_column: where the text is in a line of JSON; None if the column `text` is the text.
+    """
+
+    def __init__(self, path: str, json_column: str | None = None) -> None:
+        self.path, self.json_column = path, json_column
+        self.n_seen, self.n_bad = 0, 0
+        self.first_errors: list[str] = []
+        """The first ten rows without text."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library takes what is pickled for the identity of the filter; what was counted is no part of it.
+        return _IsText, (self.path, self.json_column)
+
+    def __call__(self, row: dict[str, Any], index: int) -> bool:
+        if index == 0:  # another pass over the same rows
+            self.n_seen = self.n_bad = 0
+        self.n_seen += 1
+        value, error = row["text"], "no JSON object"
+        if self.json_column is not None and value.strip():
+            line = _parsed(value)
+            value = None if line is None else line.get(self.json_column)
+            error = error if line is None else f"{type(value).__name__} values"
+        elif not isinstance(value, str):
+            error = f"{type(value).__name__} values"
+        if isinstance(value, str):
+            return bool(value.strip())
+        self.n_bad += 1
+        self._count(f"row {index} holds {error}, not text")
+        return False
+
+    def _count(self, error: str) -> None:
+        if error not in self.first_errors and len(self.first_errors) < _N_NAMED:
+            self.first_errors.append(error)
+            logger.warning("Left out of the data set %r: %s.", self.path, error)
+        if self.n_bad > max(_N_NAMED, MAX_BAD_TEXT_FRACTION * self.n_seen):
+            raise ValueError(
+                f"{self.n_bad} of the first {self.n_seen} rows of {self.path!r} could not be used, more than the "
+                f"share of {MAX_BAD_TEXT_FRACTION} that may be without text. The first: {self.first_errors[0]}"
+            )
+
+
+class _ParsedLine:
+    """Maps a line of JSON to the text in it."""
+
+    def __init__(self, text_column: str) -> None:
+        self.text_column = text_column
+
+    def __call__(self, line: dict[str, str]) -> dict[str, str]:
+        return {"text": json.loads(line["text"])[self.text_column]}
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The JSON object on a line; None where there is none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _has_tokens(text_column: str, columns: set[str]) -> bool:
+    """Whether the activations store reads something other than text, which no other column was named for."""
+    return text_column == "text" and bool(_OTHER_COLUMNS & columns)
+
+
+def _is_there(pattern: str) -> bool:
+    return any(Path(file).is_file() for file in glob.iglob(pattern, recursive=True))  # noqa: PTH207
 
 
 def _suffix(path: str) -> str:

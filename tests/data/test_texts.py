@@ -69,6 +69,44 @@ def test_the_embedded_text_has_a_name():
     assert len(row["text"]) > 100
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_without_text_are_left_out_counted_and_named(tmp_path, caplog, kind, streaming):
+    path = tmp_path / f"data.{kind}"
+    if kind == "jsonl":
+        lines = [
+            '{"text": "one two"}',
+            "null",
+            '{"text": 3}',
+            '{"text": null}',
+            '{"text": ["a"]}',
+            "{broken",
+            '{"x": 1}',
+        ]
+        path.write_text("\n".join([*lines, '{"text": " "}', "", '{"text": "five"}']) + "\n")
+        named = ["row 1 holds no JSON object", "row 2 holds int", "row 3 holds NoneType", "row 4 holds list"]
+        named += ["row 5 holds no JSON object", "row 6 holds NoneType"]
+    else:
+        Dataset.from_dict({"text": ["one two", None, " ", "five"]}).to_parquet(path)
+        named = ["row 1 holds NoneType"]
+    for _ in range(2):  # the second time, the library may remember the rows
+        caplog.clear()
+        assert texts(load_text_dataset(str(path), streaming=streaming)) == ["one two", "five"]
+        assert [record.message.partition(": ")[2] for record in caplog.records] == [
+            each + (", not text." if "JSON" in each else " values, not text.") for each in named
+        ]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_too_many_rows_without_text_are_an_error_and_empty_ones_are_none(tmp_path, streaming):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "a"}\n' + '{"text": 1}\n' * 11)
+    with pytest.raises(ValueError, match=r"11 of the first 12 rows .* The first: row 1 holds int values, not text"):
+        texts(load_text_dataset(str(path), streaming=streaming))
+    path.write_text('{"text": "b"}\n' + '{"text": ""}\n' * 30)
+    assert texts(load_text_dataset(str(path), streaming=streaming)) == ["b"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
@@ -78,7 +116,7 @@ def test_the_embedded_text_has_a_name():
         ("empty.jsonl", "", {}, "empty.jsonl"),
         ("data.jsonl", '{"txt": "a", "n": 1}\n', {}, r"no column 'text'; its columns are 'txt', 'n'"),
         ("data.jsonl", '{"txt": "a"}\n', {"text_column": "tex"}, r"no column 'tex'; its columns are 'txt'"),
-        ("data.jsonl", '{"text": 3}\n', {}, "'text' of the data set .* holds int values"),
+        ("data.jsonl", '{"text": 3}\n', {}, "'text' of the data set .* holds no text: row 0 holds int values"),
         ("data.jsonl", '{"text": "a"}\n', {"split": "test"}, "test"),
         ("data.jsonl", "no json\n", {}, "could not be loaded"),
     ],
