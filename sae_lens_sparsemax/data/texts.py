@@ -77,7 +77,8 @@ def load_text_dataset(
         ValueError: missing file, no rows, missing text column (the message names the columns there are),
             a column that holds no text, too many rows without any, or whatever ``datasets`` reports, in one sentence.
     """
-    data: Any
+    data: Any = None
+    is_json_lines = False
     try:
         data = _json_lines(path, split, streaming, text_column)
         is_json_lines = data is not None
