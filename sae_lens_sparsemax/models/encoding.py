@@ -52,7 +52,7 @@ class EncodedChunk(NamedTuple):
 
 def sparse_acts(feature_acts: torch.Tensor) -> SparseActs:
     """
-    The non-zero entries of activations of shape (n, d_sae), dense or sparse COO.
+    The non-zero entries of activations of shape (n, d_sae), dense or sparse of any layout.
 
     Entries stored as explicit zeros (a sparse TopK keeps those that its ReLU cut off) are dropped: a concept
     is active where its activation differs from zero, as in SAELens.
@@ -60,8 +60,8 @@ def sparse_acts(feature_acts: torch.Tensor) -> SparseActs:
     if feature_acts.ndim != 2:
         raise ValueError(f"feature_acts must have shape (n, d_sae), but has {tuple(feature_acts.shape)}")
     n_rows, d_sae = feature_acts.shape
-    if feature_acts.is_sparse:
-        feature_acts = feature_acts.coalesce()
+    if feature_acts.layout != torch.strided:
+        feature_acts = feature_acts.to_sparse_coo().coalesce()
         (row, col), value = feature_acts.indices(), feature_acts.values()
         active = value != 0
         return SparseActs(row[active], col[active], value[active], n_rows, d_sae)

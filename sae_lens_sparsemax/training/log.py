@@ -20,6 +20,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import Evaluator, SAETrainer
 
 from sae_lens_sparsemax.files import atomic_write_text
+from sae_lens_sparsemax.models.encoding import sparse_acts
 from sae_lens_sparsemax.training.curves import plot_l0_histogram, plot_training_curves
 
 METRICS_FILENAME = "metrics.jsonl"
@@ -65,7 +66,7 @@ class TrainingLog:
     def write(self, trainer: SAETrainer[Any, Any], output: TrainStepOutput, step: int) -> None:
         """Add the line of a step."""
         assert self._started is not None, "start() comes first"
-        self._l0_per_step.append(l0_per_token(output.feature_acts))
+        self._l0_per_step.append(sparse_acts(output.feature_acts).l0().cpu())
         line = {
             "step": step,
             "n_training_samples": trainer.n_training_samples,
@@ -113,22 +114,6 @@ class EvaluationLog:
         if trainer.cfg.logger.log_to_wandb:
             # The step before is the one SAELens logs under after this; wandb takes no earlier step later.
             wandb.log({f"{self.prefix}{name}": value for name, value in metrics.items()}, step=step - 1)
-
-
-def l0_per_token(feature_acts: torch.Tensor) -> torch.Tensor:
-    """Number of non-zero activations of each token.
-
-    Args:
-        feature_acts: ``(n_tokens, d_sae)``, dense or sparse (any layout).
-
-    Returns:
-        ``(n_tokens,)`` int64 on the CPU.
-    """
-    if feature_acts.layout == torch.strided:
-        return (feature_acts != 0).sum(dim=-1).cpu()
-    acts = feature_acts.to_sparse_coo().coalesce()
-    rows = acts.indices()[0][acts.values() != 0]
-    return torch.bincount(rows, minlength=acts.shape[0]).cpu()
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.training.log import TrainingLog, l0_per_token, read_metrics
+from sae_lens_sparsemax.training.log import TrainingLog, read_metrics
 from sae_lens_sparsemax.training.trainer import adapt
 
 
@@ -123,16 +123,6 @@ def test_each_sae_of_a_multi_sae_trainer_has_its_own_log(tmp_path):
         assert [line["step"] for line in lines] == [2, 4]
         # Fewer than k are active only where fewer than k scores are positive.
         assert all(k - 1 < line["metrics/l0"] <= k for line in lines)
-
-
-def test_l0_is_the_same_for_every_layout():
-    acts = torch.tensor([[0.0, 1.0, -2.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
-    coo = acts.to_sparse()
-    places = torch.tensor([[0, 0, 1, 2], [1, 2, 0, 0]])
-    values = torch.tensor([1.0, -2.0, 0.0, 3.0])
-    with_stored_zero = torch.sparse_coo_tensor(places, values, (3, 3), check_invariants=True)
-    for layout in (acts, coo, acts.to_sparse_csr(), with_stored_zero):
-        assert l0_per_token(layout).tolist() == [2, 0, 1]
 
 
 def test_an_interval_below_one_step_is_refused(tmp_path):
