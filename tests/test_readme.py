@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.cli.quickstart_text import SETTINGS
-from sae_lens_sparsemax.training.config_file import config_from_values
+from sae_lens_sparsemax.training.config_file import load_config
 from tests.support.places import REPOSITORY as ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,7 +21,7 @@ def blocks(language: str) -> list[str]:
 def test_python_snippets_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = {"training_tokens": 4096, "output_path": "output/quickstart", "lr_warm_up_steps": 0, "lr_decay_steps": 0}
-    config_from_values({**SETTINGS, **short}).make_runner().run()
+    load_config("quickstart", short).make_runner().run()
     names: dict[str, object] = {}
     assert len(blocks("python")) >= 3
     for snippet in blocks("python"):

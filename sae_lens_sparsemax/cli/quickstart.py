@@ -26,16 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa: ARG001  the same for all commands
     """Run it; returns the exit status."""
-    if options.vision:
-        from sae_lens_sparsemax.cli.quickstart_vision import quickstart, results_table
-    else:
-        from sae_lens_sparsemax.cli.quickstart_text import quickstart
-        from sae_lens_sparsemax.evaluation.harness import results_table
+    from sae_lens_sparsemax.cli.quickstart_runs import quickstart
 
     what = "vision" if options.vision else "text"
-    folder, evaluation, seconds = quickstart(options.output or _OUTPUT[what])
+    folder, table, seconds = quickstart(what, options.output)
     print(f"\nTrained, saved, loaded back and evaluated on held-out {_HELD_OUT[what]} in {seconds:.0f} s.")
-    print(text_table(results_table(evaluation)))
+    print(text_table(table))
     print(f"""\
 In {folder}:
   sae_weights.safetensors, cfg.json    the SAE: sae_lens.SAE.load_from_disk("{folder}")
@@ -48,7 +44,6 @@ Run next:
     return 0
 
 
-_OUTPUT = {"text": "output/quickstart", "vision": "output/quickstart_vision"}
 _HELD_OUT = {"text": "text", "vision": "drawings"}
 _NEXT = {
     "text": "  sparsemax-sae evaluate {folder} --dataset_split validation\n  sparsemax-sae explore {folder}",

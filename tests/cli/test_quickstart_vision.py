@@ -8,12 +8,10 @@ import torch
 from safetensors import safe_open
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.cli.quickstart_vision import quickstart_config
 from sae_lens_sparsemax.data.drawings import CAPTION, CLASSES, drawing, quickstart_images
 from sae_lens_sparsemax.data.images import load_image_dataset
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.training.config_file import load_config
 from tests.assets import train_clip
 
 
@@ -57,11 +55,6 @@ def test_the_script_makes_a_model_that_learns(tmp_path):
     model = HookedViT.from_pretrained(str(tmp_path))
     assert model.tokenizer.tokenize(CAPTION.format("red circle")) == ["a", "drawing", "of", "a", "red", "circle"]
     assert model.encode_text(["a drawing of a red circle", "a drawing of a blue moon"]).shape == (2, 16)
-
-
-def test_the_configuration_is_that_of_the_file(request):
-    path = request.config.rootpath / "configs" / "vision" / "quickstart_vision.yaml"
-    assert load_config(path).config == quickstart_config("output/quickstart_vision").config
 
 
 @pytest.mark.slow

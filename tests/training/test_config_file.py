@@ -6,7 +6,6 @@ from sae_lens import TopKTrainingSAEConfig
 from sae_lens.synthetic import SyntheticSAERunnerConfig, ZipfianFiringProbabilityConfig
 
 from sae_lens_sparsemax import PRESETS, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.cli.quickstart_text import quickstart_config
 from sae_lens_sparsemax.training.config import TextRunnerConfig
 from sae_lens_sparsemax.training.config_file import config_from_values, load_config
 from tests.support.places import CONFIGS
@@ -182,11 +181,6 @@ def test_the_description_of_a_configuration_reads_back_as_the_same(values, tmp_p
 def test_every_configuration_of_the_repository_is_valid(path):
     config = load_config(path).config
     assert config.output_path == f"output/{path.stem}"
-
-
-def test_the_quickstart_is_the_configuration_in_the_repository():
-    quickstart = quickstart_config("output/quickstart").config
-    assert load_config(CONFIGS / "quickstart.yaml").config.to_dict() == quickstart.to_dict()
 
 
 def test_null_takes_out_a_key_that_another_architecture_does_not_have(tmp_path):

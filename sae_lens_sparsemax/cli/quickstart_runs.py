@@ -1,62 +1,73 @@
-"""A first run on images with no network and no data: train on the embedded CLIP and drawings, load back, evaluate."""
+"""The first runs, with no network and no data: train on what the package carries, save, load back once, evaluate."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sae_lens_sparsemax.cli.quickstart_text import QuickstartResult, train_and_evaluate
+from sae_lens import SAE
+
 from sae_lens_sparsemax.data.drawings import CAPTION
 from sae_lens_sparsemax.data.images import class_names_of, load_image_dataset
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.display.tables import percent
+from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae, results_table
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
+from sae_lens_sparsemax.files import save_json
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.vision_at_hook import open_vision
-from sae_lens_sparsemax.training.config_file import LoadedConfig, config_from_values
+from sae_lens_sparsemax.training.config_file import load_config
 
-# The same as configs/vision/quickstart_vision.yaml, which explains each number; the package works without that folder.
-SETTINGS: dict[str, Any] = {
-    "runner": "vision",
-    "model_name": QUICKSTART,
-    "hook_name": "blocks.-2.hook_resid_post",
-    "dataset_path": QUICKSTART,
-    "store_batch_size_images": 128,
-    "n_decode_workers": 1,
-    "training_tokens": 400_000,
-    "train_batch_size_tokens": 1024,
-    "lr": 2e-3,
-    "lr_warm_up_steps": 50,
-    "lr_decay_steps": 100,
-    "dead_feature_window": 100,
-    "output_path": "output/quickstart_vision",
-    "sae": {"d_sae": 768, "target_l0": 12},
-}
+_RECIPES = {"text": "quickstart", "vision": "vision/quickstart_vision"}
 
 
-def quickstart(output: Path | str) -> QuickstartResult:
-    """Train an SAE on the embedded vision model into ``output`` and evaluate what was saved on held-out drawings.
+class QuickstartResult(NamedTuple):
+    """What a quickstart leaves."""
+
+    folder: Path
+    """Where the SAE, its log and its pictures are."""
+    table: list[tuple[str, Any]]
+    """The main measures and their values; ``evaluation.json`` in the folder holds all."""
+    seconds: float
+    """Wall time of training, saving, loading and evaluating."""
+
+
+def quickstart(kind: str, output: Path | str | None = None) -> QuickstartResult:
+    """Train an SAE as the recipe of a kind says, and evaluate what was saved on what was held out.
 
     An earlier quickstart in the same folder is replaced.
+
+    Args:
+        kind: "text" or "vision".
+        output: Folder for all that comes of it; None for that of the recipe.
     """
-    return train_and_evaluate(quickstart_config(output), evaluate_on_drawings)
+    started = time.perf_counter()
+    loaded = load_config(_RECIPES[kind], {} if output is None else {"output_path": str(output)})
+    folder = Path(loaded.config.output_path)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    loaded.make_runner().run()
+    evaluate, table = _EVALUATION[kind]
+    result = evaluate(load_sae(str(folder)))
+    save_json(result, folder / "evaluation.json")
+    return QuickstartResult(folder, table(result), time.perf_counter() - started)
 
 
-def quickstart_config(output: Path | str) -> LoadedConfig:
-    """The configuration of ``quickstart``, with another output folder."""
-    return config_from_values({**SETTINGS, "output_path": str(output)})
+def _on_held_out_text(sae: SAE[Any]) -> dict[str, Any]:
+    return evaluate_sae(sae, EvaluationSettings(dataset_split="validation", batches=15))
 
 
-def evaluate_on_drawings(folder: Path) -> dict[str, Any]:
-    """Measure a saved SAE of the embedded vision model on the drawings that neither has seen.
+def _on_drawings(sae: SAE[Any]) -> dict[str, Any]:
+    """Measure an SAE of the embedded vision model on the drawings that neither has seen.
 
     Returns:
         ``on`` (what it was evaluated on), ``reconstruction`` (``evaluation.ReconstructionMetrics``) and ``model``
         (what ``VisionEvaluator`` gives with the reconstruction in the place of all tokens).
     """
-    sae = load_sae(str(folder))
     meta = sae.cfg.metadata
     at_hook = open_vision(sae)
     data = load_image_dataset(QUICKSTART, split="validation")
@@ -88,7 +99,7 @@ def evaluate_on_drawings(folder: Path) -> dict[str, Any]:
     }
 
 
-def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
+def _drawings_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
     """The rows of the table that the command prints: what was measured, and its value."""
     ours, model, on = result["reconstruction"], result["model"], result["on"]
     return [
@@ -102,3 +113,7 @@ def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
         ("the same with the SAE spliced in", model["contrastive_loss"]),
         (f"dead in {ours['n_tokens']:,} tokens", percent(ours["dead_fraction"], 2)),
     ]
+
+
+_EVALUATION: dict[str, tuple[Callable[[SAE[Any]], dict[str, Any]], Callable[[dict[str, Any]], list[tuple[str, Any]]]]]
+_EVALUATION = {"text": (_on_held_out_text, results_table), "vision": (_on_drawings, _drawings_table)}
