@@ -1,5 +1,4 @@
-"""
-Measuring SAEs: one module for each question.
+"""Measuring SAEs: one module for each question.
 
 `reconstruction` and `cross_entropy` (Tables 1 and 2 of the sparsemax paper), `geometry` (Table 5),
 `monosemanticity` (Table 6), `zero_shot` with `concept_counts`, `classification` and `class_names` (Figure 3,

@@ -89,8 +89,7 @@ def accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> Accuracy:
 def disjoint_splits(
     labels: Sequence[int] | torch.Tensor, counting_fraction: float = 0.5, seed: int = 0
 ) -> tuple[list[int], list[int]]:
-    """
-    Indices of counting and test images where a data set has one split only; no image is in both.
+    """Indices of counting and test images where a data set has one split only; no image is in both.
 
     Every class is divided in the given proportion, to the nearest image, and keeps at least one image on each
     side where it has two.

@@ -1,5 +1,4 @@
-"""
-Which concepts belong to a class: counting, the top n, and controls for what any n concepts would do.
+"""Which concepts belong to a class: counting, the top n, and controls for what any n concepts would do.
 
 Counting follows PatchSAE: for each class, the (image, token) pairs on which a concept's activation exceeds a
 threshold. Its fixed threshold of 0.2 means different things for SAEs of different activation scale, so the
@@ -32,8 +31,7 @@ def count_concepts(
     chunk_size: int = CHUNK_SIZE,
     progress: bool = True,
 ) -> torch.Tensor:
-    """
-    For each class and concept, the number of (image, token) pairs with an activation above `threshold`.
+    """For each class and concept, the number of (image, token) pairs with an activation above `threshold`.
 
     Returns:
         Counts of shape (n_classes, d_sae), int32.
@@ -65,8 +63,7 @@ def activation_quantile(
     max_values: int = 1_000_000,
     chunk_size: int = CHUNK_SIZE,
 ) -> float:
-    """
-    The quantile of an SAE's non-zero activations, as a threshold that suits its scale.
+    """The quantile of an SAE's non-zero activations, as a threshold that suits its scale.
 
     Only as many images are read as give `max_values` non-zero activations, so they should be in random order.
     """
@@ -85,8 +82,7 @@ def activation_quantile(
 
 
 def most_counted(counts: torch.Tensor, n: int) -> torch.Tensor:
-    """
-    The `n` most frequent concepts of each class, as a mask of shape (n_classes, d_sae), bool.
+    """The `n` most frequent concepts of each class, as a mask of shape (n_classes, d_sae), bool.
 
     Ties go to the concept with the lower index. A class with fewer than `n` concepts that were ever counted
     keeps only those.
@@ -97,8 +93,7 @@ def most_counted(counts: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def random_concepts(counts: torch.Tensor, chosen: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """
-    As many concepts as each class has in `chosen`, drawn from those counted for any class; a control.
+    """As many concepts as each class has in `chosen`, drawn from those counted for any class; a control.
 
     Args:
         counts: Counts of shape (n_classes, d_sae).
@@ -114,8 +109,7 @@ def random_concepts(counts: torch.Tensor, chosen: torch.Tensor, seed: int = 0) -
 
 
 def frequency_matched_concepts(counts: torch.Tensor, chosen: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """
-    For each class, concepts other than its own but as frequent over all classes; the stronger control.
+    """For each class, concepts other than its own but as frequent over all classes; the stronger control.
 
     What remains of a class under this control is owed to its concepts being frequent, not to their being its
     own. Each chosen concept gives its place to the one that comes next to it in total count, above or below at

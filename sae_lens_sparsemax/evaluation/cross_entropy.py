@@ -1,5 +1,4 @@
-"""
-What a language model loses when an SAE replaces its activations.
+"""What a language model loses when an SAE replaces its activations.
 
 Losses are averaged over the positions whose own token is not ignored, as in SAELens's `run_evals`. The sign of
 `ce_degradation` is that of the sparsemax paper, original minus spliced: 0 is best and a loss of quality is
@@ -59,8 +58,7 @@ def evaluate_cross_entropy_baseline(
     ignore_tokens: Sequence[int] = (),
     progress: bool = True,
 ) -> CrossEntropyBaseline:
-    """
-    Cross-entropy of the model alone and with the hook's activations set to zero.
+    """Cross-entropy of the model alone and with the hook's activations set to zero.
 
     Args:
         model: Any `HookedRootModule` language model of SAELens or TransformerLens.
@@ -91,8 +89,7 @@ def evaluate_cross_entropy(
     max_norm: float = math.inf,
     progress: bool = True,
 ) -> CrossEntropyMetrics:
-    """
-    Cross-entropy of the model with the SAE spliced in, against a baseline on the same tokens.
+    """Cross-entropy of the model with the SAE spliced in, against a baseline on the same tokens.
 
     Args:
         model: Any `HookedRootModule` language model of SAELens or TransformerLens.

@@ -1,5 +1,4 @@
-"""
-How far an SAE moves a language model's predictions: KL(original || spliced) of the next-token distributions.
+"""How far an SAE moves a language model's predictions: KL(original || spliced) of the next-token distributions.
 
 Unlike the cross-entropy, this does not ask which token came next, and no gain at one position hides a loss at
 another. Averaged over all positions whose token is not ignored, as in SAELens's `run_evals`.
@@ -45,8 +44,7 @@ def evaluate_divergence(
     max_norm: float = math.inf,
     progress: bool = True,
 ) -> DivergenceMetrics:
-    """
-    KL divergence of the spliced model's next-token distributions from the original's.
+    """KL divergence of the spliced model's next-token distributions from the original's.
 
     Args:
         model: Any `HookedRootModule` language model of SAELens or TransformerLens.

@@ -1,5 +1,4 @@
-"""
-Geometry of an SAE's space: does it keep the neighbourhoods of its input, and are its concepts orthogonal?
+"""Geometry of an SAE's space: does it keep the neighbourhoods of its input, and are its concepts orthogonal?
 
 CKNNA is the centred kernel nearest-neighbour alignment of Huh et al., "The Platonic Representation
 Hypothesis" (2024), as the MSAE code uses it: unbiased HSIC of linear kernels restricted to shared nearest
@@ -48,8 +47,7 @@ def evaluate_geometry(
     chunk_size: int = CHUNK_SIZE,
     progress: bool = True,
 ) -> GeometryMetrics:
-    """
-    Evaluate the geometry of an SAE in one pass.
+    """Evaluate the geometry of an SAE in one pass.
 
     Args:
         sae: Any SAELens SAE.
@@ -92,8 +90,7 @@ def evaluate_geometry(
 
 
 def cknna(kernel: torch.Tensor, other: torch.Tensor, n_neighbours: int = N_NEIGHBOURS) -> float:
-    """
-    CKNNA of two kernels of shape (n, n) over the same samples; 0 if either has no spread.
+    """CKNNA of two kernels of shape (n, n) over the same samples; 0 if either has no spread.
 
     A pair (i, j) counts if j is among the `n_neighbours` most similar to i, itself excluded, in both kernels.
     """
@@ -130,8 +127,7 @@ def sparse_linear_kernel(acts: SparseActs) -> torch.Tensor:
 
 @torch.no_grad()
 def decoder_orthogonality(W_dec: torch.Tensor) -> float:
-    """
-    Mean squared off-diagonal entry of the Gram matrix of unit-norm decoder rows.
+    """Mean squared off-diagonal entry of the Gram matrix of unit-norm decoder rows.
 
     The (d_sae, d_sae) Gram matrix is never built: the sum of the squares of all its entries is the squared
     Frobenius norm of the (d_in, d_in) matrix WᵀW, and its diagonal is 1. For random directions the value is

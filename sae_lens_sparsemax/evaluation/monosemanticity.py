@@ -1,5 +1,4 @@
-"""
-Monosemanticity score: do the images that activate a neuron look alike to an independent encoder?
+"""Monosemanticity score: do the images that activate a neuron look alike to an independent encoder?
 
 For activations a_ik of image i, min-max scaled per neuron k to [0, 1], and unit-norm embeddings e_i,
 
@@ -63,8 +62,7 @@ class MonosemanticityAccumulator:
         self.n_active = torch.zeros(d_sae, dtype=torch.int64)
 
     def add(self, acts: SparseActs, embeddings: torch.Tensor) -> None:
-        """
-        Add images: their activations, and embeddings of shape (images, d_embedding) of any norm but zero.
+        """Add images: their activations, and embeddings of shape (images, d_embedding) of any norm but zero.
 
         Raises `ValueError` if the two are not of the same number of images, or an embedding is zero.
         """
@@ -128,8 +126,7 @@ def evaluate_monosemanticity(
     chunk_size: int = CHUNK_SIZE,
     progress: bool = True,
 ) -> MonosemanticityMetrics:
-    """
-    Monosemanticity of an SAE's neurons over images.
+    """Monosemanticity of an SAE's neurons over images.
 
     Args:
         sae: Any SAELens SAE.

@@ -1,5 +1,4 @@
-"""
-How often a guessed name is right: concepts are named from half of the images and checked on the other half.
+"""How often a guessed name is right: concepts are named from half of the images and checked on the other half.
 
 A name is right if it is the class that most of the concept's top images of the other half belong to. It is a lenient
 test, with class names for words; that names from images beat names from the decoder by far is what it is there to show.
@@ -52,8 +51,7 @@ def evaluate_names(
     *,
     n_top: int = 10,
 ) -> NameAgreement:
-    """
-    Name every concept from every second image, and compare with the classes of its top images among the others.
+    """Name every concept from every second image, and compare with the classes of its top images among the others.
 
     Args:
         sae: Any SAELens SAE.

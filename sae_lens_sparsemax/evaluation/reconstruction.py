@@ -1,5 +1,4 @@
-"""
-How well an SAE reconstructs activations, and how sparsely.
+"""How well an SAE reconstructs activations, and how sparsely.
 
 Where sources differ in what they call "NMSE" or "FVU", each variant has its own name here:
 
@@ -117,8 +116,7 @@ def evaluate_reconstruction(
     progress: bool = True,
     description: str = "Reconstruction",
 ) -> ReconstructionMetrics:
-    """
-    Evaluate an SAE on batches of activations of shape (..., d_in).
+    """Evaluate an SAE on batches of activations of shape (..., d_in).
 
     Args:
         sae: Any SAELens SAE, inference or training form.
@@ -144,8 +142,7 @@ def evaluate_nmse_batchtopk(
     chunk_size: int = CHUNK_SIZE,
     progress: bool = True,
 ) -> float:
-    """
-    Mean squared error over tokens and coordinates of standardised tokens, which the SAE sees as its input.
+    """Mean squared error over tokens and coordinates of standardised tokens, which the SAE sees as its input.
 
     Each token has the mean of its d_in coordinates subtracted and is divided by their unbiased standard
     deviation plus 1e-5. This is the "NMSE" of the BatchTopK code, and only means something for an SAE trained

@@ -1,5 +1,4 @@
-"""
-How many concepts tokens and images need, whether that follows their complexity, and what k to give TopK.
+"""How many concepts tokens and images need, whether that follows their complexity, and what k to give TopK.
 
 The number of active concepts of a sparsemax SAE varies from token to token; its mean is the k at which TopK and
 BatchTopK are comparable (Table 4 of the sparsemax paper).
@@ -84,8 +83,7 @@ class ImageL0(NamedTuple):
 
 
 def l0_of_images(sae: SAE[Any], batches: Iterable[torch.Tensor], *, chunk_size: int = CHUNK_SIZE) -> ImageL0:
-    """
-    L0 of the tokens of images, and of images as a whole.
+    """L0 of the tokens of images, and of images as a whole.
 
     Args:
         sae: Any SAELens SAE.
@@ -109,8 +107,7 @@ def l0_of_images(sae: SAE[Any], batches: Iterable[torch.Tensor], *, chunk_size: 
 
 
 def l0_against_complexity(l0: torch.Tensor, complexity: torch.Tensor, n_bins: int = 10) -> L0AgainstComplexity:
-    """
-    Relate L0 to a complexity of the same inputs.
+    """Relate L0 to a complexity of the same inputs.
 
     Args:
         l0: L0 of each input, shape (n,), as `ImageL0.means`.

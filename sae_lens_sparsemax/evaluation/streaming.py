@@ -21,8 +21,7 @@ class RunningMean:
 
 
 class TotalVariance:
-    """
-    Mean vector of x and the sum of ‖x − mean‖² over a stream.
+    """Mean vector of x and the sum of ‖x − mean‖² over a stream.
 
     Batches are merged with the parallel update of Chan, Golub and LeVeque (1979), so that a mean far larger
     than the spread, as in the residual stream, costs no precision.

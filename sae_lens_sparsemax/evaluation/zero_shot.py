@@ -1,5 +1,4 @@
-"""
-Zero-shot classification with only the top n concepts of a class switched on, or with them switched off.
+"""Zero-shot classification with only the top n concepts of a class switched on, or with them switched off.
 
 The protocol is PatchSAE's, with what its sources lack:
 
@@ -92,8 +91,7 @@ def evaluate_zero_shot(
     chunk_size: int = CHUNK_SIZE,
     progress: bool = True,
 ) -> ZeroShotResult:
-    """
-    Count each class's concepts, then classify other images with the top n of them on or off.
+    """Count each class's concepts, then classify other images with the top n of them on or off.
 
     Args:
         sae: Any SAELens SAE.

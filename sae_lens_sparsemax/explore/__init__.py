@@ -1,5 +1,4 @@
-"""
-What the concepts of an SAE fire on, gathered in one pass and written as a folder of static pages.
+"""What the concepts of an SAE fire on, gathered in one pass and written as a folder of static pages.
 
 `run.explore` does it all. `gather` is the pass; `statistics` what it collects (`examples`, `histograms`, `classes`,
 `cofiring`); `images` and `texts` what it reads; `decoder` and `unembedding` what the weights alone say; `failures`

@@ -52,8 +52,7 @@ class Neighbours(NamedTuple):
 
 
 def cofiring_concepts(sample: TokenSample, k: int, *, progress: bool = True) -> Neighbours:
-    """
-    The k concepts that share most tokens with each concept, by n_both / n_either (the Jaccard index).
+    """The k concepts that share most tokens with each concept, by n_both / n_either (the Jaccard index).
 
     Pairs seen together on fewer than MIN_TOGETHER tokens of the sample are left out. Only pairs that occur are
     counted, those of a few concepts at a time, so the square of d_sae is never held.

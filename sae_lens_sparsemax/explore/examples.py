@@ -12,11 +12,10 @@ class SampleActs:
     """The activations of some samples, as one entry per token and as one score per (sample, concept) pair."""
 
     def __init__(self, acts: SparseActs, n_tokens: int, score: str) -> None:
-        """
-        Args:
-            acts: Activations whose rows are the tokens of one sample after the other, `n_tokens` of each.
-            n_tokens: Tokens of a sample.
-            score: `"mean"` over the sample's tokens, for images, or `"max"`, for contexts.
+        """Args:
+        acts: Activations whose rows are the tokens of one sample after the other, `n_tokens` of each.
+        n_tokens: Tokens of a sample.
+        score: `"mean"` over the sample's tokens, for images, or `"max"`, for contexts.
         """
         self.row, self.col, self.value = acts.row.cpu(), acts.col.cpu(), acts.value.cpu().float()
         self.n_tokens, self.d_sae, self.n_samples = n_tokens, acts.d_sae, acts.n_rows // n_tokens

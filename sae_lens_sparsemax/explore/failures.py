@@ -64,8 +64,7 @@ def unclear_by_entropy(statistics: ConceptStatistics, n: int) -> list[int]:
 def unclear_by_tokens(
     statistics: ConceptStatistics, peak_tokens: torch.Tensor, n: int
 ) -> tuple[list[int], torch.Tensor]:
-    """
-    The n concepts whose examples peak on the most different tokens, of those in at least ten contexts.
+    """The n concepts whose examples peak on the most different tokens, of those in at least ten contexts.
 
     Of equally many, those on the most tokens come first.
 

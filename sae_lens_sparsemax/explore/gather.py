@@ -33,8 +33,7 @@ def gather(
     seconds_between_saves: float = _SECONDS_BETWEEN_SAVES,
     progress: bool = True,
 ) -> ConceptStatistics:
-    """
-    Read the whole stream once.
+    """Read the whole stream once.
 
     Args:
         sae: Any SAELens SAE.

@@ -125,8 +125,7 @@ class ImageStream:
 def guess_names(
     stream: ImageStream, examples: TopExamples, words: str, *, progress: bool = True
 ) -> list[ConceptName | None]:
-    """
-    Name every concept; None for those that never fired.
+    """Name every concept; None for those that never fired.
 
     Args:
         stream: The images, and the model whose text embeddings name them.

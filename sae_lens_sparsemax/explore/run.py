@@ -36,8 +36,7 @@ def explore(
     names: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Path:
-    """
-    Gather what the concepts of SAEs fire on, and write it as a folder of static pages.
+    """Gather what the concepts of SAEs fire on, and write it as a folder of static pages.
 
     Args:
         paths: Folders of SAEs of any SAELens architecture, or `release_or_repo:id`; several, which must have been

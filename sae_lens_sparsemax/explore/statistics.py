@@ -82,8 +82,7 @@ class ClassProfile:
         return mass / mass.sum().clamp(min=torch.finfo(torch.float64).tiny)
 
     def entropy(self) -> torch.Tensor:
-        """
-        Entropy in bits of each concept's activation over the classes, shape (d_sae,); NaN if it never fires.
+        """Entropy in bits of each concept's activation over the classes, shape (d_sae,); NaN if it never fires.
 
         0 is a concept of one class; log2 of the number of classes is one that is spread over them evenly.
         """

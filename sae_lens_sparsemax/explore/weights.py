@@ -25,8 +25,7 @@ def decoder_rows(sae: SAE[Any]) -> torch.Tensor:
 
 @torch.no_grad()
 def nearest_concepts(rows: torch.Tensor, k: int, *, progress: bool = True) -> Neighbours:
-    """
-    The k concepts whose decoder rows have the highest cosine with that of each concept.
+    """The k concepts whose decoder rows have the highest cosine with that of each concept.
 
     Args:
         rows: Decoder, shape (d_sae, d_in). A row of zeros is near nothing.
@@ -66,8 +65,7 @@ class TokenLogits(NamedTuple):
 
 @torch.no_grad()
 def unembedding(model: Any, hook_name: str, d_in: int) -> torch.Tensor | None:
-    """
-    What maps a direction of the residual stream to logits, gains of the final norm included.
+    """What maps a direction of the residual stream to logits, gains of the final norm included.
 
     Args:
         model: A hooked language model as `training.models.load_language_model` gives it.
@@ -98,8 +96,7 @@ def unembedding(model: Any, hook_name: str, d_in: int) -> torch.Tensor | None:
 
 @torch.no_grad()
 def token_logits(rows: torch.Tensor, matrix: torch.Tensor, k: int, *, progress: bool = True) -> TokenLogits:
-    """
-    The k tokens promoted and suppressed most by each decoder row.
+    """The k tokens promoted and suppressed most by each decoder row.
 
     Args:
         rows: Decoder, shape (d_sae, d_in).

@@ -1,5 +1,4 @@
-"""
-Everything that is measured on one saved SAE, suite by suite: language models and image models.
+"""Everything that is measured on one saved SAE, suite by suite: language models and image models.
 
 A suite is a list of metric groups (`groups`), each kept on the disk as soon as it is finished. `text` and `vision`
 say what is measured, `evaluate` runs a suite, `report` and `pictures` show it.

@@ -52,8 +52,7 @@ def evaluate_suite(
     say: Callable[[str], None] = lambda _: None,
     progress: bool = True,
 ) -> SuiteResult:
-    """
-    Measure a saved SAE with a suite; groups finished earlier with the same settings are kept.
+    """Measure a saved SAE with a suite; groups finished earlier with the same settings are kept.
 
     Args:
         source: Folder of an SAE or checkpoint, or `user/repository:id` on the hub.

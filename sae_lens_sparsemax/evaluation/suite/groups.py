@@ -39,8 +39,7 @@ def run_groups(
     say: Callable[[str], None],
     progress: bool = True,
 ) -> dict[str, Any]:
-    """
-    Compute the groups that are not finished and return all results by name.
+    """Compute the groups that are not finished and return all results by name.
 
     Args:
         groups: What to measure.

@@ -1,5 +1,4 @@
-"""
-The text suite: reconstruction, sparsity and predictions of a language model with an SAE spliced in.
+"""The text suite: reconstruction, sparsity and predictions of a language model with an SAE spliced in.
 
 Tables 1 and 2 of the sparsemax paper, with every variant of their measures under its own name.
 """
@@ -59,8 +58,7 @@ class TextSuiteSettings:
 
 
 def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings:
-    """
-    The settings of a run on one SAE, completed from its metadata.
+    """The settings of a run on one SAE, completed from its metadata.
 
     Raises:
         ValueError: A key or value is wrong, or the metadata lack something that was not given either.
@@ -152,8 +150,7 @@ class TokenSet:
         return list(self.tokens.to(self.at_hook.device).split(self.batch_size))
 
     def activations(self, description: str | None = None) -> Iterator[torch.Tensor]:
-        """
-        Activations of shape (tokens, d_in) at the positions that the SAE reads.
+        """Activations of shape (tokens, d_in) at the positions that the SAE reads.
 
         With a description, a progress bar is shown.
         """

@@ -22,8 +22,7 @@ _BYTES_PER_TOKEN = 2
 
 
 def write_script(folder: Path, name: str, payload: Any) -> int:
-    """
-    Write data/NAME.js, which hands its payload to `explorer.receive`.
+    """Write data/NAME.js, which hands its payload to `explorer.receive`.
 
     The file is pure ASCII and holds neither `<` nor `>` nor `&`, so nothing in it can end a script or begin markup,
     wherever it is put.
@@ -75,8 +74,7 @@ class Fit(NamedTuple):
 
 
 def fit_examples(examples: TopExamples, bytes_per_sample: int, n_bytes: int, always: torch.Tensor) -> Fit:
-    """
-    The largest number of examples of each concept, at least one, whose pages and samples fit into `n_bytes`.
+    """The largest number of examples of each concept, at least one, whose pages and samples fit into `n_bytes`.
 
     Args:
         examples: Of all concepts.
