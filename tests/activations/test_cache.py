@@ -295,11 +295,11 @@ def test_broken_images_are_left_out_counted_and_reported(folder, tmp_path, caplo
     cfg = {"training_tokens": 2000, "max_bad_image_fraction": 0.1, "n_batches_in_buffer": 1}
     manifest = make_cache(folder, tmp_path / "cache", dataset=harmed, **cfg)
     assert (manifest.n_inputs, manifest.n_bad_inputs) == (195, 5)
-    assert manifest.first_errors[0].startswith(f"row {order[4]}: UnidentifiedImageError")
+    assert manifest.first_errors[0].startswith(f"row {order[4]}: this is no image of a known kind")
     runner = VisionSAETrainingRunner(config(folder, cached_activations_path=str(tmp_path / "cache"), **cfg))
     runner.run()
     assert runner.activations_store.n_bad_inputs >= 5
-    assert f"row {order[4]}: UnidentifiedImageError" in caplog.text
+    assert f"row {order[4]}: this is no image of a known kind" in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])
