@@ -1,19 +1,14 @@
-"""Images to train and evaluate on: a hub data set, local files or a folder, with the images left encoded.
-
-But: data sets that need a Python script are not loaded (`datasets` 4 and later run none).
-"""
+"""Images to train and evaluate on: a hub data set, local files or a folder, with the images left encoded."""
 
 import difflib
-import glob
 import itertools
-from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Image, IterableDataset
+from datasets import Dataset, Image, IterableDataset
 
 from sae_lens_sparsemax.data.drawings import quickstart_images
-from sae_lens_sparsemax.data.quickstart import QUICKSTART
+from sae_lens_sparsemax.data.loading import explained, load_rows
 
 ImageDataset = Dataset | IterableDataset
 
@@ -43,10 +38,8 @@ def load_image_dataset(
         ValueError: missing file, no such split, missing column (the message names the columns there are), a
             column of another kind, no rows, or whatever `datasets` reports, in one sentence.
     """
-    try:
-        data = _load(str(Path(path).expanduser()) if path.startswith("~") else path, split, config, streaming)
-    except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"The data set {path!r} could not be loaded: {' '.join(str(error).split())}") from error
+    with explained(path):
+        data = load_rows(path, split, config, streaming, _TABLES, quickstart_images)  # type: ignore[arg-type]
     return encoded_images(data, image_column, path)
 
 
@@ -130,27 +123,3 @@ def _features_of_first_row(data: ImageDataset, name: str) -> dict[str, Any]:
 
 def _dtype(value: Any) -> str:
     return {bytes: "binary", str: "string", int: "int64", float: "float64"}.get(type(value), "null")
-
-
-def _load(path: str, split: str, config: str | None, streaming: bool) -> Any:
-    if path == QUICKSTART:
-        data = quickstart_images(split)  # type: ignore[arg-type]
-        return data.to_iterable_dataset() if streaming else data
-    builder = _TABLES.get(Path(path).suffix.lower())
-    folder = Path(path)
-    if builder is not None:
-        if not glob.glob(path, recursive=True):  # noqa: PTH207
-            raise ValueError(f"there is no file {path}.")
-        return datasets.load_dataset(builder, data_files=path, split=split, streaming=streaming)
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        data = datasets.load_from_disk(path)
-        if isinstance(data, DatasetDict):
-            if split not in data:
-                raise ValueError(f"it has no split {split!r}, only {', '.join(map(repr, data))}.")
-            data = data[split]
-        return data.to_iterable_dataset() if streaming else data
-    if folder.is_file():
-        raise ValueError(f"its ending is none of {', '.join(_TABLES)}.")
-    if path.startswith((".", "/")) and not folder.is_dir():
-        raise ValueError("there is no such folder.")
-    return datasets.load_dataset(path, name=config, split=split, streaming=streaming)

@@ -2,12 +2,10 @@
 
 A row whose text is null, a number, a list or no JSON is left out, counted and named; too many of them are an error.
 Empty texts are left out as well, but are no mistake: every third row of WikiText is one.
-But: data sets that need a Python script are not loaded (``datasets`` 4 and later run none).
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -17,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, IterableDataset
 from sae_lens.training.activations_store import ActivationsStore
 
-from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_text
+from sae_lens_sparsemax.data.loading import explained, is_there, load_rows
+from sae_lens_sparsemax.data.quickstart import quickstart_text
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +79,13 @@ def load_text_dataset(
     data: Any = None
     is_json_lines = False
     try:
-        data = _json_lines(path, split, streaming, text_column)
-        is_json_lines = data is not None
-        data = data if is_json_lines else _load(path, split, config, streaming)
-        first = next(iter(data), None)
+        with explained(path):
+            data = _json_lines(path, split, streaming, text_column)
+            is_json_lines = data is not None
+            data = data if is_json_lines else load_rows(path, split, config, streaming, _BUILDERS, quickstart_text)
+            first = next(iter(data), None)
     except StopIteration:  # what `datasets` raises for a JSON lines file without lines
-        first = data = None
-    except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"The data set {path!r} could not be loaded: {_reason(error)}") from error
+        first = None
     if first is None:
         raise ValueError(f"The data set {path!r} (split {split!r}) has no rows.")
     if is_json_lines:
@@ -171,44 +169,11 @@ def _json_lines(path: str, split: Any, streaming: bool, text_column: str) -> Any
     The library's own reader is stopped by one broken line, or one value of another type.
     """
     expanded = str(Path(path).expanduser())
-    if not expanded.removesuffix(".gz").endswith(".jsonl") or not _is_there(expanded):
+    if not expanded.removesuffix(".gz").endswith(".jsonl") or not is_there(expanded):
         return None
     data = datasets.load_dataset("text", data_files=expanded, split=split, streaming=streaming)
     keys = {key for line in islice(iter(data), _N_NAMED) for key in _parsed(line["text"]) or {}}
     return data if text_column in keys and not _has_tokens(text_column, keys) else None
-
-
-def _load(path: str, split: Any, config: str | None, streaming: bool) -> Any:
-    if path == QUICKSTART:
-        data = quickstart_text(split)
-        return data.to_iterable_dataset() if streaming else data
-    expanded = str(Path(path).expanduser())
-    builder = _BUILDERS.get(_suffix(expanded))
-    if builder is not None:
-        if not _is_there(expanded):
-            raise ValueError(f"there is no file {expanded}.")
-        options: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
-        # Local files form one split, which `datasets` calls train; a slice such as train[:1%] still works.
-        options |= {"data_files": expanded, "split": split, "streaming": streaming}
-        return datasets.load_dataset(builder, **options)
-    folder = Path(expanded)
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return _from_disk(folder, split, streaming)
-    if folder.is_file():
-        raise ValueError(f"its ending is none of {', '.join(_BUILDERS)}.")
-    if path.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ValueError("there is no such folder.")
-    options = {"name": config, "split": split, "streaming": streaming}
-    return datasets.load_dataset(expanded if folder.is_dir() else path, **options)
-
-
-def _from_disk(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
-    data = datasets.load_from_disk(str(folder))
-    if isinstance(data, DatasetDict):
-        if split not in data:
-            raise ValueError(f"it has no split {split!r}, only {', '.join(map(repr, data))}.")
-        data = data[split]
-    return data.to_iterable_dataset() if streaming else data
 
 
 def _texts_alone(data: Any, is_text: _IsText, text_column: str) -> Any:
@@ -292,19 +257,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def _has_tokens(text_column: str, columns: set[str]) -> bool:
     """Whether the activations store reads something other than text, which no other column was named for."""
     return text_column == "text" and bool(_OTHER_COLUMNS & columns)
-
-
-def _is_there(pattern: str) -> bool:
-    return any(Path(file).is_file() for file in glob.iglob(pattern, recursive=True))  # noqa: PTH207
-
-
-def _suffix(path: str) -> str:
-    return Path(path.removesuffix(".gz")).suffix.lower()
-
-
-def _reason(error: Exception) -> str:
-    """The error's own words on one line; the advice for script data sets added."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "scripts are no longer supported" in text:
-        text += " Use a parquet or JSON lines version of the data set."
-    return text
