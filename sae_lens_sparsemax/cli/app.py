@@ -42,9 +42,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.settings.command_line import apply_overrides
 
     given = build(AppSettings, apply_overrides({}, overrides))
-    session = open_session(
-        options.path, model=given.model_name, model_class=given.model_class_name, words=given.words, device=given.device
-    )
+    session = open_session(options.path, given)
     with AppServer(session, options.path, given.port) as server:
         print(f"Open in a browser: {server.url}  (Ctrl-C ends it)", flush=True)
         try:

@@ -37,8 +37,8 @@ examples:
   sparsemax-sae evaluate user/repository:blocks.6.hook_resid_post --suite text \\
       --datasets.wikitext103.path wikitext103_test.txt \\
       --datasets.openwebtext.path openwebtext.jsonl --datasets.openwebtext.held_out true --held_out_fraction 0.1
-  sparsemax-sae evaluate output/my_clip_run --suite vision --data.path cifar10_test.parquet \\
-      --counting_data.path cifar10_train.parquet --encoder facebook/dinov2-base --n_images 5000
+  sparsemax-sae evaluate output/my_clip_run --suite vision --dataset_path cifar10_test.parquet \\
+      --counting_dataset.path cifar10_train.parquet --encoder facebook/dinov2-base --n_images 5000
   sparsemax-sae evaluate output/my_clip_run --config configs/evaluate/mini_clip_cifar10.yaml --groups zero_shot
 
 Model, hook and context are read from the SAE's metadata; the keys below replace them, here or in the YAML file of

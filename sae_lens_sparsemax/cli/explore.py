@@ -16,7 +16,7 @@ STOPPED = "The same command goes on where it was."
 EPILOG = """\
 examples:
   sparsemax-sae explore output/quickstart
-  sparsemax-sae explore output/my_run --dataset wikitext103_test.txt --samples 5000
+  sparsemax-sae explore output/my_run --dataset_path wikitext103_test.txt --samples 5000
   sparsemax-sae explore output/mini_clip_cifar10 --output pages --encoder openai/clip-vit-large-patch14
   sparsemax-sae explore output/sparsemax --compare output/batchtopk
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,13 @@ architecture differs.
 
 examples:
   sparsemax-sae suggest-k output/my_run
-  sparsemax-sae suggest-k output/my_run --data.path cifar10_test.parquet --n_images 5000
-  sparsemax-sae suggest-k output/my_run --data.wikitext103.path wikitext103_test.txt
+  sparsemax-sae suggest-k output/my_run --dataset_path cifar10_test.parquet --n_images 5000
+  sparsemax-sae suggest-k output/my_run --datasets.wikitext103.path wikitext103_test.txt
   sparsemax-sae suggest-k output/my_run --settings configs/my_run.yaml --l0 31.7
   sparsemax-sae train output/my_run/suggested/topk.yaml
 
 The training settings are read from the SAE's folder (runner_cfg.json, written by 'train'). Keys such as
---data.path are those of 'evaluate --suite vision' and '--suite text'. If nothing is named to measure on, the mean
+--dataset_path are those of 'evaluate --suite vision' and '--suite text'. If nothing is named to measure on, the mean
 over the last steps of the training log is taken.
 """
 
@@ -50,12 +51,15 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Measure and write as the arguments say; returns the exit status."""
     from sae_lens_sparsemax.compare.suggest_k import mean_l0, training_settings, write_matched_settings
+    from sae_lens_sparsemax.settings.checking import refuse_unknown_keys
     from sae_lens_sparsemax.settings.command_line import apply_overrides
     from sae_lens_sparsemax.settings.yaml_files import read_yaml
 
+    given = apply_overrides({}, overrides)
+    refuse_unknown_keys(given, {field.name for group in settings(()) for field in fields(group.cls)})
     folder = Path(options.path)
     trained = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
-    l0, where = (options.l0, "given") if options.l0 is not None else mean_l0(folder, apply_overrides({}, overrides))
+    l0, where = (options.l0, "given") if options.l0 is not None else mean_l0(folder, given)
     paths = write_matched_settings(trained, l0, options.output or folder / "suggested")
     print(f"Mean L0 of {folder}: {l0:.2f} ({where})")
     for path in paths:

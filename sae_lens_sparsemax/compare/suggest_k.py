@@ -41,12 +41,15 @@ def mean_l0(folder: Path, settings: Mapping[str, Any]) -> tuple[float, str]:
         name = next(iter(settings["datasets"]))
         groups = evaluate_suite(str(folder), "text", settings, groups=[f"{name}/reconstruction"]).results["groups"]
         return groups[f"{name}/reconstruction"]["l0"]["mean"], f"measured on {name}"
-    if "data" in settings:
+    if settings.get("dataset_path"):
         groups = evaluate_suite(str(folder), "vision", settings, groups=["sparsity"]).results["groups"]
-        return groups["sparsity"]["per_token"]["mean"], f"measured on {settings['data']['path']}"
+        return groups["sparsity"]["per_token"]["mean"], f"measured on {settings['dataset_path']}"
     lines = [line for line in read_metrics(folder / METRICS_FILENAME) if line.get("metrics/l0") is not None]
     if not lines:
-        raise ValueError(f"{folder} has no {METRICS_FILENAME} with L0: give --data.path to measure on, or --l0.")
+        raise ValueError(
+            f"{folder} has no {METRICS_FILENAME} with L0: "
+            "give --dataset_path or --datasets.NAME.path to measure on, or --l0"
+        )
     last = [line["metrics/l0"] for line in lines[-_LAST_STEPS:]]
     return sum(last) / len(last), f"mean of the last {len(last)} logged training steps"
 

@@ -46,9 +46,9 @@ class ImageStream:
         meta = sae.cfg.metadata
         self.settings = settings
         # Another data set has its own splits and columns, so those of the training data say nothing.
-        trained_on = meta if settings.dataset is None else {}
+        trained_on = meta if settings.dataset_path is None else {}
         self.dataset = ImageData(
-            path=settings.dataset or _given("dataset", meta.dataset_path),
+            path=settings.dataset_path or _given("dataset_path", meta.dataset_path),
             split=settings.dataset_split or trained_on.get("dataset_split") or "train",
             config=settings.dataset_config or trained_on.get("dataset_config"),
             image_column=settings.image_column or trained_on.get("image_column") or "image",
@@ -56,7 +56,7 @@ class ImageStream:
             streaming=settings.streaming,
             max_bad_image_fraction=settings.max_bad_image_fraction,
         )
-        self.model_name = settings.model or meta.model_name
+        self.model_name = settings.model_name or meta.model_name
         self.at_hook = open_vision(sae, self.model_name, device=settings.device)
         self.model, self.tokens = self.at_hook.model, self.at_hook.tokens
         self.images = load_images(

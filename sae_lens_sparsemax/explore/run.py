@@ -82,7 +82,7 @@ def open_stream(
     sae: SAE[Any], settings: ExploreSettings, load: Callable[..., Any] = load_language_model
 ) -> ImageStream | TextStream:
     """The images or the text that an SAE is explored on, whichever its model sees."""
-    model_class = settings.model_class or sae.cfg.metadata.model_class_name
+    model_class = settings.model_class_name or sae.cfg.metadata.model_class_name
     return ImageStream(sae, settings) if model_class == VISION_MODEL_CLASS else TextStream(sae, settings, load)
 
 
@@ -130,7 +130,7 @@ def _check_same_data(first: SAEReport, other: SAEReport) -> None:
         if one.get(key) != two.get(key):
             raise ValueError(
                 f"{first.name!r} and {other.name!r} cannot be compared: their {key} is {one.get(key)!r} and "
-                f"{two.get(key)!r}; options such as --dataset set it for both."
+                f"{two.get(key)!r}; options such as --dataset_path set it for both."
             )
     if not torch.equal(first.statistics.showcase.ids, other.statistics.showcase.ids):
         raise ValueError(f"{first.name!r} and {other.name!r} cannot be compared: they saw different examples.")

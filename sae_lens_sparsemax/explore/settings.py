@@ -10,12 +10,12 @@ from sae_lens_sparsemax.settings.sentences import must_be
 class ExploreSettings:
     """None takes what the SAE's metadata say, or a default that fits images or text."""
 
-    model: str | None = None
+    model_name: str | None = None
     """Model name or local folder."""
-    model_class: str | None = None
-    """For text, see `training.models.load_language_model`; for images, HookedViT."""
-    dataset: str | None = None
-    """Hub id, local file or folder; see `load_text_dataset` and `load_image_dataset`."""
+    model_class_name: str | None = None
+    """HookedTransformer, HookedMamba, AutoModelForCausalLM or TransformerBridge; for images, HookedViT."""
+    dataset_path: str | None = None
+    """Hub id, local file or folder."""
     dataset_split: str | None = None
     """Split of the data set."""
     dataset_config: str | None = None

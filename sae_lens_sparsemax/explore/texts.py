@@ -35,9 +35,9 @@ class TextStream:
         self, sae: SAE[Any], settings: ExploreSettings, load: Callable[..., Any] = load_language_model
     ) -> None:
         evaluation = EvaluationSettings(
-            model_name=settings.model,
-            model_class_name=settings.model_class,
-            dataset_path=settings.dataset,
+            model_name=settings.model_name,
+            model_class_name=settings.model_class_name,
+            dataset_path=settings.dataset_path,
             dataset_split=settings.dataset_split,
             dataset_config=settings.dataset_config,
             text_column=settings.text_column,

@@ -125,7 +125,7 @@ def load_vision_model(
     except OSError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"The model {name_or_path!r} could not be loaded; give --model if it has moved: {reason}"
+            f"The model {name_or_path!r} could not be loaded; give --model_name if it has moved: {reason}"
         ) from error
 
 

@@ -83,7 +83,7 @@ def test_k_can_be_measured_on_held_out_text(folder, tiny_model_folder, capsys):
     ("missing", "arguments", "message"),
     [
         ("runner_cfg.json", [], "give --settings FILE"),
-        ("metrics.jsonl", [], "give --data.path to measure on, or --l0"),
+        ("metrics.jsonl", [], "give --dataset_path or --datasets.NAME.path to measure on, or --l0"),
         (None, ["--l0", "0.2"], "between 1 and d_sae = 40, got 0.2"),
         (None, ["--settings", "absent.yaml"], "There is no file 'absent.yaml'"),
     ],

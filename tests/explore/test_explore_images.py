@@ -100,13 +100,13 @@ def test_only_the_first_images_of_a_stream_are_read(image_world, tmp_path):
 
 def test_a_data_set_that_is_gone_is_an_error_in_one_sentence(image_world, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.parquet' could not be loaded"):
-        settings = ExploreSettings(dataset=str(tmp_path / "nowhere.parquet"))
+        settings = ExploreSettings(dataset_path=str(tmp_path / "nowhere.parquet"))
         explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
 
 
 def test_a_model_that_has_moved_is_an_error_that_says_what_to_do(image_world, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere' could not be loaded; give --model if it has moved"):
-        settings = ExploreSettings(model=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"nowhere' could not be loaded; give --model_name if it has moved"):
+        settings = ExploreSettings(model_name=str(tmp_path / "nowhere"))
         explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
 
 

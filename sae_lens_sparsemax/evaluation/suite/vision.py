@@ -58,13 +58,14 @@ def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool =
 
     Model and images are loaded when the first group that is not finished asks for them.
     """
-    assert settings.model and settings.data
+    assert settings.model_name and settings.dataset_path
     metrics = VisionMetrics(sae, settings, progress)
-    on = {key: getattr(settings, key) for key in ("model", "hook_name", "tokens", "n_images")}
-    paths = [settings.model, settings.data.path, settings.encoder]
-    paths.append(settings.counting_data.path if settings.counting_data else None)
-    on |= {"data": asdict(settings.data), "files": file_facts(paths)}
-    plain = asdict(settings)
+    # What a group was measured on goes by the names of version 0.1, so that what was finished then is kept.
+    on = {"model": settings.model_name} | {key: getattr(settings, key) for key in ("hook_name", "tokens", "n_images")}
+    paths = [settings.model_name, settings.dataset_path, settings.encoder]
+    paths.append(settings.counting_dataset.path if settings.counting_dataset else None)
+    on |= {"data": _measured_on(settings.dataset), "files": file_facts(paths)}
+    plain = asdict(settings) | {"counting_data": _measured_on(settings.counting_dataset)}
     compute = {
         "tokens": partial(metrics.geometry, "token"),
         "images": partial(metrics.geometry, "image"),
@@ -76,6 +77,11 @@ def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool =
     return [
         MetricGroup(name, on | {key: plain[key] for key in keys}, compute[name]) for name, keys in _OWN_SETTINGS.items()
     ]
+
+
+def _measured_on(data: ImageData | None) -> dict[str, Any] | None:
+    """What of a set of images changes results: how many may be broken does not."""
+    return data and {key: value for key, value in asdict(data).items() if key != "max_bad_image_fraction"}
 
 
 class VisionMetrics:
@@ -96,14 +102,13 @@ class VisionMetrics:
         """The SAE's model at its hook."""
         settings = self.settings
         return open_vision(
-            self.sae, settings.model, hook_name=settings.hook_name, tokens=settings.tokens, device=settings.device
+            self.sae, settings.model_name, hook_name=settings.hook_name, tokens=settings.tokens, device=settings.device
         )
 
     @cached_property
     def images(self) -> LabelledImages:
         """The images to measure on."""
-        assert self.settings.data is not None
-        return self._load(self.settings.data, self.settings.n_images)
+        return self._load(self.settings.dataset, self.settings.n_images)
 
     def geometry(self, level: Literal["token", "image"]) -> dict[str, Any]:
         """Reconstruction, CKNNA and decoder orthogonality, over tokens or over images."""
@@ -184,19 +189,19 @@ class VisionMetrics:
 
     def _require_labels(self) -> None:
         if not self.images.has_labels:
-            assert self.settings.data is not None
-            data = self.settings.data
+            data = self.settings.dataset
             raise NotMeasured(f"{data.name} has no column {data.label_column!r}; give its name")
 
     def _splits(self) -> tuple[LabelledImages, LabelledImages]:
         """Images to count on and images to test on, none in both."""
         settings = self.settings
-        if settings.counting_data is not None:
-            if settings.counting_data == settings.data:
+        if settings.counting_dataset is not None:
+            if settings.counting_dataset == settings.dataset:
                 raise ValueError(
-                    "'counting_data' and 'data' are the same images; leave 'counting_data' out to halve them."
+                    "counting_dataset must be other images than those to measure on, which are halved without it, "
+                    "got the same"
                 )
-            return self._load(settings.counting_data, settings.n_counting_images), self.images
+            return self._load(settings.counting_dataset, settings.n_counting_images), self.images
         counting, test = disjoint_splits(self.images.labels, seed=settings.seed)
         return self.images.select(counting[: settings.n_counting_images]), self.images.select(test)
 

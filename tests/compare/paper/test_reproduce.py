@@ -39,7 +39,7 @@ def recipe(tmp_path, tiny_model_folder) -> Path:
             "TopK": {"architecture": "topk", "match": "ours"},
             "ReLU": {"architecture": "standard", "l1_coefficient": 1.0},
         },
-        "evaluate": {"data": {"text": {"path": str(text), "held_out": True}}, "n_tokens": 64, "batch_size": 4},
+        "evaluate": {"datasets": {"text": {"path": str(text), "held_out": True}}, "n_tokens": 64, "batch_size": 4},
         "small": {"train": {"training_tokens": 320}},
     }
     table = {

@@ -39,8 +39,8 @@ def folder(tmp_path) -> Path:
 
 
 SETTINGS = {
-    "data": {"path": TEST.path},
-    "counting_data": {"path": TRAIN.path},
+    "dataset_path": TEST.path,
+    "counting_dataset": {"path": TRAIN.path},
     "n_images": 40,
     "n_counting_images": 30,
     "n_concepts": [1, 20],
@@ -116,7 +116,7 @@ def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder):
 
 
 def test_one_split_is_halved_and_no_image_is_in_both(folder):
-    settings = {key: value for key, value in SETTINGS.items() if key != "counting_data"}
+    settings = {key: value for key, value in SETTINGS.items() if key != "counting_dataset"}
     result = evaluate_suite(str(folder), settings=settings, groups=["zero_shot"], progress=False)
     measured = result.results["groups"]["zero_shot"]
     assert measured["n_counting_images"] + measured["zero_shot"]["n_images"] == 40
@@ -162,7 +162,7 @@ def test_an_encoder_sees_images_prepared_for_it():
 
 def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder):
     settings = {key: value for key, value in SETTINGS.items() if key != "encoder"}
-    settings["data"] = {"path": TEST.path, "label_column": "class"}
+    settings |= {"dataset_path": TEST.path, "label_column": "class"}
     said = []
     result = evaluate_suite(str(folder), settings=settings, say=said.append, progress=False)
     assert "geometry" in result.results["groups"]["tokens"]
@@ -174,14 +174,17 @@ def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --data.path"),
-        (["--data.path", "absent.parquet"], "there is no file absent.parquet"),
-        (["--data.path", TEST.path, "--data.image_column", "img"], "has no column 'img'"),
-        (["--data.path", TEST.path, "--data.split", "test"], "split"),
-        (["--data.path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),
-        (["--data.path", TEST.path, "--min_plain_accuracy", "0.95", "--n_images", "40"], "below 95.0%"),
-        (["--data.path", TEST.path, "--hook_name", "blocks.9.hook_resid_post"], "no hook 'blocks.9.hook_resid_post'"),
-        (["--data.path", TEST.path, "--model", "/no/such/model"], "/no/such/model"),
+        ([], "dataset_path must be given"),
+        (["--dataset_path", "absent.parquet"], "there is no file absent.parquet"),
+        (["--dataset_path", TEST.path, "--image_column", "img"], "has no column 'img'"),
+        (["--dataset_path", TEST.path, "--dataset_split", "test"], "split"),
+        (["--dataset_path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),
+        (["--dataset_path", TEST.path, "--min_plain_accuracy", "0.95", "--n_images", "40"], "below 95.0%"),
+        (
+            ["--dataset_path", TEST.path, "--hook_name", "blocks.9.hook_resid_post"],
+            "no hook 'blocks.9.hook_resid_post'",
+        ),
+        (["--dataset_path", TEST.path, "--model_name", "/no/such/model"], "/no/such/model"),
     ],
 )
 def test_a_mistake_is_one_sentence(folder, capsys, arguments, message):
@@ -192,8 +195,10 @@ def test_a_mistake_is_one_sentence(folder, capsys, arguments, message):
 
 def test_metadata_without_a_model_say_what_to_give(tmp_path, capsys):
     random_sae(model_name=None).save_model(tmp_path)
-    assert main(["evaluate", str(tmp_path), "--suite", "vision", "--data.path", TEST.path]) == 2
-    assert "have no 'model'; give --model" in capsys.readouterr().err
-    command = ["evaluate", str(tmp_path), "--suite", "vision", "--data.path", TEST.path, "--groups", "tokens"]
-    assert main([*command, "--model", MODEL, "--n_images", "8"]) == 0
-    assert json.loads((tmp_path / "evaluation" / "vision" / "results.json").read_text())["settings"]["model"] == MODEL
+    assert main(["evaluate", str(tmp_path), "--suite", "vision", "--dataset_path", TEST.path]) == 2
+    assert "have no 'model_name'; give --model_name" in capsys.readouterr().err
+    command = ["evaluate", str(tmp_path), "--suite", "vision", "--dataset_path", TEST.path, "--groups", "tokens"]
+    assert main([*command, "--model_name", MODEL, "--n_images", "8"]) == 0
+    assert (
+        json.loads((tmp_path / "evaluation" / "vision" / "results.json").read_text())["settings"]["model_name"] == MODEL
+    )
