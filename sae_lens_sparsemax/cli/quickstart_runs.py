@@ -13,6 +13,7 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.data.drawings import CAPTION
 from sae_lens_sparsemax.data.images import class_names_of, load_image_dataset
+from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.display.tables import percent
 from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae, results_table
@@ -72,17 +73,9 @@ def _on_drawings(sae: SAE[Any]) -> dict[str, Any]:
     at_hook = open_vision(sae)
     data = load_image_dataset(QUICKSTART, split="validation")
     names = class_names_of(data, "label")
+    images = random_images(data, len(data), at_hook.model.image_processor, 64)  # type: ignore[arg-type]
     evaluator = load_evaluator(
-        at_hook.model,
-        data,
-        at_hook.hook_name,
-        at_hook.tokens,
-        n_images=len(data),  # type: ignore[arg-type]
-        image_column="image",
-        label_column="label",
-        class_names=names,
-        templates=[CAPTION],
-        batch_size=64,
+        at_hook.model, images, at_hook.hook_name, at_hook.tokens, class_names=names, templates=[CAPTION]
     )
     reconstruction = evaluate_reconstruction(sae, map(at_hook.activations, evaluator.pixels), progress=False)
     return {

@@ -19,12 +19,13 @@ from sae_lens_sparsemax.activations.sources import TextActivations
 from sae_lens_sparsemax.compare.config import CompareConfig, TextData, fingerprint
 from sae_lens_sparsemax.compare.sources import TRAIN, VALIDATION, CapturedActivations, Metrics
 from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
-from sae_lens_sparsemax.evaluation.cross_entropy import (
+from sae_lens_sparsemax.evaluation.predictions import (
     CrossEntropyBaseline,
     evaluate_cross_entropy,
     evaluate_cross_entropy_baseline,
 )
 from sae_lens_sparsemax.files import atomic_write_bytes, file_facts, load_json, save_json
+from sae_lens_sparsemax.models.at_hook import TextAtHook
 from sae_lens_sparsemax.models.language_models import (
     excluded_token_ids,
     hook_width,
@@ -149,24 +150,11 @@ class TextSource(CapturedActivations):
     def _cross_entropy(self, sae: SAE[Any], name: str) -> Metrics:
         cfg = self.cfg
         batches = self._tokens(name).to(cfg.device).split(cfg.store_batch_size_prompts)
+        at_hook = TextAtHook(sae, self.model, self._hook_name, self._special_tokens, self._max_norm)
         path = self.folder / name / f"tokens-{cfg.n_cross_entropy_tokens}.baseline.json"
         if not path.exists():
-            save_json(
-                evaluate_cross_entropy_baseline(
-                    self.model, self._hook_name, batches, ignore_tokens=self._special_tokens
-                ),
-                path,
-            )
-        measured = evaluate_cross_entropy(
-            self.model,
-            sae,
-            batches,
-            load_json(CrossEntropyBaseline, path),
-            hook_name=self._hook_name,
-            ignore_tokens=self._special_tokens,
-            max_norm=self._max_norm,
-        )
-        return asdict(measured)
+            save_json(evaluate_cross_entropy_baseline(at_hook, batches), path)
+        return asdict(evaluate_cross_entropy(at_hook, batches, load_json(CrossEntropyBaseline, path)))
 
     def _tokens(self, name: str) -> torch.Tensor:
         """The first contexts of a set, `n_cross_entropy_tokens` tokens or a few more, (n, context), kept on disk."""

@@ -14,6 +14,7 @@ from sae_lens_sparsemax.compare.image_settings import ImageData
 from sae_lens_sparsemax.compare.sources import VALIDATION, CapturedActivations, Metrics
 from sae_lens_sparsemax.data.image_loader import ImageLoader, permutation
 from sae_lens_sparsemax.data.images import load_image_dataset
+from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.vision_at_hook import hook_width, load_vision_model, model_metadata
@@ -63,20 +64,19 @@ class VisionSource(CapturedActivations):
 
     @cached_property
     def _evaluator(self) -> VisionEvaluator:
-        images = self.images
-        return load_evaluator(
-            self.model,
-            _images(images.evaluation, images.image_column),
-            self.hook_name,
-            images.tokens,
-            n_images=images.n_zero_shot_images,
-            image_column=images.image_column,
-            label_column=images.label_column,
-            class_names=images.class_names,
-            templates=images.templates,
-            batch_size=images.batch_size,
-            max_bad_fraction=images.max_bad_image_fraction,
+        cfg = self.images
+        images = random_images(
+            _images(cfg.evaluation, cfg.image_column),
+            cfg.n_zero_shot_images,
+            self.model.image_processor,
+            cfg.batch_size,
+            image_column=cfg.image_column,
+            label_column=cfg.label_column,
+            name="for evaluation",
+            max_bad_fraction=cfg.max_bad_image_fraction,
         )
+        names, templates = cfg.class_names, cfg.templates
+        return load_evaluator(self.model, images, self.hook_name, cfg.tokens, class_names=names, templates=templates)
 
     @property
     def width(self) -> int:

@@ -8,9 +8,8 @@ import torch
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
-from sae_lens_sparsemax.data.images import ImageDataset, class_names_of
-from sae_lens_sparsemax.data.labelled_images import random_images
+from sae_lens_sparsemax.data.images import class_names_of
+from sae_lens_sparsemax.data.labelled_images import LabelledImages
 from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
 from sae_lens_sparsemax.models.encoding import EncodedChunk, evaluation_mode, sparse_acts
@@ -104,46 +103,26 @@ class VisionEvaluator:
 
 def load_evaluator(
     model: HookedViT,
-    data: ImageDataset,
+    images: LabelledImages,
     hook_name: str,
     tokens: Tokens,
     *,
-    n_images: int,
-    image_column: str,
-    label_column: str,
     class_names: list[str] | None,
     templates: list[str],
-    batch_size: int,
-    max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION,
 ) -> VisionEvaluator:
-    """The evaluator on the images of a data set, with zero-shot classification where the model has text.
+    """The evaluator on some images, with zero-shot classification where the model has text.
 
     Args:
         model: the vision model.
-        data: images, encoded, and classes as whole numbers if the model classifies.
+        images: prepared for the model; with classes as whole numbers if the model classifies.
         hook_name: where the SAE reads and is spliced in.
         tokens: which tokens it reads.
-        n_images: how many images; see `random_images`.
-        image_column: the column with the images.
-        label_column: the column with the classes.
         class_names: in the order of the classes; None for those of the data set.
         templates: prompts with one `{}` for the class name.
-        batch_size: images at a time.
-        max_bad_fraction: share of the images that may be broken, beyond the first ten.
 
     Raises:
-        ValueError: a column or the names of the classes are missing, or no image can be used.
+        ValueError: the classes or their names are missing, or no image can be used.
     """
-    images = random_images(
-        data,
-        n_images,
-        model.image_processor,
-        batch_size,
-        image_column=image_column,
-        label_column=label_column,
-        name="for evaluation",
-        max_bad_fraction=max_bad_fraction,
-    )
     if not model.classifies:
         return VisionEvaluator(model, list(images.pixels()), hook_name, tokens)
     batches = list(images)
@@ -152,6 +131,6 @@ def load_evaluator(
         [pixels for pixels, _ in batches],
         hook_name,
         tokens,
-        text_prototypes(model.encode_text, class_names or class_names_of(data, label_column), templates),
+        text_prototypes(model.encode_text, class_names or class_names_of(images.data, images.label_column), templates),
         torch.cat([labels for _, labels in batches]),
     )

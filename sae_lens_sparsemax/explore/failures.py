@@ -1,6 +1,6 @@
 """Where an SAE failed, or seems to have: concepts that look alike, that have no clear pattern, that fire often."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,18 +12,17 @@ FREQUENT = 0.1
 """A concept on more than this share of the tokens seldom means one thing."""
 
 
-@dataclass(frozen=True)
-class AlikePair:
-    """Two concepts that look alike."""
+class AlikePair(NamedTuple):
+    """Two concepts that look alike, as the page of failures takes them."""
 
     first: int
     second: int
     cosine: float
     """Of their decoder rows."""
-    overlap: float | None
-    """Share of the tokens of either on which both fire; None if the second is not among the first's co-firing ones."""
     n_shared: int
     """Examples they have in common."""
+    overlap: float | None
+    """Share of the tokens of either on which both fire; None if the second is not among the first's co-firing ones."""
 
 
 def alike_pairs(statistics: ConceptStatistics, near: Neighbours, cofiring: Neighbours, n: int) -> list[AlikePair]:
@@ -43,12 +42,10 @@ def alike_pairs(statistics: ConceptStatistics, near: Neighbours, cofiring: Neigh
         low, high = divmod(int(key[place]), d_sae)
         if int(key[place]) in found:
             continue
-        examples = [
-            set(statistics.examples.sample[c][statistics.examples.sample[c] >= 0].tolist()) for c in (low, high)
-        ]
-        found[int(key[place])] = AlikePair(
-            low, high, cosine[place].item(), _overlap(cofiring, low, high), len(examples[0] & examples[1])
-        )
+        shared = set(statistics.examples.sample[low].tolist()) & set(statistics.examples.sample[high].tolist()) - {-1}
+        both = (cofiring.concept[low] == high).nonzero().flatten()
+        overlap = cofiring.value[low, both[0]].item() if len(both) else None
+        found[int(key[place])] = AlikePair(low, high, cosine[place].item(), len(shared), overlap)
     return list(found.values())
 
 
@@ -96,8 +93,3 @@ def frequent_concepts(statistics: ConceptStatistics, n: int) -> list[int]:
 def dead_concepts(statistics: ConceptStatistics, n: int) -> list[int]:
     """The first n concepts that never fired."""
     return (statistics.n_active == 0).nonzero().flatten()[:n].tolist()
-
-
-def _overlap(cofiring: Neighbours, first: int, second: int) -> float | None:
-    place = (cofiring.concept[first] == second).nonzero().flatten()
-    return cofiring.value[first, place[0]].item() if len(place) else None

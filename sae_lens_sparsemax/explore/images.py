@@ -34,7 +34,6 @@ class ImageStream:
     Args:
         sae: An SAE trained on a vision model.
         settings: What replaces its metadata.
-        n_default: Images to read unless the settings say.
 
     Raises:
         ValueError: The metadata lack something that the settings do not give, or model, width and data do not fit.
@@ -42,7 +41,7 @@ class ImageStream:
 
     kind: Literal["image"] = "image"
 
-    def __init__(self, sae: SAE[Any], settings: ExploreSettings, n_default: int = DEFAULT_IMAGES) -> None:
+    def __init__(self, sae: SAE[Any], settings: ExploreSettings) -> None:
         meta = sae.cfg.metadata
         self.settings = settings
         # Another data set has its own splits and columns, so those of the training data say nothing.
@@ -60,7 +59,7 @@ class ImageStream:
         self.at_hook = open_vision(sae, self.model_name, device=settings.device)
         self.model, self.tokens = self.at_hook.model, self.at_hook.tokens
         self.images = load_images(
-            self.dataset, settings.samples or n_default, self.model.image_processor, settings.batch_size
+            self.dataset, settings.samples or DEFAULT_IMAGES, self.model.image_processor, settings.batch_size
         )
         self.n_samples = self.images.n_images
         self.n_tokens = n_tokens_per_image(self.tokens, self.model)

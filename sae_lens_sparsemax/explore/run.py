@@ -16,7 +16,7 @@ from sae_lens_sparsemax.explore.pages.concepts import SAEReport
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
-from sae_lens_sparsemax.explore.weights import decoder_rows, nearest_concepts, token_logits, unembedding
+from sae_lens_sparsemax.explore.weights import nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.files import atomic_directory
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
@@ -99,7 +99,7 @@ def _report(
         state_file=state_file,
         progress=progress,
     )
-    rows = decoder_rows(sae)
+    rows = sae.W_dec.detach().float()
     logits = None
     if isinstance(stream, TextStream):
         matrix = unembedding(stream.model, stream.on["hook_name"], sae.cfg.d_in)

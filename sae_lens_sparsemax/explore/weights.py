@@ -6,7 +6,6 @@ Tokens are those of a decoder row read through the model's unembedding.
 from typing import Any, NamedTuple
 
 import torch
-from sae_lens import SAE
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -15,12 +14,6 @@ from sae_lens_sparsemax.explore.cofiring import Neighbours
 # Concepts at a time.
 _BLOCK = 256
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "ln_final", "norm_f")
-
-
-@torch.no_grad()
-def decoder_rows(sae: SAE[Any]) -> torch.Tensor:
-    """The decoder of any SAE as float32, shape (d_sae, d_in), on its device."""
-    return sae.W_dec.detach().float()
 
 
 @torch.no_grad()

@@ -3,8 +3,7 @@
 But: everything is held in memory. For a whole data set, use `sparsemax-sae explore`.
 """
 
-import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,30 +50,19 @@ def reference_images(
     Raises:
         ValueError: see `concepts_of_image`.
     """
-    best: dict[int, list[tuple[float, int, Image.Image, np.ndarray]]] = {concept: [] for concept in concepts}
-    acts: dict[int, list[torch.Tensor]] = {concept: [] for concept in concepts}
-    n_seen = 0
-    for index, image in enumerate(images):
+    best, n_seen = {concept: _Strongest(n) for concept in concepts}, 0
+    for image in images:
         found = concepts_of_image(model, sae, image)
         n_seen += len(found.feature_acts)
-        for concept in best:
-            values = found.feature_acts[:, concept]
-            if not values.any():
-                continue
-            acts[concept].append(values[values != 0])
-            # The index decides between equal ones: images cannot be compared.
-            _keep(best[concept], (float(values.abs().mean()), -index, found.image, found.mask(concept)), n)
-    result = {}
-    for concept, heap in best.items():
-        ranked = sorted(heap, reverse=True)
-        result[concept] = ReferenceImages(
-            [image for _, _, image, _ in ranked],
-            [mask for *_, mask in ranked],
-            torch.cat(acts[concept]) if acts[concept] else torch.zeros(0),
-            [-index for _, index, _, _ in ranked],
-            n_seen,
+        for concept, strongest in best.items():
+            acts = found.feature_acts[:, concept]
+            strongest.add(acts, acts.abs().mean(), lambda c=concept, found=found: (found.image, found.mask(c)))
+    return {
+        concept: ReferenceImages(
+            [image for image, _ in each.inputs], [mask for _, mask in each.inputs], each.acts, each.indices, n_seen
         )
-    return result
+        for concept, each in best.items()
+    }
 
 
 def reference_contexts(
@@ -85,31 +73,40 @@ def reference_contexts(
     Raises:
         ValueError: see `concepts_of_text`.
     """
-    best: dict[int, list[tuple[float, int, list[str], torch.Tensor]]] = {concept: [] for concept in concepts}
-    acts: dict[int, list[torch.Tensor]] = {concept: [] for concept in concepts}
-    n_seen = 0
-    for index, text in enumerate(texts):
+    best, n_seen = {concept: _Strongest(n) for concept in concepts}, 0
+    for text in texts:
         found = concepts_of_text(model, sae, text)
         n_seen += int(found.is_read.sum())
-        for concept in best:
-            values = found.feature_acts[:, concept]
-            if not values.any():
-                continue
-            acts[concept].append(values[values != 0])
-            _keep(best[concept], (float(values.abs().max()), -index, found.tokens, values), n)
-    return {
-        concept: ReferenceContexts(
-            [(tokens, values) for _, _, tokens, values in sorted(heap, reverse=True)],
-            torch.cat(acts[concept]) if acts[concept] else torch.zeros(0),
-            n_seen,
-        )
-        for concept, heap in best.items()
-    }
+        for concept, strongest in best.items():
+            acts = found.feature_acts[:, concept]
+            strongest.add(acts, acts.abs().max(), lambda acts=acts, found=found: (found.tokens, acts))
+    return {concept: ReferenceContexts(each.inputs, each.acts, n_seen) for concept, each in best.items()}
 
 
-def _keep(heap: list[Any], entry: Any, n: int) -> None:
-    """Add to the n largest."""
-    if len(heap) < n:
-        heapq.heappush(heap, entry)
-    else:
-        heapq.heappushpop(heap, entry)
+class _Strongest:
+    """The n inputs on which one concept is strongest, and its activations on all of them."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self._n_seen = n, 0
+        self._best: list[tuple[float, int, Any]] = []
+        self.acts = torch.zeros(0)
+        """Where the concept is active."""
+
+    def add(self, acts: torch.Tensor, strength: torch.Tensor, shown: Callable[[], Any]) -> None:
+        """Add an input by the concept's activations at its tokens; `shown` makes what is kept of it."""
+        if acts.any():
+            self.acts = torch.cat([self.acts, acts[acts != 0]])
+            # The number decides between equal ones: images cannot be compared.
+            entry = (float(strength), -self._n_seen, shown())
+            self._best = sorted([*self._best, entry], reverse=True)[: self.n]
+        self._n_seen += 1
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What was kept of each input, strongest first."""
+        return [shown for _, _, shown in self._best]
+
+    @property
+    def indices(self) -> list[int]:
+        """Which of the inputs these are."""
+        return [-number for _, number, _ in self._best]

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_image_dataset
+from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import hook_width, model_metadata
@@ -111,18 +112,19 @@ class VisionSAETrainingRunner(TrainingRunner):
             )
         else:
             dataset = encoded_images(dataset, cfg.image_column, "for evaluation")
-        evaluator = load_evaluator(
-            self.model,
+        images = random_images(
             dataset,
-            cfg.hook_name,
-            cfg.tokens,
-            n_images=cfg.eval_n_images,
+            cfg.eval_n_images,
+            self.model.image_processor,
+            cfg.store_batch_size_images,
             image_column=cfg.image_column,
             label_column=cfg.eval_label_column,
-            class_names=cfg.eval_class_names,
-            templates=cfg.eval_templates,
-            batch_size=cfg.store_batch_size_images,
+            name="for evaluation",
             max_bad_fraction=cfg.max_bad_image_fraction,
+        )
+        names, templates = cfg.eval_class_names, cfg.eval_templates
+        evaluator = load_evaluator(
+            self.model, images, cfg.hook_name, cfg.tokens, class_names=names, templates=templates
         )
         return EvaluationLog(cfg.output_path, evaluator, cfg.eval_every_n_steps)
 

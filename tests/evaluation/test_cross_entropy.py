@@ -9,12 +9,13 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from sae_lens_sparsemax.evaluation.cross_entropy import (
+from sae_lens_sparsemax.evaluation.predictions import (
     CrossEntropyBaseline,
     evaluate_cross_entropy,
     evaluate_cross_entropy_baseline,
 )
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
+from sae_lens_sparsemax.models.at_hook import TextAtHook
 from tests.support.tiny_language_model import documents, save_tiny_llama
 
 CONTEXT = 12
@@ -76,8 +77,9 @@ def test_cross_entropy_equals_that_of_run_evals(folder, host):
         ),
         exclude_special_tokens=[0],
     )
-    baseline = evaluate_cross_entropy_baseline(model, hook_name, batches, ignore_tokens=[0], progress=False)
-    ours = evaluate_cross_entropy(model, sae, batches, baseline, ignore_tokens=[0], progress=False)
+    at_hook = TextAtHook(sae, model, hook_name, [0])
+    baseline = evaluate_cross_entropy_baseline(at_hook, batches, progress=False)
+    ours = evaluate_cross_entropy(at_hook, batches, baseline, progress=False)
     theirs = metrics["model_performance_preservation"]
     assert ours.ce_original == pytest.approx(theirs["ce_loss_without_sae"], rel=1e-6)
     assert ours.ce_with_sae == pytest.approx(theirs["ce_loss_with_sae"], rel=1e-6)
@@ -117,19 +119,17 @@ def test_positions_of_outlying_norm_keep_their_activations(folder):
     model, hook_name = proxy(folder)
     sae, store = sae_and_store(model, hook_name)
     batches = [store.get_batch_tokens(4)]
-    baseline = evaluate_cross_entropy_baseline(model, hook_name, batches, progress=False)
-    none_replaced = evaluate_cross_entropy(model, sae, batches, baseline, max_norm=0, progress=False)
+    at_hook = TextAtHook(sae, model, hook_name, [], max_norm=0)
+    baseline = evaluate_cross_entropy_baseline(at_hook, batches, progress=False)
+    none_replaced = evaluate_cross_entropy(at_hook, batches, baseline, progress=False)
     assert none_replaced.ce_with_sae == baseline.ce_original
     assert none_replaced.ce_loss_score == 1
 
 
-def test_a_baseline_of_other_tokens_and_a_missing_hook_are_refused(folder):
+def test_a_baseline_of_other_tokens_is_refused(folder):
     model, hook_name = proxy(folder)
     sae, store = sae_and_store(model, hook_name)
     batches = [store.get_batch_tokens(4)]
     other = CrossEntropyBaseline(n_predictions=7, ce_original=1.0, ce_zero_ablation=2.0)
     with pytest.raises(ValueError, match="7 predictions, but these tokens have 44"):
-        evaluate_cross_entropy(model, sae, batches, other, progress=False)
-    sae.cfg.metadata.hook_name = None
-    with pytest.raises(ValueError, match="hook_name must be given"):
-        evaluate_cross_entropy(model, sae, batches, other, progress=False)
+        evaluate_cross_entropy(TextAtHook(sae, model, hook_name, []), batches, other, progress=False)

@@ -3,7 +3,8 @@ import torch
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_lens_sparsemax.evaluation.divergence import evaluate_divergence
+from sae_lens_sparsemax.evaluation.predictions import evaluate_divergence
+from sae_lens_sparsemax.models.at_hook import TextAtHook
 from tests.evaluation.test_cross_entropy import folder, hooked_transformer, proxy, sae_and_store
 
 __all__ = ["folder"]
@@ -24,7 +25,7 @@ def test_divergence_equals_that_of_run_evals(folder, host, ignored):
         EvalConfig(batch_size_prompts=4, n_eval_reconstruction_batches=3, compute_kl=True),
         exclude_special_tokens=ignored or False,
     )
-    ours = evaluate_divergence(model, sae, batches, ignore_tokens=ignored, progress=False)
+    ours = evaluate_divergence(TextAtHook(sae, model, hook_name, ignored), batches, progress=False)
     theirs = theirs["model_behavior_preservation"]
     assert ours.n_positions == sum(int((~torch.isin(batch, torch.tensor(ignored))).sum()) for batch in batches)
     assert ours.kl_with_sae == pytest.approx(theirs["kl_div_with_sae"], rel=1e-5)
@@ -36,16 +37,14 @@ def test_divergence_equals_that_of_run_evals(folder, host, ignored):
 def test_nothing_replaced_is_no_divergence(folder):
     model, hook_name = proxy(folder)
     sae, store = sae_and_store(model, hook_name)
-    metrics = evaluate_divergence(model, sae, [store.get_batch_tokens(4)], max_norm=0, progress=False)
+    at_hook = TextAtHook(sae, model, hook_name, [], max_norm=0)
+    metrics = evaluate_divergence(at_hook, [store.get_batch_tokens(4)], progress=False)
     assert metrics.kl_with_sae == 0
     assert metrics.kl_score == 1
 
 
-def test_no_positions_and_a_missing_hook_are_refused(folder):
+def test_no_positions_are_refused(folder):
     model, hook_name = proxy(folder)
     sae, _ = sae_and_store(model, hook_name)
     with pytest.raises(ValueError, match="no positions"):
-        evaluate_divergence(model, sae, [], progress=False)
-    sae.cfg.metadata.hook_name = None
-    with pytest.raises(ValueError, match="hook_name must be given"):
-        evaluate_divergence(model, sae, [], progress=False)
+        evaluate_divergence(TextAtHook(sae, model, hook_name, []), [], progress=False)

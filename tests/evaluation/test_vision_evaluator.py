@@ -6,6 +6,7 @@ from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_sparsemax.data.images import encoded_images
+from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
 from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
 from tests.support.tiny_images import gray_levels
@@ -122,15 +123,17 @@ def test_the_images_of_an_evaluator_are_the_usable_ones_with_their_labels(mini_c
     data = encoded_images(gray_levels(20), "image")
     rows = [row if number not in (3, 4) else row | {"image": None} for number, row in enumerate(data)]
     broken = data.from_list(rows, features=data.features)
-    asked = {"n_images": 100, "image_column": "image", "class_names": None, "templates": ["{}"], "batch_size": 8}
-    evaluator = load_evaluator(mini_clip, broken, HOOK, "all", label_column="label", **asked)
+    asked = {"class_names": None, "templates": ["{}"]}
+    images = random_images(broken, 100, mini_clip.image_processor, 8)
+    evaluator = load_evaluator(mini_clip, images, HOOK, "all", **asked)
     assert sum(map(len, evaluator.pixels)) == len(evaluator.labels) == 18
     order = [
         row for row in torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist() if row not in (3, 4)
     ]
     assert evaluator.labels.tolist() == [row % 2 for row in order]
     with pytest.raises(ValueError, match=r"no column 'class'; its columns are 'image'"):
-        load_evaluator(mini_clip, data, HOOK, "all", label_column="class", **asked)
+        images = random_images(data, 100, mini_clip.image_processor, 8, label_column="class")
+        load_evaluator(mini_clip, images, HOOK, "all", **asked)
 
 
 @torch.no_grad()

@@ -17,8 +17,11 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.data.texts import TextData, load_text_dataset, part_of_dataset, require_one_context
-from sae_lens_sparsemax.evaluation.cross_entropy import evaluate_cross_entropy, evaluate_cross_entropy_baseline
-from sae_lens_sparsemax.evaluation.divergence import evaluate_divergence
+from sae_lens_sparsemax.evaluation.predictions import (
+    evaluate_cross_entropy,
+    evaluate_cross_entropy_baseline,
+    evaluate_divergence,
+)
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, evaluate_nmse_batchtopk
 from sae_lens_sparsemax.evaluation.sparsity import l0_distribution
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup
@@ -119,6 +122,9 @@ def text_groups(
     def tokens(name: str) -> TokenSet:
         return read_tokens(at_hook(), settings.datasets[name], settings)
 
+    def measured(measure: Callable[[TokenSet, bool], dict[str, Any]], name: str, n_tokens: int) -> dict[str, Any]:
+        return measure(tokens(name).first(n_tokens), progress)
+
     # Named as when the first results were kept, so that those are still known again.
     shared = {"model": settings.model_name, "model_class": settings.model_class_name}
     shared |= {key: getattr(settings, key) for key in ("hook_name", "context_size", "max_norm")}
@@ -130,7 +136,7 @@ def text_groups(
             ("reconstruction", _reconstruction, settings.n_tokens),
             ("predictions", _predictions, settings.n_prediction_tokens),
         ):
-            compute = partial(measure, sae, tokens, name, n_tokens, progress)
+            compute = partial(measured, measure, name, n_tokens)
             groups.append(MetricGroup(f"{name}/{group}", on | {"n_tokens": n_tokens}, compute))
     return groups
 
@@ -172,33 +178,22 @@ def read_tokens(at_hook: TextAtHook, data: TextData, settings: TextSuiteSettings
     return TokenSet(at_hook, torch.stack(contexts), settings.batch_size)
 
 
-def _reconstruction(
-    sae: SAE[Any], tokens: Callable[[str], TokenSet], name: str, n_tokens: int, progress: bool
-) -> dict[str, Any]:
-    text = tokens(name).first(n_tokens)
+def _reconstruction(text: TokenSet, progress: bool) -> dict[str, Any]:
+    sae = text.at_hook.sae
     accumulator = ReconstructionAccumulator(sae.cfg.d_sae)
     for chunk in encode_chunks(sae, text.activations("Reconstruction" if progress else None)):
         accumulator.add(chunk)
-    standardised = evaluate_nmse_batchtopk(sae, text.activations(), progress=progress)
     return {
         "reconstruction": accumulator.result(),
-        "nmse_batchtopk": standardised,
+        "nmse_batchtopk": evaluate_nmse_batchtopk(sae, text.activations(), progress=progress),
         "l0": l0_distribution(accumulator.l0),
     }
 
 
-def _predictions(
-    sae: SAE[Any], tokens: Callable[[str], TokenSet], name: str, n_tokens: int, progress: bool
-) -> dict[str, Any]:
-    text = tokens(name).first(n_tokens)
-    model, hook_name, batches = text.at_hook.model, text.at_hook.hook_name, text.batches()
-    ignored, max_norm = text.at_hook.excluded, text.at_hook.max_norm
-    baseline = evaluate_cross_entropy_baseline(model, hook_name, batches, ignore_tokens=ignored, progress=progress)
+def _predictions(text: TokenSet, progress: bool) -> dict[str, Any]:
+    at_hook, batches = text.at_hook, text.batches()
+    baseline = evaluate_cross_entropy_baseline(at_hook, batches, progress=progress)
     return {
-        "cross_entropy": evaluate_cross_entropy(
-            model, sae, batches, baseline, ignore_tokens=ignored, max_norm=max_norm, progress=progress
-        ),
-        "divergence": evaluate_divergence(
-            model, sae, batches, ignore_tokens=ignored, max_norm=max_norm, progress=progress
-        ),
+        "cross_entropy": evaluate_cross_entropy(at_hook, batches, baseline, progress=progress),
+        "divergence": evaluate_divergence(at_hook, batches, progress=progress),
     }

@@ -11,7 +11,7 @@ from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.pages import shown_samples
 from sae_lens_sparsemax.explore.pages.concepts import SHARD, SAEReport, class_labels, write_concepts, write_table
 from sae_lens_sparsemax.explore.pages.scripts import Fit, fit_examples, write_script
-from sae_lens_sparsemax.explore.pages.site import MARKER, summary, write_manifest, write_pages, write_showcase
+from sae_lens_sparsemax.explore.pages.site import MANIFEST, summary, write_pages, write_showcase
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
 
@@ -29,7 +29,7 @@ def check_folder(output: Path) -> None:
     Raises:
         ValueError: It does, or is a file.
     """
-    if output.is_dir() and ((output / MARKER).is_file() or not any(output.iterdir())):
+    if output.is_dir() and ((output / "data" / f"{MANIFEST}.js").is_file() or not any(output.iterdir())):
         return
     if output.exists():
         raise ValueError(f"{str(output)!r} holds something else and would be replaced; name another --output.")
@@ -55,6 +55,7 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
         write_script(folder, f"{number}/failures", _failures(report, unclear))
         summaries.append(summary(report.name, report.architecture, report.stream.describe(), report.statistics))
     grid = (stream.patch_grid, stream.n_prefix_tokens) if isinstance(stream, ImageStream) else ((0, 0), 0)
+    # What all pages know.
     site = {
         "kind": stream.kind,
         "tokens": stream.n_tokens,
@@ -65,8 +66,9 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
         "contextShard": shown_samples.CONTEXT_SHARD,
         "showcase": showcase.tolist(),
         "titles": _titles(stream, tokens, showcase),
+        "saes": summaries,
     }
-    write_manifest(folder, site, summaries)
+    write_script(folder, MANIFEST, site)
 
 
 def _titles(stream: ImageStream | TextStream, tokens: dict[int, torch.Tensor], showcase: torch.Tensor) -> list[str]:
@@ -119,9 +121,8 @@ def _labels(report: SAEReport, tokens: dict[int, torch.Tensor]) -> tuple[list[st
 
 def _failures(report: SAEReport, unclear: dict[str, Any]) -> dict[str, Any]:
     statistics = report.statistics
-    pairs = failures.alike_pairs(statistics, report.near, report.cofiring, _FAILURES_SHOWN)
     return {
-        "alike": [[p.first, p.second, p.cosine, p.n_shared, p.overlap] for p in pairs],
+        "alike": failures.alike_pairs(statistics, report.near, report.cofiring, _FAILURES_SHOWN),
         "frequent": failures.frequent_concepts(statistics, _FAILURES_SHOWN),
         "dead": failures.dead_concepts(statistics, _DEAD_SHOWN),
         **unclear,

@@ -12,8 +12,8 @@ from sae_lens_sparsemax.evaluation.monosemanticity import MIN_IMAGES
 from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 
-MARKER = "data/explore.js"
-"""The file by which a folder is known to be one of these."""
+MANIFEST = "explore"
+"""The script with what all pages know, by which a folder is known to be one of these."""
 _SHARED = ("core", "charts", "levels", "pictures", "texts", "cards")
 _PAGES = {
     "index": ("Concepts", ("table",)),
@@ -43,11 +43,6 @@ def write_pages(folder: Path) -> None:
         for name, value in values.items():
             text = text.replace("{{" + name + "}}", value)
         (folder / f"{page}.html").write_text(text, encoding="utf-8")
-
-
-def write_manifest(folder: Path, site: dict[str, Any], saes: list[dict[str, Any]]) -> None:
-    """Write data/explore.js: what all pages know."""
-    write_script(folder, "explore", {**site, "saes": saes})
 
 
 def write_showcase(folder: Path, sae: int, statistics: ConceptStatistics) -> None:

@@ -8,7 +8,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.data.texts import TextData, load_text_dataset, part_of_dataset
-from sae_lens_sparsemax.evaluation.cross_entropy import evaluate_cross_entropy, evaluate_cross_entropy_baseline
+from sae_lens_sparsemax.evaluation.predictions import evaluate_cross_entropy, evaluate_cross_entropy_baseline
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
 from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings, read_tokens
@@ -61,8 +61,8 @@ def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder, text, ti
     assert measured["l0"]["mean"] == pytest.approx(alone.l0)
     assert sum(measured["l0"]["counts"]) == alone.n_tokens
     batches = list(tokens.tokens[:10].split(4))
-    baseline = evaluate_cross_entropy_baseline(model.model, model.hook_name, batches, ignore_tokens=[0], progress=False)
-    ce = evaluate_cross_entropy(model.model, sae, batches, baseline, ignore_tokens=[0], progress=False)
+    baseline = evaluate_cross_entropy_baseline(model, batches, progress=False)
+    ce = evaluate_cross_entropy(model, batches, baseline, progress=False)
     assert groups["all/predictions"]["cross_entropy"]["ce_with_sae"] == pytest.approx(ce.ce_with_sae)
     assert groups["all/predictions"]["divergence"]["kl_with_sae"] > 0
     report = result.report.read_text()
