@@ -35,8 +35,8 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Serve the page until Ctrl-C; returns the exit status."""
-    from sae_lens_sparsemax.explore.app.opening import open_session
     from sae_lens_sparsemax.explore.app.server import AppServer
+    from sae_lens_sparsemax.explore.app.session import open_session
     from sae_lens_sparsemax.explore.settings import AppSettings
     from sae_lens_sparsemax.settings.checking import build
     from sae_lens_sparsemax.settings.command_line import apply_overrides

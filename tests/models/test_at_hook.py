@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare.suggest_k import mean_l0
-from sae_lens_sparsemax.explore.app.opening import open_session
+from sae_lens_sparsemax.explore.app.session import open_session
 from sae_lens_sparsemax.models import language_models
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
 from sae_lens_sparsemax.models.splice import Change

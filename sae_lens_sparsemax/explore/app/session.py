@@ -1,7 +1,7 @@
 """What the page asks for, computed: the concepts of an image or a text, and what switching some of them changes.
 
 Every question carries its whole input, so a session keeps no state between them and any number of windows may ask.
-But: concepts have no names here, since good names need many images (see `concepts.naming`).
+But: concepts have no names here, since good names need many images (see `evaluation.naming`).
 """
 
 import base64
@@ -12,15 +12,17 @@ import torch
 from PIL import Image
 from sae_lens import SAE
 
+from sae_lens_sparsemax.data.class_names import known_words, read_words, shipped_words
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
 from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
 from sae_lens_sparsemax.explore.concepts.text import concepts_of_text
-from sae_lens_sparsemax.models.at_hook import text_at_hook
+from sae_lens_sparsemax.explore.settings import AppSettings
+from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of, top_concepts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.splice import Change, change_concepts, edit_hook
-from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
+from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, VisionAtHook, open_vision
 
 _N_CONCEPTS = 12
 _N_OUTCOMES = 8
@@ -136,6 +138,35 @@ def _image(given: str) -> Image.Image:
         return decode_image({"bytes": base64.b64decode(given, validate=True), "path": None}, _MOST_PIXELS)
     except ValueError as error:
         raise ValueError(f"This file is no image that can be read (PNG, JPEG, WebP and GIF can): {error}") from error
+
+
+def open_session(source: str, settings: AppSettings | None = None) -> Session:
+    """Load an SAE and the model it was trained on.
+
+    Args:
+        source: folder of an SAE, or `user/repository:id` on the hub.
+        settings: what replaces the model in the SAE's metadata, and the words for CLIP to choose from.
+
+    Raises:
+        ValueError: the SAE or the model cannot be loaded or do not fit, or there are words for a model without any use
+            for them.
+    """
+    settings = settings or AppSettings()
+    words, device = settings.words, settings.device
+    sae = load_sae(source, device)
+    meta = sae.cfg.metadata
+    model_class_name = settings.model_class_name or meta.model_class_name
+    if model_class_name != VISION_MODEL_CLASS:
+        if words is not None:
+            raise ValueError("Words are for CLIP to choose from; a language model chooses among its tokens.")
+        return TextSession(open_text(sae, settings.model_name, model_class_name, device=device).model, sae)
+    name = settings.model_name or meta.model_name
+    vit = open_vision(sae, name, device=device).model
+    if vit.tokenizer is None:
+        if words is not None:
+            raise ValueError(f"Words need a model with a text tower and its tokenizer; {name!r} has none.")
+        return ImageSession(vit, sae)
+    return ImageSession(vit, sae, known_words(vit.tokenizer, read_words(words) if words else shipped_words()))
 
 
 def _concepts(acts: torch.Tensor, places: torch.Tensor, changes: Mapping[int, Change]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.explore.app.opening import open_session
 from sae_lens_sparsemax.explore.app.server import AppServer
+from sae_lens_sparsemax.explore.app.session import open_session
 from tests.support.sites import save_clip, save_image_sae, save_images, save_text, save_text_sae
 
 
