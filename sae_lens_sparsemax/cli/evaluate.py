@@ -67,9 +67,7 @@ def settings(words: Sequence[str]) -> list[Group]:
 
 def suite_settings(*suites: str) -> list[Group]:
     """The settings of suites by name."""
-    from sae_lens_sparsemax.evaluation.harness import EvaluationSettings
-    from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
-    from sae_lens_sparsemax.evaluation.suite.vision_settings import VisionSuiteSettings
+    from sae_lens_sparsemax.evaluation.settings import EvaluationSettings, TextSuiteSettings, VisionSuiteSettings
     from sae_lens_sparsemax.settings.command_line import Group
 
     classes = {"saelens": EvaluationSettings, "text": TextSuiteSettings, "vision": VisionSuiteSettings}
@@ -115,7 +113,8 @@ def _shares(suites: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
 
 
 def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[str, Any], beside_text: bool) -> None:
-    from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae, results_table
+    from sae_lens_sparsemax.evaluation.harness import evaluate_sae, results_table
+    from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
     from sae_lens_sparsemax.files import save_json
     from sae_lens_sparsemax.settings.checking import build
 

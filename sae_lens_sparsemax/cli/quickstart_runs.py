@@ -16,8 +16,9 @@ from sae_lens_sparsemax.data.images import class_names_of, load_image_dataset
 from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.display.tables import percent
-from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, evaluate_sae, results_table
+from sae_lens_sparsemax.evaluation.harness import evaluate_sae, results_table
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
+from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.files import save_json
 from sae_lens_sparsemax.models.at_hook import load_sae

@@ -26,16 +26,10 @@ from sae_lens_sparsemax.data.images import ImageDataset, class_labels_of, first_
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ImageData:
-    """One set of images."""
+@dataclass(frozen=True, kw_only=True)
+class ImageReading:
+    """How images and their classes are read from a data set."""
 
-    path: str
-    """Hub id, local parquet file, or folder of images with one subfolder per class."""
-    split: str = "train"
-    """Split of the data set; local files form the split train."""
-    config: str | None = None
-    """Configuration of the data set, where it has several."""
     image_column: str = "image"
     """Column with the images."""
     label_column: str = "label"
@@ -44,6 +38,18 @@ class ImageData:
     """Read only the first images, as they come, rather than download everything."""
     max_bad_image_fraction: float = MAX_BAD_IMAGE_FRACTION
     """Share of the images that may be broken, beyond the first ten."""
+
+
+@dataclass(frozen=True)
+class ImageData(ImageReading):
+    """One set of images."""
+
+    path: str
+    """Hub id, local parquet file, or folder of images with one subfolder per class."""
+    split: str = "train"
+    """Split of the data set; local files form the split train."""
+    config: str | None = None
+    """Configuration of the data set, where it has several."""
 
     @property
     def name(self) -> str:

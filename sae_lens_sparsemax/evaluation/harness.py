@@ -17,35 +17,13 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens_sparsemax.data.texts import load_text_dataset, require_one_context
 from sae_lens_sparsemax.display.tables import percent
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
+from sae_lens_sparsemax.evaluation.settings import ContextSettings, EvaluationSettings, completed
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text
-from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.language_models import load_language_model
 
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
-    """What to evaluate on; None takes what the SAE's metadata say."""
-
-    model_name: str | None = None
-    """Model name or local folder."""
-    model_class_name: str | None = None
-    """HookedTransformer, HookedMamba, AutoModelForCausalLM or TransformerBridge."""
-    dataset_path: str | None = None
-    """Hub id, local file or folder; without one the training's: name a held-out one for figures to report."""
-    dataset_split: str | None = None
-    """Split of the data set."""
-    dataset_config: str | None = None
-    """Configuration of the data set."""
-    text_column: str | None = None
-    """Column with the text."""
-    context_size: int | None = None
-    """Tokens per context."""
-    batches: int = 10
-    """Batches for each group of metrics."""
-    batch_size: int = 16
-    """Contexts per batch."""
-    device: str = "cpu"
-    """Where model and SAE run."""
+_FROM_METADATA = (
+    "model_name", "model_class_name", "dataset_path", "dataset_split", "dataset_config", "text_column", "context_size",
+)  # fmt: skip
 
 
 def evaluate_sae(
@@ -108,7 +86,7 @@ class OpenContexts(NamedTuple):
 
 def open_contexts(
     sae: SAE[Any],
-    settings: EvaluationSettings,
+    settings: ContextSettings,
     *,
     max_norm: float | None = None,
     load: Callable[..., Any] = load_language_model,
@@ -118,15 +96,16 @@ def open_contexts(
     Raises:
         ValueError: metadata that are needed are missing; model, hook, width or data do not fit.
     """
-    on = _resolve(sae, settings)
+    given = completed(settings, sae, _FROM_METADATA, required=("model_name", "dataset_path", "context_size"))
     at_hook = open_text(
-        sae, on["model_name"], on["model_class_name"], max_norm=max_norm, device=settings.device, load=load
+        sae, given.model_name, given.model_class_name, max_norm=max_norm, device=given.device, load=load
     )
-    on["hook_name"] = at_hook.hook_name
+    on = {name: getattr(given, name) for name in _FROM_METADATA} | {"hook_name": at_hook.hook_name}
     dataset = load_text_dataset(
         on["dataset_path"], split=on["dataset_split"], config=on["dataset_config"], text_column=on["text_column"]
     )
-    store = at_hook.store(dataset, on["context_size"], settings.batch_size, settings.device)
+    assert given.context_size is not None
+    store = at_hook.store(dataset, given.context_size, given.batch_size, given.device)
     require_one_context(store, on["dataset_path"])
     return OpenContexts(at_hook, store, on)
 
@@ -149,26 +128,6 @@ def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
         ("norm out / norm in", result["saelens"]["shrinkage"]["l2_ratio"]),
         (f"dead in {ours['n_tokens']:,} tokens", percent(ours["dead_fraction"], 2)),
     ]
-
-
-def _resolve(sae: SAE[Any], settings: EvaluationSettings) -> dict[str, Any]:
-    """Settings completed from the metadata; a ValueError names the first that neither gives."""
-    meta, given = sae.cfg.metadata, settings.dataset_path
-    on = {
-        "model_name": settings.model_name or meta.model_name,
-        "model_class_name": settings.model_class_name or meta.model_class_name or "HookedTransformer",
-        "hook_name": hook_name_of(sae),
-        "dataset_path": given or meta.dataset_path,
-        # Another data set has its own splits and columns, so those of the training data say nothing.
-        "dataset_split": settings.dataset_split or (not given and meta.dataset_split) or "train",
-        "dataset_config": settings.dataset_config or (None if given else meta.dataset_config),
-        "text_column": settings.text_column or (not given and meta.text_column) or "text",
-        "context_size": settings.context_size or meta.context_size,
-    }
-    for key in ("model_name", "dataset_path", "context_size"):
-        if not on[key]:
-            raise ValueError(f"The SAE's metadata have no {key!r}; give --{key}.")
-    return on
 
 
 def _activations(at_hook: TextAtHook, store: ActivationsStore, n_batches: int) -> Iterator[Any]:

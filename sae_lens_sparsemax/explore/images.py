@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.data.class_names import read_words, shipped_words
 from sae_lens_sparsemax.data.images import class_names_of
-from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
+from sae_lens_sparsemax.data.labelled_images import load_images
 from sae_lens_sparsemax.evaluation.naming import ConceptName, embed_words, image_directions, name_concepts
+from sae_lens_sparsemax.evaluation.settings import completed
 from sae_lens_sparsemax.explore.examples import TopExamples
 from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -42,20 +43,9 @@ class ImageStream:
     kind: Literal["image"] = "image"
 
     def __init__(self, sae: SAE[Any], settings: ExploreSettings) -> None:
-        meta = sae.cfg.metadata
-        self.settings = settings
-        # Another data set has its own splits and columns, so those of the training data say nothing.
-        trained_on = meta if settings.dataset_path is None else {}
-        self.dataset = ImageData(
-            path=settings.dataset_path or _given("dataset_path", meta.dataset_path),
-            split=settings.dataset_split or trained_on.get("dataset_split") or "train",
-            config=settings.dataset_config or trained_on.get("dataset_config"),
-            image_column=settings.image_column or trained_on.get("image_column") or "image",
-            label_column=settings.label_column,
-            streaming=settings.streaming,
-            max_bad_image_fraction=settings.max_bad_image_fraction,
-        )
-        self.model_name = settings.model_name or meta.model_name
+        names = ("model_name", "dataset_path", "dataset_split", "dataset_config", "image_column")
+        self.settings = settings = completed(settings, sae, names, required=("model_name", "dataset_path"))
+        self.dataset, self.model_name = settings.dataset, settings.model_name
         self.at_hook = open_vision(sae, self.model_name, device=settings.device)
         self.model, self.tokens = self.at_hook.model, self.at_hook.tokens
         self.images = load_images(
@@ -147,9 +137,3 @@ def guess_names(
     rows = torch.where(examples.sample >= 0, torch.searchsorted(samples, examples.sample.clamp(min=0)), -1)
     directions = image_directions(image_embeds, rows, torch.where(rows >= 0, examples.score, 0))
     return name_concepts(directions, vocabulary, word_embeds, mean_embed=normalize(image_embeds, dim=-1).mean(0))
-
-
-def _given(name: str, value: Any) -> Any:
-    if not value:
-        raise ValueError(f"The SAE's metadata have no {name!r}; give --{name}.")
-    return value

@@ -9,7 +9,7 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.evaluation.harness import EvaluationSettings, open_contexts
+from sae_lens_sparsemax.evaluation.harness import open_contexts
 from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.models.language_models import load_language_model
@@ -34,18 +34,7 @@ class TextStream:
     def __init__(
         self, sae: SAE[Any], settings: ExploreSettings, load: Callable[..., Any] = load_language_model
     ) -> None:
-        evaluation = EvaluationSettings(
-            model_name=settings.model_name,
-            model_class_name=settings.model_class_name,
-            dataset_path=settings.dataset_path,
-            dataset_split=settings.dataset_split,
-            dataset_config=settings.dataset_config,
-            text_column=settings.text_column,
-            context_size=settings.context_size,
-            batch_size=settings.batch_size,
-            device=settings.device,
-        )
-        self.at_hook, self.store, self.on = open_contexts(sae, evaluation, max_norm=settings.max_norm, load=load)
+        self.at_hook, self.store, self.on = open_contexts(sae, settings, max_norm=settings.max_norm, load=load)
         self.settings, self.model = settings, self.at_hook.model
         self.n_samples = settings.samples or DEFAULT_CONTEXTS
         self.n_tokens = len(range(self.on["context_size"])[self.at_hook.seqpos])

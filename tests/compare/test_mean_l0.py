@@ -10,7 +10,8 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
-from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings, read_tokens
+from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
+from sae_lens_sparsemax.evaluation.suite.text import read_tokens
 from sae_lens_sparsemax.models.at_hook import open_text
 from sae_lens_sparsemax.training.config_file import load_config
 from tests.support.tiny_language_model import documents

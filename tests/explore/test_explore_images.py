@@ -12,6 +12,7 @@ from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.run import explore, short_names
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.settings.checking import build
 from tests.explore.test_page_data import decode_levels
 from tests.support.sites import BRIGHT, DEAD, HOSTILE_CLASS, N_IMAGES, bright_square
 
@@ -118,7 +119,7 @@ def test_saes_of_other_models_are_not_put_beside_each_other(image_world, text_wo
 
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
-        ExploreSettings(samples=0)
+        build(ExploreSettings, {"samples": 0})
 
 
 def test_names_are_as_short_as_they_can_be():

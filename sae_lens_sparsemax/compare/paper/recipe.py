@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
-from sae_lens_sparsemax.evaluation.suite.vision_settings import VisionSuiteSettings
+from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings, VisionSuiteSettings
 from sae_lens_sparsemax.settings.checking import build, plain
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.sentences import must_be_one_of

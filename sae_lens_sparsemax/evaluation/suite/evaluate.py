@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from sae_lens import SAE
 
+from sae_lens_sparsemax.evaluation.settings import text_settings, trained_on, vision_settings
 from sae_lens_sparsemax.evaluation.suite.groups import run_groups, sae_digest
 from sae_lens_sparsemax.evaluation.suite.pictures import write_pictures
 from sae_lens_sparsemax.evaluation.suite.report import write_report
-from sae_lens_sparsemax.evaluation.suite.text import text_groups, text_settings
+from sae_lens_sparsemax.evaluation.suite.text import text_groups
 from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
-from sae_lens_sparsemax.evaluation.suite.vision_settings import trained_on, vision_settings
 from sae_lens_sparsemax.files import save_json
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_language_model

@@ -5,9 +5,8 @@ Tables 1 and 2 of the sparsemax paper, with every variant of their measures unde
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import cache, partial
 from itertools import islice
 from typing import Any
@@ -23,79 +22,13 @@ from sae_lens_sparsemax.evaluation.predictions import (
     evaluate_divergence,
 )
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, evaluate_nmse_batchtopk
+from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
 from sae_lens_sparsemax.evaluation.sparsity import l0_distribution
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text
 from sae_lens_sparsemax.models.encoding import encode_chunks
 from sae_lens_sparsemax.models.language_models import load_language_model
-from sae_lens_sparsemax.settings.checking import build
-
-
-@dataclass(frozen=True)
-class TextSuiteSettings:
-    """What the text suite measures on; None takes what the SAE's metadata say."""
-
-    model_name: str | None = None
-    """Model name or local folder."""
-    model_class_name: str | None = None
-    """HookedTransformer, HookedMamba, AutoModelForCausalLM or TransformerBridge."""
-    hook_name: str | None = None
-    """Where the SAE reads and is spliced in."""
-    context_size: int | None = None
-    """Tokens per context."""
-    datasets: dict[str, TextData] = field(default_factory=dict)
-    """Sets of text by name; by default the held-out part of the training data."""
-    held_out_fraction: float | None = None
-    """Share of the documents that `held_out: true` takes: that of the training."""
-    n_tokens: int = 100_000
-    """Tokens of each set for reconstruction and sparsity."""
-    n_prediction_tokens: int = 20_000
-    """Tokens of each set for cross-entropy and KL divergence, which run the model six times."""
-    max_norm: float | None = None
-    """Leave out activations of a larger norm; by default those that the SAE's training left out."""
-    batch_size: int = 16
-    """Contexts at a time."""
-    device: str = "cpu"
-    """Where model and SAE run."""
-
-
-def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings:
-    """The settings of a run on one SAE, completed from its metadata.
-
-    Raises:
-        ValueError: A key or value is wrong, or the metadata lack something that was not given either.
-    """
-    given = build(TextSuiteSettings, values)
-    datasets, meta = given.datasets, sae.cfg.metadata
-    fraction = given.held_out_fraction if given.held_out_fraction is not None else meta.held_out_fraction
-    if not datasets:
-        if not fraction or not meta.dataset_path:
-            raise ValueError(
-                "The SAE's metadata name no text that was held out of training; give --datasets.NAME.path FILE, or "
-                "train with 'held_out_fraction'."
-            )
-        split, config, column = meta.dataset_split or "train", meta.dataset_config, meta.text_column or "text"
-        datasets = {"held_out": TextData(meta.dataset_path, split, config, column, held_out=True)}
-    if any(each.held_out for each in datasets.values()) and not fraction:
-        raise ValueError(
-            "'held_out' needs the fraction that training left out, which the SAE's metadata do not have; give "
-            "--held_out_fraction, or a data set that was not trained on."
-        )
-    settings = dataclasses.replace(
-        given,
-        model_name=given.model_name or meta.model_name,
-        model_class_name=given.model_class_name or meta.model_class_name or "HookedTransformer",
-        hook_name=given.hook_name or meta.hook_name,
-        context_size=given.context_size or meta.context_size,
-        held_out_fraction=fraction or 0.0,
-        max_norm=given.max_norm or meta.max_norm,
-        datasets=datasets,
-    )
-    for key in ("model_name", "hook_name", "context_size"):
-        if not getattr(settings, key):
-            raise ValueError(f"The SAE's metadata have no {key!r}; give --{key}.")
-    return settings
 
 
 def text_groups(

@@ -1,5 +1,4 @@
-"""
-The vision suite: reconstruction and geometry, sparsity, monosemanticity, zero-shot classification, names.
+"""The vision suite: reconstruction and geometry, sparsity, monosemanticity, zero-shot classification, names.
 
 Tables 5 and 6 of the sparsemax paper, and the protocol of Figure 3 and of Tables 3, 4 and 7 to 17.
 """
@@ -23,9 +22,9 @@ from sae_lens_sparsemax.evaluation.geometry import evaluate_geometry
 from sae_lens_sparsemax.evaluation.monosemanticity import evaluate_monosemanticity
 from sae_lens_sparsemax.evaluation.name_agreement import evaluate_names
 from sae_lens_sparsemax.evaluation.naming import decoder_directions, embed_words
+from sae_lens_sparsemax.evaluation.settings import VisionSuiteSettings
 from sae_lens_sparsemax.evaluation.sparsity import l0_against_complexity, l0_of_images
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured
-from sae_lens_sparsemax.evaluation.suite.vision_settings import VisionSuiteSettings
 from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, evaluate_zero_shot
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, load_vision_model, open_vision
@@ -53,8 +52,7 @@ _OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool = True) -> list[MetricGroup]:
-    """
-    The groups `tokens`, `images`, `sparsity`, `monosemanticity`, `zero_shot` and `names`.
+    """The groups `tokens`, `images`, `sparsity`, `monosemanticity`, `zero_shot` and `names`.
 
     Model and images are loaded when the first group that is not finished asks for them.
     """
@@ -85,8 +83,7 @@ def _measured_on(data: ImageData | None) -> dict[str, Any] | None:
 
 
 class VisionMetrics:
-    """
-    The measures of the vision suite; the model and the images are loaded when they are first needed.
+    """The measures of the vision suite; the model and the images are loaded when they are first needed.
 
     Args:
         sae: Any SAELens SAE.
@@ -223,8 +220,7 @@ class VisionMetrics:
 
 
 def encoder_embeddings(encoder: str, images: LabelledImages, device: str) -> Iterator[torch.Tensor]:
-    """
-    Embeddings of images by an encoder other than the SAE's model, batch by batch, shape (images, d_embedding).
+    """Embeddings of images by an encoder other than the SAE's model, batch by batch, shape (images, d_embedding).
 
     Args:
         encoder: Hub id or folder of a vision model, or `PIXELS`.

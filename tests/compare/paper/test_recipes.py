@@ -5,7 +5,7 @@ import pytest
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare.paper.recipe import load_recipe
 from sae_lens_sparsemax.data.class_names import DATASETS
-from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings
+from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
 from sae_lens_sparsemax.settings.yaml_files import merged
 from tests.support.places import CONFIGS
 

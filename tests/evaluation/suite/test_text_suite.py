@@ -10,8 +10,9 @@ from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.data.texts import TextData, load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.evaluation.predictions import evaluate_cross_entropy, evaluate_cross_entropy_baseline
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
+from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
-from sae_lens_sparsemax.evaluation.suite.text import TextSuiteSettings, read_tokens
+from sae_lens_sparsemax.evaluation.suite.text import read_tokens
 from sae_lens_sparsemax.models.at_hook import open_text
 from tests.support.tiny_language_model import documents
 
