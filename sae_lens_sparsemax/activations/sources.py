@@ -9,8 +9,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.data.image_loader import ImageLoader, Position
-from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.vision_at_hook import Tokens, VisionAtHook
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
 
 class ActivationBatch(NamedTuple):
@@ -47,10 +46,8 @@ class ImageActivations:
     """Activations computed from images as they are asked for.
 
     Args:
-        model: the vision model.
+        at_hook: the model, where it is read, and which tokens of an image are kept.
         images: what it looks at.
-        hook_name: full name of the hook to read.
-        tokens: which tokens of an image to keep.
         dtype: of the activations given out.
         device: where they are given out; None leaves them with the model.
         autocast: run the model in bfloat16 where torch's autocast does.
@@ -58,16 +55,14 @@ class ImageActivations:
 
     def __init__(
         self,
-        model: HookedViT,
+        at_hook: VisionAtHook,
         images: ImageLoader,
-        hook_name: str,
-        tokens: Tokens = "all",
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         autocast: bool = False,
     ):
-        self.at_hook, self.images = VisionAtHook(model, hook_name, tokens), images
+        self.at_hook, self.images = at_hook, images
         self.dtype, self.device, self.autocast = dtype, device, autocast
 
     @property

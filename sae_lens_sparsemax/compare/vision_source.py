@@ -17,7 +17,8 @@ from sae_lens_sparsemax.data.images import load_image_dataset
 from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
 from sae_lens_sparsemax.files import file_facts
-from sae_lens_sparsemax.models.vision_at_hook import hook_width, load_vision_model, model_metadata
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadata
 
 _CACHED_IMAGE_SETTINGS = (
     "training", "evaluation", "tokens", "image_column", "batch_size", "model_from_pretrained_kwargs",
@@ -32,8 +33,9 @@ class VisionSource(CapturedActivations):
     def __init__(self, cfg: CompareConfig) -> None:
         assert cfg.images is not None and cfg.model_name is not None and cfg.hook_name is not None
         self.images = cfg.images
-        self.model = load_vision_model(cfg.model_name, cfg.device, **self.images.model_from_pretrained_kwargs)
-        self.hook_name = self.model.resolve_hook_name(cfg.hook_name)
+        self.model = HookedViT.from_pretrained(cfg.model_name, cfg.device, **self.images.model_from_pretrained_kwargs)
+        self.at_hook = VisionAtHook(self.model, cfg.hook_name, self.images.tokens)
+        self.hook_name = self.at_hook.hook_name
         settings = {
             "model_name": cfg.model_name,
             "hook_name": self.hook_name,
@@ -81,7 +83,7 @@ class VisionSource(CapturedActivations):
     @property
     def width(self) -> int:
         """Width of the activations at the hook, heads side by side."""
-        return hook_width(self.hook_name, self.model)
+        return self.at_hook.width
 
     def stream(self, name: str) -> Batches:
         """The images of a set, in an order that is random and the same every time."""
@@ -96,7 +98,7 @@ class VisionSource(CapturedActivations):
             rows=rows,
             max_bad_fraction=self.images.max_bad_image_fraction,
         )
-        source = ImageActivations(self.model, images, self.hook_name, self.images.tokens)
+        source = ImageActivations(self.at_hook, images)
         return lambda position: source.batches(position, one_pass=True)
 
     def _part(self, name: str) -> tuple[Dataset, list[int]]:

@@ -1,7 +1,6 @@
 """Images to train and evaluate on: a hub data set, local files or a folder, with the images left encoded."""
 
 import difflib
-import itertools
 from typing import Any
 
 import datasets
@@ -72,20 +71,6 @@ def encoded_images(data: ImageDataset, image_column: str, name: str = "given") -
     if not is_image:
         raise ValueError(f"The column {image_column!r} of the data set {name!r} holds {feature}, not images.")
     return data.cast_column(image_column, Image(decode=False))
-
-
-def first_rows(data: ImageDataset, n: int, columns: list[str]) -> Dataset:
-    """All rows of a data set at hand, or the first `n` of a stream, held in memory with their images still encoded.
-
-    Args:
-        data: from `load_image_dataset`.
-        n: rows to take from a stream.
-        columns: those to keep; the others are not read.
-    """
-    data = data.select_columns(columns)
-    if isinstance(data, Dataset):
-        return data
-    return Dataset.from_list(list(itertools.islice(data, n)), features=data.features)
 
 
 def class_labels_of(data: ImageDataset, label_column: str | None) -> list[str] | None:

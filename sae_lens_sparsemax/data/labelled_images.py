@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import PIL.Image
@@ -21,7 +22,7 @@ from sae_lens_sparsemax.data.image_loader import (
     decode_image,
     permutation,
 )
-from sae_lens_sparsemax.data.images import ImageDataset, class_labels_of, first_rows, load_image_dataset
+from sae_lens_sparsemax.data.images import ImageDataset, class_labels_of, load_image_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,9 @@ def random_images(
     """
     label_column = columns.get("label_column", "label")
     labels = [label_column] if label_column in (data.column_names or []) else []
-    rows = first_rows(data, n_images, [columns.get("image_column", "image"), *labels])
+    rows = data.select_columns([columns.get("image_column", "image"), *labels])
+    if not isinstance(rows, Dataset):  # held in memory, the images still encoded
+        rows = Dataset.from_list(list(islice(rows, n_images)), features=rows.features)
     return LabelledImages(rows, image_processor, batch_size, rows=permutation(len(rows))[:n_images].tolist(), **columns)
 
 

@@ -20,8 +20,9 @@ from sae_lens_sparsemax.evaluation.settings import completed
 from sae_lens_sparsemax.explore.examples import TopExamples
 from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.patch_geometry import patch_geometry
-from sae_lens_sparsemax.models.vision_at_hook import blank_pixels, load_vision_model, n_tokens_per_image, open_vision
+from sae_lens_sparsemax.models.vision_at_hook import blank_pixels, open_vision
 
 DEFAULT_IMAGES = 5_000
 SHIPPED = "shipped"
@@ -52,11 +53,11 @@ class ImageStream:
             self.dataset, settings.samples or DEFAULT_IMAGES, self.model.image_processor, settings.batch_size
         )
         self.n_samples = self.images.n_images
-        self.n_tokens = n_tokens_per_image(self.tokens, self.model)
+        self.n_tokens = self.at_hook.n_tokens
         self.n_prefix_tokens = self.model.cfg.n_prefix_tokens if self.tokens == "all" else 0
         has_classes = self.images.class_labels() is not None
         self.class_names = class_names_of(self.images.data, settings.label_column) if has_classes else []
-        self.encoder = load_vision_model(settings.encoder, settings.device) if settings.encoder else None
+        self.encoder = HookedViT.from_pretrained(settings.encoder, settings.device) if settings.encoder else None
         self.d_embedding = self._embed(blank_pixels(self.encoder)).shape[-1] if self.encoder else 0
 
     @property

@@ -77,24 +77,31 @@ class HookedViT(SAEHooks):
             **kwargs: passed on to `AutoModel.from_pretrained`, for example `revision`.
 
         Raises:
-            ValueError: the model's family is not known, or code of the repository would have to be run.
+            ValueError: the model or its image processor is missing, its family is not known, or code of the
+                repository would have to be run.
         """
         if kwargs.pop("trust_remote_code", False):
             raise ValueError("trust_remote_code is refused: no code from a model's repository is run here.")
         if name_or_path == QUICKSTART:
             name_or_path = str(quickstart_vision_model_path())
         revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
-        family = family_of(AutoConfig.from_pretrained(name_or_path, **revision).model_type)
-        if family.head == "pooler":
-            # Checkpoints of classifiers have no pooler, and transformers would make up a random one.
-            kwargs.setdefault("add_pooling_layer", False)
-        model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs)
-        processor = AutoImageProcessor.from_pretrained(name_or_path, **revision)
-        tokenizer = None
-        if hasattr(model, "text_model"):
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **revision)
-            # Where a repository has no tokenizer files, transformers makes an all but empty one up.
-            tokenizer = tokenizer if len(tokenizer) > model.config.text_config.vocab_size // 2 else None
+        try:
+            family = family_of(AutoConfig.from_pretrained(name_or_path, **revision).model_type)
+            if family.head == "pooler":
+                # Checkpoints of classifiers have no pooler, and transformers would make up a random one.
+                kwargs.setdefault("add_pooling_layer", False)
+            model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs)
+            processor = AutoImageProcessor.from_pretrained(name_or_path, **revision)
+            tokenizer = None
+            if hasattr(model, "text_model"):
+                tokenizer = AutoTokenizer.from_pretrained(name_or_path, **revision)
+                # Where a repository has no tokenizer files, transformers makes an all but empty one up.
+                tokenizer = tokenizer if len(tokenizer) > model.config.text_config.vocab_size // 2 else None
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"The model {name_or_path!r} could not be loaded; give --model_name if it has moved: {reason}"
+            ) from error
         return cls(model, processor, tokenizer).to(device)
 
     @property

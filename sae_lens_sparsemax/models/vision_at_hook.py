@@ -34,22 +34,59 @@ class VisionAtHook:
         tokens: which tokens of an image it reads.
 
     Raises:
-        ValueError: the model has no such hook or no such tokens.
+        ValueError: the model has no such hook or no such tokens (SigLIP has no CLS).
     """
 
     def __init__(self, model: HookedViT, hook_name: str, tokens: Tokens = "all") -> None:
         self.model = model
         self.tokens: Tokens = tokens
         self.hook_name = model.resolve_hook_name(hook_name)
-        self.positions = token_slice(tokens, model)
+        n_prefix = model.cfg.n_prefix_tokens
+        if tokens not in get_args(Tokens):
+            raise ValueError(f"tokens is {tokens!r}; it must be one of {', '.join(get_args(Tokens))}.")
+        if tokens == "cls" and n_prefix == 0:
+            raise ValueError("tokens is 'cls', but this model has no such token; use 'all' or 'patches'.")
+        self.positions = {"all": slice(None), "cls": slice(0, 1), "patches": slice(n_prefix, None)}[tokens]
         self._layer = _layer_before(self.hook_name)
         # Pixels, the residual stream they come to, and what the SAE reads of it.
         self._seen: tuple[torch.Tensor, int, torch.Tensor, torch.Tensor] | None = None
 
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens of each image are used."""
+        return len(range(self.model.cfg.n_ctx)[self.positions])
+
+    @property
+    def width(self) -> int:
+        """`d_in` of an SAE here: the width of one token, heads side by side.
+
+        Raises:
+            ValueError: what the hook sees is not one vector per token.
+        """
+        shape = tuple(self._all_tokens(blank_pixels(self.model)).shape[1:])
+        no_vectors = self.hook_name.endswith(("hook_attn_scores", "hook_pattern"))
+        if no_vectors or shape[0] != self.model.cfg.n_ctx or len(shape) < 2:
+            raise ValueError(
+                f"An SAE needs one vector per token; {self.hook_name!r} sees {shape} for each image. "
+                "Choose a hook such as blocks.0.hook_resid_post."
+            )
+        return math.prod(shape[1:])
+
     @torch.no_grad()
+    def _all_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the hook sees of preprocessed images, `(images, all tokens, ...)`."""
+        _, cache = self.model.run_with_cache(
+            pixel_values,
+            names_filter=self.hook_name,
+            stop_at_layer=layers_to_run(self.hook_name),
+            return_type=None,
+            return_cache_object=False,
+        )
+        return cache[self.hook_name]
+
     def activations(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the SAE reads, `(images, tokens, d_in)`, heads side by side; nothing behind the hook is computed."""
-        return read_hook(self.model, self.hook_name, pixel_values)[:, self.positions].flatten(2)
+        return self._all_tokens(pixel_values)[:, self.positions].flatten(2)
 
     @torch.no_grad()
     def activations_and_embeddings(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,27 +143,10 @@ def open_vision(
     name = model_name or meta.model_name
     if not name:
         raise ValueError("The SAE's metadata have no 'model_name'; give --model_name.")
-    model = load_vision_model(name, device, **(meta.model_from_pretrained_kwargs or {}))
+    model = HookedViT.from_pretrained(name, device, **(meta.model_from_pretrained_kwargs or {}))
     at_hook = VisionAtHook(model, hook_name or hook_name_of(sae), tokens or meta.tokens or "all")
-    check_width(sae.cfg.d_in, hook_width(at_hook.hook_name, model), at_hook.hook_name)
+    check_width(sae.cfg.d_in, at_hook.width, at_hook.hook_name)
     return at_hook
-
-
-def load_vision_model(
-    name_or_path: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **kwargs: Any
-) -> HookedViT:
-    """`HookedViT.from_pretrained`, which always brings an image processor, with every failure as a `ValueError`.
-
-    Raises:
-        ValueError: the model, or its image processor, is missing or cannot be hooked.
-    """
-    try:
-        return HookedViT.from_pretrained(name_or_path, device, dtype, **kwargs)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"The model {name_or_path!r} could not be loaded; give --model_name if it has moved: {reason}"
-        ) from error
 
 
 def model_metadata(model: HookedViT) -> dict[str, Any]:
@@ -137,25 +157,6 @@ def model_metadata(model: HookedViT) -> dict[str, Any]:
         "image_processor": model.image_processor.to_dict(),
         "sae_lens_sparsemax_version": __version__,
     }
-
-
-def token_slice(tokens: Tokens, model: HookedViT) -> slice:
-    """The positions that `tokens` names in the sequences of a model.
-
-    Raises:
-        ValueError: another word, or `"cls"` for a model without such a token (SigLIP).
-    """
-    n_prefix = model.cfg.n_prefix_tokens
-    if tokens not in get_args(Tokens):
-        raise ValueError(f"tokens is {tokens!r}; it must be one of {', '.join(get_args(Tokens))}.")
-    if tokens == "cls" and n_prefix == 0:
-        raise ValueError("tokens is 'cls', but this model has no such token; use 'all' or 'patches'.")
-    return {"all": slice(None), "cls": slice(0, 1), "patches": slice(n_prefix, None)}[tokens]
-
-
-def n_tokens_per_image(tokens: Tokens, model: HookedViT) -> int:
-    """How many tokens of each image are used."""
-    return len(range(model.cfg.n_ctx)[token_slice(tokens, model)])
 
 
 def layers_to_run(hook_name: str) -> int | None:
@@ -169,47 +170,9 @@ def layers_to_run(hook_name: str) -> int | None:
     return int(layer.group(1)) + 1 if layer else None
 
 
-@torch.no_grad()
-def read_hook(model: HookedViT, hook_name: str, pixel_values: torch.Tensor) -> torch.Tensor:
-    """What a hook sees of preprocessed images, all tokens; nothing after its block is computed.
-
-    Args:
-        model: the vision model.
-        hook_name: full name of the hook.
-        pixel_values: `(batch, 3, height, width)`.
-
-    Returns:
-        `(batch, token, ...)`.
-    """
-    _, cache = model.run_with_cache(
-        pixel_values,
-        names_filter=hook_name,
-        stop_at_layer=layers_to_run(hook_name),
-        return_type=None,
-        return_cache_object=False,
-    )
-    return cache[hook_name]
-
-
 def blank_pixels(model: HookedViT) -> torch.Tensor:
     """An image to find out widths with, `(1, 3, height, width)`."""
     return torch.zeros(1, 3, model.cfg.image_size, model.cfg.image_size)
-
-
-@torch.no_grad()
-def hook_width(hook_name: str, model: HookedViT) -> int:
-    """`d_in` of an SAE on this hook: the width of one token, heads side by side.
-
-    Raises:
-        ValueError: what the hook sees is not one vector per token.
-    """
-    shape = tuple(read_hook(model, hook_name, blank_pixels(model)).shape[1:])
-    if hook_name.endswith(("hook_attn_scores", "hook_pattern")) or shape[0] != model.cfg.n_ctx or len(shape) < 2:
-        raise ValueError(
-            f"An SAE needs one vector per token; {hook_name!r} sees {shape} for each image. "
-            "Choose a hook such as blocks.0.hook_resid_post."
-        )
-    return math.prod(shape[1:])
 
 
 def _layer_before(hook_name: str) -> int | None:

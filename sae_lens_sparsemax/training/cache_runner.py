@@ -17,10 +17,8 @@ from sae_lens_sparsemax.activations.cache_writer import SHARD_BYTES, Batches, Ca
 from sae_lens_sparsemax.activations.sources import ImageActivations, TextActivations
 from sae_lens_sparsemax.activations.store import ResumableActivationsStore
 from sae_lens_sparsemax.data.texts import require_one_context
-from sae_lens_sparsemax.models.language_models import check_width, resolve_hook_name
-from sae_lens_sparsemax.models.language_models import hook_width as text_hook_width
-from sae_lens_sparsemax.models.vision_at_hook import hook_width as image_hook_width
-from sae_lens_sparsemax.models.vision_at_hook import n_tokens_per_image
+from sae_lens_sparsemax.models.language_models import check_width, hook_width, resolve_hook_name
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.training.sources import (
     image_loader,
     language_model,
@@ -66,10 +64,8 @@ def _images(
     model = model if model is not None else vision_model(cfg)
     images = image_loader(cfg, model, dataset)
     source = ImageActivations(
-        model,
+        VisionAtHook(model, cfg.hook_name, cfg.tokens),
         images,
-        cfg.hook_name,
-        cfg.tokens,
         dtype=str_to_dtype(cfg.cached_activations_dtype),
         device="cpu",
         autocast=cfg.autocast_model,
@@ -78,11 +74,11 @@ def _images(
     made_from = run_identity(cfg, model) | cache_order(
         images.data, cfg.image_column, order | {"shard_bytes": shard_bytes}
     )
-    width = image_hook_width(source.at_hook.hook_name, model)
+    width = source.at_hook.width
     writer = CacheWriter(
         Path(cfg.cached_activations_path or ""), made_from, width, cfg.cached_activations_dtype, "images", shard_bytes
     )
-    per_image = n_tokens_per_image(cfg.tokens, model)
+    per_image = source.at_hook.n_tokens
     # The buffer is filled by whole batches of images, so it may hold one more.
     n_images = -(-n_tokens_drawn(cfg) // per_image) + cfg.store_batch_size_images
     if isinstance(images.data, Dataset):
@@ -93,7 +89,7 @@ def _images(
 def _text(cfg: Any, model: Any, dataset: Any, shard_bytes: int) -> tuple[CacheWriter, Batches, int]:
     model = model if model is not None else language_model(cfg)
     cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
-    width = check_width(cfg.sae.d_in, text_hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
+    width = check_width(cfg.sae.d_in, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
     data = dataset if dataset is not None else text_dataset(cfg)
     dtype = getattr(cfg, "cached_activations_dtype", "float32")
     order = {"store_batch_size_prompts": cfg.store_batch_size_prompts, "cached_activations_dtype": dtype}

@@ -16,7 +16,7 @@ from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_im
 from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
-from sae_lens_sparsemax.models.vision_at_hook import load_vision_model
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
 
@@ -24,9 +24,9 @@ def vision_model(cfg: VisionSAERunnerConfig[Any]) -> HookedViT:
     """The vision model that a configuration names, where and in the type it says.
 
     Raises:
-        ValueError: see `load_vision_model`.
+        ValueError: see `HookedViT.from_pretrained`.
     """
-    return load_vision_model(
+    return HookedViT.from_pretrained(
         cfg.model_name,
         cfg.model_device or cfg.device,
         str_to_dtype(cfg.model_dtype),
@@ -103,10 +103,8 @@ def image_source(cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: Ima
     """
     if cfg.cached_activations_path is None:
         return ImageActivations(
-            model,
+            VisionAtHook(model, cfg.hook_name, cfg.tokens),
             image_loader(cfg, model, dataset),
-            cfg.hook_name,
-            cfg.tokens,
             dtype=str_to_dtype(cfg.dtype),
             device=cfg.act_store_device,
             autocast=cfg.autocast_model,

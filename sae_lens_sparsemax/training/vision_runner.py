@@ -14,7 +14,7 @@ from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_im
 from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.vision_at_hook import hook_width, model_metadata
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadata
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
 from sae_lens_sparsemax.training.runner import TrainingRunner
@@ -49,7 +49,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         self.model: Any = override_model or vision_model(cfg)
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)
         _check_heads(cfg)
-        cfg.sae = with_width(cfg.sae, hook_width(cfg.hook_name, self.model), cfg.hook_name)
+        cfg.sae = with_width(cfg.sae, VisionAtHook(self.model, cfg.hook_name, cfg.tokens).width, cfg.hook_name)
         self.activations_store: Any = MixedActivationsStore(
             image_source(cfg, self.model, override_dataset),
             cfg.train_batch_size_tokens,

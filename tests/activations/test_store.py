@@ -10,7 +10,7 @@ from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.data.image_loader import ImageLoader
 from sae_lens_sparsemax.data.images import encoded_images
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.vision_at_hook import hook_width, layers_to_run, n_tokens_per_image
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, layers_to_run
 from tests.support.tiny_images import gray_levels, plain_processor
 from tests.support.tiny_vision_models import tiny_model
 
@@ -19,7 +19,7 @@ HOOK = "blocks.1.hook_resid_post"
 
 def source(model, *, tokens="all", hook_name=HOOK, n_images=10, **kwargs) -> ImageActivations:
     images = ImageLoader(encoded_images(gray_levels(n_images), "image"), plain_processor(), 4, seed=0)
-    return ImageActivations(model, images, hook_name, tokens, **kwargs)
+    return ImageActivations(VisionAtHook(model, hook_name, tokens), images, **kwargs)
 
 
 def store(model, prefetch=0, **kwargs) -> MixedActivationsStore:
@@ -36,7 +36,7 @@ def test_tokens_are_those_of_the_residual_stream(tiny_clip, tokens, positions):
     hidden = tiny_clip.model.vision_model(pixels, output_hidden_states=True).hidden_states[2]
     assert torch.equal(batch.acts, hidden[:, positions].flatten(0, 1))
     assert batch.acts.requires_grad is False
-    assert n_tokens_per_image(tokens, tiny_clip) * 4 == len(batch.acts)
+    assert activations.at_hook.n_tokens * 4 == len(batch.acts)
 
 
 def test_heads_lie_side_by_side(tiny_clip):
@@ -44,7 +44,7 @@ def test_heads_lie_side_by_side(tiny_clip):
     pixels = next(activations.images.batches()).pixel_values
     _, cache = tiny_clip.run_with_cache(pixels, names_filter="blocks.0.attn.hook_z")
     assert torch.equal(activations.activations_of(pixels), cache["z", 0].flatten(2))
-    assert hook_width("blocks.0.attn.hook_z", tiny_clip) == 32
+    assert activations.at_hook.width == 32
 
 
 def test_nothing_beyond_the_hooks_block_is_computed(tiny_clip):
@@ -110,7 +110,7 @@ def test_a_folder_without_a_store_is_refused(tiny_clip, tmp_path):
 def test_hooks_without_one_vector_per_token_are_refused(tiny_clip):
     for hook_name in ("blocks.0.attn.hook_pattern", "ln_final.hook_normalized", "hook_image_embeds"):
         with pytest.raises(ValueError, match="one vector per token"):
-            hook_width(hook_name, tiny_clip)
+            _ = VisionAtHook(tiny_clip, hook_name).width
 
 
 def test_tokens_that_a_model_lacks_are_refused(tiny_clip):

@@ -27,7 +27,8 @@ from sae_lens_sparsemax.evaluation.sparsity import l0_against_complexity, l0_of_
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured
 from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, evaluate_zero_shot
 from sae_lens_sparsemax.files import file_facts
-from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, load_vision_model, open_vision
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, open_vision
 
 # Samples compared with each other in CKNNA; fewer where there are not so many.
 _CKNNA_BATCH = 512
@@ -233,7 +234,7 @@ def encoder_embeddings(encoder: str, images: LabelledImages, device: str) -> Ite
             flat = small.flatten(1)
             yield flat - flat.mean(1, keepdim=True)
         return
-    model = load_vision_model(encoder, device)
+    model = HookedViT.from_pretrained(encoder, device)
     for pixels in images.seen_by(model.image_processor).pixels():
         with torch.no_grad():
             embeddings = model(pixels)
