@@ -77,11 +77,6 @@ class Manifest:
         return sum(shard.n_bad_inputs for shard in self.shards)
 
     @property
-    def n_left_out(self) -> int:
-        """Tokens left out for their norm."""
-        return sum(shard.n_left_out for shard in self.shards)
-
-    @property
     def n_bytes(self) -> int:
         """Size of all shards."""
         return sum(shard.n_bytes for shard in self.shards)

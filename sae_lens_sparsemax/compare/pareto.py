@@ -8,18 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_lens_sparsemax.compare.config import CompareConfig
-from sae_lens_sparsemax.compare.selection import Point
+from sae_lens_sparsemax.compare.selection import MEASURES, Point
 from sae_lens_sparsemax.display.plots import INK, SMALL, log_scale, panels, save_figure, series_style, style
-
-# What is plotted, where it was measured, with the label of the axis.
-MEASURES = {
-    "explained_variance": "Explained variance",
-    "ce_loss_score": "Cross-entropy loss score",
-    "zero_shot_accuracy": "Zero-shot accuracy",
-    "mcc": "MCC with the true features",
-    "f1": "F1 of the best-matching features",
-    "dead_fraction": "Dead concepts (fraction)",
-}
 
 # A value of the model itself, to which the measure tends, drawn as a dashed line.
 _REFERENCES = {"zero_shot_accuracy": "zero_shot_accuracy_without_sae"}

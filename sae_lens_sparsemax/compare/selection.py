@@ -21,8 +21,15 @@ from sae_lens_sparsemax.compare.config import Arm, CompareConfig
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.sources import VALIDATION
 
-MATCHED_MEASURES = ("explained_variance", "ce_loss_score", "zero_shot_accuracy", "mcc", "f1", "dead_fraction")
-"""What is interpolated, where it was measured."""
+MEASURES = {
+    "explained_variance": "Explained variance",
+    "ce_loss_score": "Cross-entropy loss score",
+    "zero_shot_accuracy": "Zero-shot accuracy",
+    "mcc": "MCC with the true features",
+    "f1": "F1 of the best-matching features",
+    "dead_fraction": "Dead concepts (fraction)",
+}
+"""What is plotted and interpolated, where it was measured, with the label of the axis."""
 
 # How far beyond its ends a line is prolonged: an SAE asked for an L0 of 8 may have 8.2.
 _SLACK = math.log(1.05)
@@ -180,7 +187,7 @@ def matched_values(cfg: CompareConfig, points: Sequence[Point]) -> list[MatchedV
     """Every measure that exists, of every arm, at every L0 of `cfg.matched_l0`."""
     found = []
     for dataset in cfg.evaluation_sets:
-        for measure in MATCHED_MEASURES:
+        for measure in MEASURES:
             if not any(point.values(dataset, measure) for point in points):
                 continue
             for arm in dict.fromkeys(point.arm for point in points):

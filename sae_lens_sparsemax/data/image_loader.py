@@ -9,6 +9,7 @@ stream with cannot be saved; there the shuffle buffer for activations does the m
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -127,41 +128,35 @@ class _Decoder:
         return self.image_processor(images, return_tensors="pt", **options)["pixel_values"]
 
 
+@dataclass(eq=False)
 class ImageLoader:
     """Batches of preprocessed images, endless or in one pass, resumable at any batch.
 
-    Args:
-        data: the images, encoded (see `load_image_dataset`).
-        image_processor: the model's `transformers` image processor.
-        batch_size: images read for a batch; broken ones among them make it smaller.
-        image_column: the column with the images.
-        n_workers: processes that decode ahead; 0 decodes in this one.
-        seed: of the order in each pass over the data. None keeps the order of the rows.
-        rows: the rows of `data` to read; None for all. Not for a stream.
-        max_bad_fraction: share of the images read that may be broken, beyond the first ten.
-
     Raises:
-        ValueError: while iterating, when more images are broken than that.
+        ValueError: while iterating, when more images are broken than `max_bad_fraction` allows.
     """
 
-    def __init__(
-        self,
-        data: ImageDataset,
-        image_processor: Any,
-        batch_size: int,
-        *,
-        image_column: str = "image",
-        n_workers: int = 0,
-        seed: int | None = 0,
-        rows: Sequence[int] | None = None,
-        max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION,
-    ):
-        self.data, self.image_processor, self.image_column = data, image_processor, image_column
-        self.batch_size, self.n_workers, self.seed, self.rows = batch_size, n_workers, seed, rows
-        self.max_bad_fraction = max_bad_fraction
-        self.n_good, self.n_bad = 0, 0
-        self.first_errors: list[str] = []
-        """The first ten broken images, for the report."""
+    data: ImageDataset
+    """The images, encoded (see `load_image_dataset`)."""
+    image_processor: Any
+    """The model's `transformers` image processor."""
+    batch_size: int
+    """Images read for a batch; broken ones among them make it smaller."""
+    _: KW_ONLY
+    image_column: str = "image"
+    """The column with the images."""
+    n_workers: int = 0
+    """Processes that decode ahead; 0 decodes in this one."""
+    seed: int | None = 0
+    """Of the order in each pass over the data. None keeps the order of the rows."""
+    rows: Sequence[int] | None = None
+    """The rows of `data` to read; None for all. Not for a stream."""
+    max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION
+    """Share of the images read that may be broken, beyond the first ten."""
+    n_good: int = field(default=0, init=False)
+    n_bad: int = field(default=0, init=False)
+    first_errors: list[str] = field(default_factory=list, init=False)
+    """The first ten broken images, for the report."""
 
     def batches(self, position: Position | None = None, *, one_pass: bool = False) -> Iterator[PixelBatch]:
         """Batches from a position on (None for the start), without end or, for `one_pass`, to that of the data.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -58,37 +58,32 @@ class ImageData(ImageReading):
         return f"{self.path} ({self.split})"
 
 
+@dataclass(eq=False)
 class LabelledImages:
-    """Some rows of a data set in a fixed order, as pixels and labels that can be read any number of times.
+    """Some rows of a data set in a fixed order, as pixels and labels that can be read any number of times."""
 
-    Args:
-        data: the images, encoded, and their labels if there are any.
-        image_processor: the `transformers` image processor of the model.
-        batch_size: images at a time.
-        rows: the rows to read, in this order; None for all.
-        image_column: the column with the images.
-        label_column: the column with the class of each image, which need not be there.
-        name: what to call the data set in messages.
-        max_bad_fraction: share of the images that may be broken, beyond the first ten.
-    """
+    data: Dataset
+    """The images, encoded, and their labels if there are any."""
+    image_processor: Any
+    """The `transformers` image processor of the model."""
+    batch_size: int
+    """Images at a time."""
+    _: KW_ONLY
+    rows: Sequence[int] | None = None
+    """The rows to read, in this order; None for all."""
+    image_column: str = "image"
+    """The column with the images."""
+    label_column: str = "label"
+    """The column with the class of each image, which need not be there."""
+    name: str = "given"
+    """What to call the data set in messages."""
+    max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION
+    """Share of the images that may be broken, beyond the first ten."""
+    _said: bool = field(default=False, init=False)
 
-    def __init__(
-        self,
-        data: Dataset,
-        image_processor: Any,
-        batch_size: int,
-        *,
-        rows: Sequence[int] | None = None,
-        image_column: str = "image",
-        label_column: str = "label",
-        name: str = "given",
-        max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION,
-    ) -> None:
-        self.data, self.image_processor, self.batch_size = data, image_processor, batch_size
-        self.rows: Sequence[int] = range(len(data)) if rows is None else rows
-        self.image_column, self.label_column, self.name = image_column, label_column, name
-        self.max_bad_fraction = max_bad_fraction
-        self._said = False
+    @property
+    def _rows(self) -> Sequence[int]:
+        return range(len(self.data)) if self.rows is None else self.rows
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -97,7 +92,7 @@ class LabelledImages:
     @property
     def n_images(self) -> int:
         """Number of images, broken ones included."""
-        return len(self.rows)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of pixel values, `(images, channels, height, width)`, and of labels, `(images,)`."""
@@ -133,7 +128,7 @@ class LabelledImages:
         Raises:
             ValueError: it is broken.
         """
-        return decode_image(self.data[self.rows[number]][self.image_column])
+        return decode_image(self.data[self._rows[number]][self.image_column])
 
     @property
     def has_labels(self) -> bool:
@@ -152,7 +147,7 @@ class LabelledImages:
                 f"The data set {self.name} has no column {self.label_column!r}; its columns are "
                 f"{', '.join(map(repr, self.data.column_names))}."
             )
-        labels = self.data.select(self.rows)[self.label_column]
+        labels = self.data.select(self._rows)[self.label_column]
         if wrong := [label for label in labels if not isinstance(label, int)]:
             raise ValueError(
                 f"The column {self.label_column!r} of {self.name} holds {type(wrong[0]).__name__} values, not whole "
@@ -180,23 +175,11 @@ class LabelledImages:
 
     def select(self, numbers: Sequence[int]) -> LabelledImages:
         """Only these images."""
-        return self._like(self.image_processor, [self.rows[number] for number in numbers])
+        return replace(self, rows=[self._rows[number] for number in numbers])
 
     def seen_by(self, image_processor: Any) -> LabelledImages:
         """The same images prepared for another model."""
-        return self._like(image_processor, self.rows)
-
-    def _like(self, image_processor: Any, rows: Sequence[int]) -> LabelledImages:
-        return LabelledImages(
-            self.data,
-            image_processor,
-            self.batch_size,
-            rows=rows,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            name=self.name,
-            max_bad_fraction=self.max_bad_fraction,
-        )
+        return replace(self, image_processor=image_processor)
 
     def _loader(self, image_processor: Any) -> ImageLoader:
         return ImageLoader(

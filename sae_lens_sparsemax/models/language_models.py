@@ -73,18 +73,12 @@ def load_each_once() -> Callable[..., Any]:
     """A `load_language_model` that gives a model again which it has loaded, for a command with several questions."""
     loaded: dict[str, Any] = {}
 
-    def load(
-        model_class_name: str,
-        model_name: str,
-        hook_name: str,
-        device: str | torch.device,
-        kwargs: dict[str, Any] | None,
-    ) -> Any:
+    def load(model_class_name: str, model_name: str, hook_name: str, *device_and_kwargs: Any) -> Any:
         # With the other classes all hooks are there.
         where = hook_name if model_class_name == "AutoModelForCausalLM" else None
-        key = repr((model_class_name, model_name, where, str(device), kwargs))
+        key = repr((model_class_name, model_name, where, *device_and_kwargs))
         if key not in loaded:
-            loaded[key] = load_language_model(model_class_name, model_name, hook_name, device, kwargs)
+            loaded[key] = load_language_model(model_class_name, model_name, hook_name, *device_and_kwargs)
         return loaded[key]
 
     return load
