@@ -8,6 +8,7 @@ Both appear whole or not at all. In the first version of the format a shard held
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from sae_lens_sparsemax.activations.sources import ActivationBatch
 from sae_lens_sparsemax.data.image_loader import Position
 from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text
 
@@ -111,31 +113,30 @@ def read_manifest(folder: Path) -> Manifest:
     raise ValueError(f"{str(path)!r} has the format {version}; this version reads 1 and {_VERSION}.")
 
 
-def write_shard(
-    folder: Path,
-    number: int,
-    acts: torch.Tensor,
-    lengths: torch.Tensor,
-    position: Position,
-    *,
-    n_bad_inputs: int = 0,
-    n_left_out: int = 0,
-) -> Shard:
-    """Write shard `number` and return its entry in the manifest.
+def write_shard(folder: Path, number: int, batches: Sequence[ActivationBatch]) -> Shard:
+    """Write shard `number` of a cache, counted from 0, and return its entry in the manifest.
 
-    Args:
-        folder: of the cache.
-        number: of the shard, from 0.
-        acts: `(n_tokens, d_in)`.
-        lengths: tokens of each input, `(n_inputs,)`; they sum to `n_tokens`.
-        position: where the source continues after it.
-        n_bad_inputs, n_left_out: what was left out while it was made.
+    Raises:
+        ValueError: activations that are not finite.
     """
-    name = f"activations-{number:05d}.safetensors"
-    data = save({"activations": acts.contiguous(), "lengths": lengths})
-    atomic_write_bytes(folder / name, data)
-    digest = hashlib.sha256(data).hexdigest()
-    return Shard(name, len(lengths), len(acts), n_bad_inputs, n_left_out, len(data), digest, position)
+    acts = torch.cat([batch.acts for batch in batches])
+    if not acts.isfinite().all():
+        dtype = str(acts.dtype).removeprefix("torch.")
+        raise ValueError(f"Some activations are not finite as {dtype}; store them as bfloat16 or float32.")
+    lengths = torch.cat([batch.lengths for batch in batches])
+    data = save({"activations": acts, "lengths": lengths})
+    file = f"activations-{number:05d}.safetensors"
+    atomic_write_bytes(folder / file, data)
+    return Shard(
+        file,
+        n_inputs=len(lengths),
+        n_tokens=len(acts),
+        n_bad_inputs=sum(batch.n_bad_inputs for batch in batches),
+        n_left_out=sum(batch.n_left_out for batch in batches),
+        n_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        position=batches[-1].position,
+    )
 
 
 def damage(folder: Path, shard: Shard) -> str | None:

@@ -125,21 +125,7 @@ class CacheWriter:
             self.manifest.first_errors = (self.manifest.first_errors + list(batch.errors))[:10]
         if not made:
             return False
-        acts = torch.cat([batch.acts for batch in made])
-        if not acts.isfinite().all():
-            raise ValueError(
-                f"Some activations are not finite as {self.manifest.dtype}; store them as bfloat16 or float32."
-            )
-        shard = write_shard(
-            self.folder,
-            number,
-            acts,
-            torch.cat([batch.lengths for batch in made]),
-            made[-1].position,
-            n_bad_inputs=sum(batch.n_bad_inputs for batch in made),
-            n_left_out=sum(batch.n_left_out for batch in made),
-        )
-        self.manifest.shards[number : number + 1] = [shard]
+        self.manifest.shards[number : number + 1] = [write_shard(self.folder, number, made)]
         write_manifest(self.manifest, self.folder)
         return True
 

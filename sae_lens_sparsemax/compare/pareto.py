@@ -16,9 +16,7 @@ _REFERENCES = {"zero_shot_accuracy": "zero_shot_accuracy_without_sae"}
 
 
 def write_plots(cfg: CompareConfig, points: Sequence[Point], folder: Path) -> list[Path]:
-    """
-    Write `pareto_<measure>.png` for every measure that exists, a panel per evaluation set, and `pareto.png` of all.
-    """
+    """Write `pareto_<measure>.png` of every measure there is, a panel per evaluation set, and `pareto.png` of all."""
     measured: dict[str, list[tuple[str, str]]] = {}
     for measure in MEASURES:
         for dataset in cfg.evaluation_sets:

@@ -26,8 +26,7 @@ from sae_lens_sparsemax.files import save_json
 
 
 def compare(cfg: CompareConfig) -> Path:
-    """
-    Train every SAE of a comparison on the same activations, measure all, and write tables and plots.
+    """Train every SAE of a comparison on the same activations, measure all, and write tables and plots.
 
     Activations and finished runs are kept in `cfg.output_path`; a repeated call with the same settings only
     does what is missing, and tables and plots are rewritten after every call. Runs whose settings changed are
@@ -68,8 +67,7 @@ def _source(cfg: CompareConfig) -> ComparedActivations:
 
 
 def compare_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Path:
-    """
-    `compare` with the settings of a YAML file.
+    """`compare` with the settings of a YAML file.
 
     Args:
         path: The YAML file, or the name of a recipe.

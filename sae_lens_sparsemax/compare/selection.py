@@ -132,8 +132,7 @@ class Line:
 
 
 def lines(results: Iterable[RunResult], dataset: str, measure: str) -> list[Line]:
-    """
-    One line for each seed, of the runs in which the measure is finite; runs of one L0 are averaged.
+    """One line for each seed, of the runs in which the measure is finite; runs of one L0 are averaged.
 
     Args:
         results: Runs of one arm, at any values of its sparsity field.

@@ -27,8 +27,7 @@ _NOT_SETTINGS = {
 
 
 def mean_l0(folder: Path, settings: Mapping[str, Any]) -> tuple[float, str]:
-    """
-    Mean active concepts per token of a trained SAE, and where it was measured.
+    """Mean active concepts per token of a trained SAE, and where it was measured.
 
     Args:
         folder: Folder of the SAE.
@@ -55,8 +54,7 @@ def mean_l0(folder: Path, settings: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def training_settings(folder: Path) -> dict[str, Any]:
-    """
-    The settings an SAE was trained with, as `sparsemax-sae train` takes them.
+    """The settings an SAE was trained with, as `sparsemax-sae train` takes them.
 
     Raises:
         ValueError: If the folder does not hold them.
@@ -76,8 +74,7 @@ def training_settings(folder: Path) -> dict[str, Any]:
 
 
 def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, dict[str, Any]]:
-    """
-    Training settings for TopK and BatchTopK at the L0 that a sparsemax SAE chose for itself.
+    """Training settings for TopK and BatchTopK at the L0 that a sparsemax SAE chose for itself.
 
     Everything outside `sae` stays as it is, so that only the architecture differs; outputs go to folders of their
     own. Of `sae`, the fields that all architectures share are kept. TopK needs a whole k, the nearest; BatchTopK

@@ -32,8 +32,7 @@ COLUMNS = {
 
 
 def write_tables(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult], folder: Path) -> Path:
-    """
-    Write `table.md`, `table.csv` (best learning rates), `matched.csv` (the same L0) and `runs.csv` (all runs);
+    """Write `table.md`, `table.csv` (best learning rates), `matched.csv` (the same L0) and `runs.csv` (all runs);
     return the Markdown file.
 
     Everything that is written comes from the results, so the files can be rebuilt at any time.

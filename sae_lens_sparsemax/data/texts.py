@@ -118,8 +118,7 @@ def require_one_context(store: ActivationsStore, path: str) -> None:
 
 
 def part_of_document(text: str, held_out_fraction: float) -> str:
-    """
-    Which of `PARTS` a document belongs to, decided by the SHA-256 of its text alone.
+    """Which of `PARTS` a document belongs to, decided by the SHA-256 of its text alone.
 
     Copies of a document always fall into the same part, and a document keeps its part when the collection
     grows, shrinks or is reordered.

@@ -1,5 +1,4 @@
-"""
-Running any SAELens SAE over a stream of activations, one chunk of tokens at a time.
+"""Running any SAELens SAE over a stream of activations, one chunk of tokens at a time.
 
 Only `encode` and `decode` of the SAE are used, so every architecture works. The (N, d_sae) activations of a
 data set are never held: each chunk is reduced to its non-zero entries as soon as it is encoded.
@@ -51,8 +50,7 @@ class EncodedChunk(NamedTuple):
 
 
 def sparse_acts(feature_acts: torch.Tensor) -> SparseActs:
-    """
-    The non-zero entries of activations of shape (n, d_sae), dense or sparse of any layout.
+    """The non-zero entries of activations of shape (n, d_sae), dense or sparse of any layout.
 
     Entries stored as explicit zeros (a sparse TopK keeps those that its ReLU cut off) are dropped: a concept
     is active where its activation differs from zero, as in SAELens.
@@ -77,8 +75,7 @@ def tokens_2d(activations: torch.Tensor) -> torch.Tensor:
 def encode_chunks(
     sae: SAE[Any], batches: Iterable[torch.Tensor], chunk_size: int = CHUNK_SIZE
 ) -> Iterator[EncodedChunk]:
-    """
-    Encode and decode batches of shape (..., d_in) in chunks of at most `chunk_size` tokens.
+    """Encode and decode batches of shape (..., d_in) in chunks of at most `chunk_size` tokens.
 
     Chunks never span two batches. Raises `ValueError` if a batch does not have the width of the SAE.
     """
@@ -99,8 +96,7 @@ def encode_chunks(
 def encode_images(
     sae: SAE[Any], batches: Iterable[torch.Tensor], chunk_size: int = CHUNK_SIZE
 ) -> Iterator[EncodedChunk]:
-    """
-    Encode the tokens of images and average input, reconstruction and activations over each image's tokens.
+    """Encode the tokens of images and average input, reconstruction and activations over each image's tokens.
 
     Args:
         sae: Any SAELens SAE.

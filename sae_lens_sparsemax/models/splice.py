@@ -101,8 +101,7 @@ def change_concepts(sae: SAE[Any], changes: Mapping[int, Change]) -> Edit:
 
 
 class MaskedReconstruction:
-    """
-    The edits that replace all tokens of an image by their reconstruction from some of the concepts.
+    """The edits that replace all tokens of an image by their reconstruction from some of the concepts.
 
     Activations are encoded once for all edits of the same tensor in a row, since only the masks differ.
 
@@ -117,8 +116,7 @@ class MaskedReconstruction:
         self._chunks: list[tuple[SparseActs, bool]] = []
 
     def edit(self, keep: torch.Tensor | None) -> Edit:
-        """
-        The edit for one choice of concepts.
+        """The edit for one choice of concepts.
 
         Args:
             keep: Which concepts each image keeps, bool, shape (images, d_sae), in the order of the images that the

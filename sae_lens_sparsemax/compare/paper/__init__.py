@@ -1,5 +1,4 @@
-"""
-The tables and figures of the sparsemax paper, one command each, full-size or small.
+"""The tables and figures of the sparsemax paper, one command each, full-size or small.
 
 `recipe` reads what a table needs, `runner` trains the SAEs that are not there yet and measures them with a suite,
 `table` sets what was measured beside what the paper says.

@@ -20,8 +20,7 @@ MATCH = "match"
 
 @dataclass(frozen=True)
 class Recipe:
-    """
-    A table or figure of the paper as settings.
+    """A table or figure of the paper as settings.
 
     A YAML file has these fields as keys, and `base`, the name of a file beside it whose settings it extends, group
     by group; what is under `small` then replaces the full-size settings where that form is asked for.
@@ -87,8 +86,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, *, small: bool = False, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """
-    Read a recipe.
+    """Read a recipe.
 
     Args:
         path: YAML file, or the name of a recipe.

@@ -33,8 +33,7 @@ def reproduce(
     overrides: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """
-    Train and measure the SAEs of a recipe and write its table; whatever is finished is kept.
+    """Train and measure the SAEs of a recipe and write its table; whatever is finished is kept.
 
     Args:
         path: YAML file of a `Recipe`.
@@ -82,8 +81,7 @@ def _rows(recipe: Recipe, say: Callable[[str], None]) -> Rows:
 
 
 def trained_sae(recipe: Recipe, name: str, say: Callable[[str], None]) -> Path:
-    """
-    The folder of one SAE of a recipe, which is trained if it is not there.
+    """The folder of one SAE of a recipe, which is trained if it is not there.
 
     An SAE with `match` is trained at the mean L0 of another, which comes first.
     """

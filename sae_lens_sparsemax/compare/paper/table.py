@@ -15,8 +15,7 @@ Rows = dict[str, list[float | None]]
 
 
 def flat(results: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Every number of a suite's groups by its dotted name.
+    """Every number of a suite's groups by its dotted name.
 
     Entries of masked classification get the name `zero_shot.on_5.oracle.top.classes`: switch and n, whose class
     decides, which concepts, and how accuracy is averaged.
@@ -39,8 +38,7 @@ def flat(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row(recipe: Recipe, groups: Mapping[str, Any]) -> list[float | None]:
-    """
-    The values of a recipe's columns for one SAE.
+    """The values of a recipe's columns for one SAE.
 
     Raises:
         ValueError: A column names no measure, although its group was measured.

@@ -1,5 +1,4 @@
-"""
-Class names and templates for the data sets of zero-shot classification, in the order of the labels.
+"""Class names and templates for the data sets of zero-shot classification, in the order of the labels.
 
 A list of names in the wrong order costs nearly all accuracy and raises no error anywhere, so as little as
 possible is left to lists: where a data set names its labels, the names come from there or are looked up by label;
@@ -37,8 +36,7 @@ class ClassPrompts:
 
 
 def class_prompts(dataset: str, label_names: Sequence[str] | None = None) -> ClassPrompts:
-    """
-    Names and templates of a data set.
+    """Names and templates of a data set.
 
     Args:
         dataset: One of `DATASETS`.
@@ -69,8 +67,7 @@ def class_prompts(dataset: str, label_names: Sequence[str] | None = None) -> Cla
 
 
 def check_order(names: Sequence[str], label_names: Sequence[str], dataset: str) -> None:
-    """
-    Check that an ordered list of names fits a data set's own names of its labels; raise `ValueError` if not.
+    """Check that an ordered list of names fits a data set's own names of its labels; raise `ValueError` if not.
 
     Most pairs must share a word, and no name may be missing at its own label and be found at another. WordNet
     ids (`n01440764`) carry no words; they fit if they are sorted, which is ImageNet's order.
