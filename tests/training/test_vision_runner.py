@@ -194,7 +194,7 @@ def test_a_wrong_width_is_refused(folder):
 
 
 def test_training_images_are_refused_for_evaluation(folder):
-    with pytest.raises(ValueError, match="held-out"):
+    with pytest.raises(ValueError, match="must name other images than those of the training"):
         config(folder, eval_dataset_path=str(folder / "images.parquet"), eval_dataset_split="train")
 
 
