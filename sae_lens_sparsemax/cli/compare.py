@@ -17,7 +17,7 @@ examples:
   sparsemax-sae compare configs/compare/synthetic.yaml
   sparsemax-sae compare configs/compare/mini_clip.yaml --hook_name blocks.0.hook_resid_post
   sparsemax-sae compare configs/compare/smollm2.yaml --model_name path/to/SmolLM2-135M-Instruct \\
-      --training_data.path text.jsonl --evaluation_data.wikitext103.path wikitext103_test.txt
+      --dataset_path text.jsonl --eval_datasets.wikitext103.path wikitext103_test.txt
 
 Every arm trains on the same activations in the same order at every learning rate of its grid; the best rate by
 held-out explained variance stands for it. Finished runs are kept: the same command goes on where it stopped.

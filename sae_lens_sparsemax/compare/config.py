@@ -28,17 +28,19 @@ IMAGE_SET = "evaluation images"
 
 
 @dataclass
-class TextData:
-    """Where text comes from."""
+class EvalDataset:
+    """Where text or images come from."""
 
     path: str | None = None
-    """A `.jsonl`, `.txt` or `.parquet` file, or the name of a Hugging Face data set."""
+    """A file or folder, or the name of a Hugging Face data set."""
     split: str = "train"
-    """Split of a Hugging Face data set."""
+    """Split of a data set; a single file is one split of the name `train`."""
+    config: str | None = None
+    """Configuration of a hub data set that has several."""
     text_column: str = "text"
     """Column that holds the documents; a blank line separates those of a `.txt` file."""
     held_out: bool = False
-    """Take the held-out documents of the training data instead of `path`."""
+    """Take the held-out documents of the training text instead of `path`."""
 
 
 @dataclass
@@ -93,10 +95,16 @@ class CompareConfig:
     """How SAELens loads a language model: `HookedTransformer` or `AutoModelForCausalLM`."""
     hook_name: str | None = None
     """Hook whose activations are reconstructed; in a vision model negative layers count from the last."""
-    training_data: TextData = field(default_factory=TextData)
-    """Text to train on."""
-    evaluation_data: dict[str, TextData] = field(default_factory=lambda: {"held_out": TextData(held_out=True)})
-    """Named sets of text to evaluate on."""
+    dataset_path: str | None = None
+    """Text or images to train on: a file or folder, or the name of a Hugging Face data set."""
+    dataset_split: str = "train"
+    """Split of the data set; a single file is one split of the name `train`."""
+    dataset_config: str | None = None
+    """Configuration of a hub data set that has several."""
+    text_column: str = "text"
+    """Column that holds the documents; a blank line separates those of a `.txt` file."""
+    eval_datasets: dict[str, EvalDataset] = field(default_factory=lambda: {"held_out": EvalDataset(held_out=True)})
+    """Named sets of text to evaluate on; of images, one set, others than those to train on."""
     held_out_fraction: float = 0.1
     """Fraction of the training documents kept for validation, and as many again for evaluation; of training
     images, kept for validation alone."""
@@ -155,8 +163,9 @@ class CompareConfig:
         names = [arm.name for arm in self.arms]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"arms must have names that differ from each other, got {names}")
-        if reserved := {"train", "validation"} & set(self.evaluation_data):
-            raise ValueError(f"evaluation_data must not use the names {sorted(reserved)}, which mean splits")
+        if reserved := {"train", "validation"} & set(self.eval_datasets):
+            raise ValueError(f"eval_datasets must not use the names {sorted(reserved)}, which mean splits")
+        self._check_paths()
         if not all(l0 > 0 for l0 in self.matched_l0):
             raise must_be("matched_l0", "positive", self.matched_l0)
         if not self.seeds:
@@ -178,15 +187,39 @@ class CompareConfig:
         for name in ("synthetic_model", "max_norm_over_median"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} cannot be combined with images, got {getattr(self, name)!r}")
-        if self.training_data.path is not None:
-            raise ValueError(f"images and training_data.path exclude each other, got {self.training_data.path!r}")
+        if len(self.eval_datasets) != 1:
+            raise must_be("eval_datasets", "one set of images", list(self.eval_datasets))
+        if self.training_dataset == self.evaluation_images:
+            raise ValueError(
+                f"eval_datasets must name other images than those to train on, got {self.dataset_path!r}, split "
+                f"{self.dataset_split!r} for both"
+            )
+
+    def _check_paths(self) -> None:
+        if self.synthetic_model is not None:
+            return
+        if not self.dataset_path:
+            raise Mistake("dataset_path", "must be given")
+        for name, data in self.eval_datasets.items():
+            if not data.path and (not data.held_out or self.images is not None):
+                raise Mistake(f"eval_datasets.{name}.path", "must be given")
+
+    @property
+    def training_dataset(self) -> EvalDataset:
+        """The data to train on, in the form of those to evaluate on."""
+        return EvalDataset(self.dataset_path, self.dataset_split, self.dataset_config, self.text_column)
+
+    @property
+    def evaluation_images(self) -> EvalDataset:
+        """The images to evaluate on, for a vision model."""
+        return next(iter(self.eval_datasets.values()))
 
     @property
     def evaluation_sets(self) -> list[str]:
         """Names of the sets that results are reported on."""
         if self.synthetic_model is not None:
             return [SYNTHETIC_SET]
-        return [IMAGE_SET] if self.images is not None else list(self.evaluation_data)
+        return [IMAGE_SET] if self.images is not None else list(self.eval_datasets)
 
     @property
     def n_stored_tokens(self) -> int:

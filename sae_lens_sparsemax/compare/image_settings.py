@@ -8,25 +8,9 @@ from sae_lens_sparsemax.models.vision_at_hook import Tokens
 
 
 @dataclass
-class ImageData:
-    """Where images come from."""
-
-    path: str
-    """Hub id, parquet file or folder of images (see `vision.image_data.load_image_dataset`)."""
-    split: str = "train"
-    """Split of the data set; a single file is one split of the name `train`."""
-    config: str | None = None
-    """Configuration of a hub data set that has several."""
-
-
-@dataclass
 class ImageSettings:
     """Images for a comparison on a vision model, and how the model classifies them."""
 
-    training: ImageData
-    """Images to train on; `held_out_fraction` of them, drawn at random, are kept for validation."""
-    evaluation: ImageData
-    """Images to evaluate on: others than those of `training`."""
     tokens: Tokens = "all"
     """Which tokens of an image are reconstructed: `all`, `cls` or `patches`; the others are never replaced."""
     image_column: str = "image"
@@ -51,11 +35,6 @@ class ImageSettings:
     def __post_init__(self) -> None:
         if self.tokens not in get_args(Tokens):
             raise ValueError(f"images.tokens must be one of {', '.join(get_args(Tokens))}, got {self.tokens!r}")
-        if self.training == self.evaluation:
-            raise ValueError(
-                f"images.training and images.evaluation are both {self.training.path!r}, split "
-                f"{self.training.split!r}; evaluation needs other images"
-            )
         bad = [template for template in self.templates if template.count("{}") != 1]
         if bad or not self.templates:
             raise ValueError(f"images.templates must each hold one {{}} for the class name, got {bad or 'none'}")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from sae_lens_sparsemax.activations.cache_writer import Batches
 from sae_lens_sparsemax.activations.sources import TextActivations
-from sae_lens_sparsemax.compare.config import CompareConfig, TextData, fingerprint
+from sae_lens_sparsemax.compare.config import CompareConfig, EvalDataset, fingerprint
 from sae_lens_sparsemax.compare.sources import TRAIN, VALIDATION, CapturedActivations, Metrics
 from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.evaluation.predictions import (
@@ -38,8 +38,6 @@ _CACHE_SETTINGS = (
     "model_name",
     "model_class_name",
     "hook_name",
-    "training_data",
-    "evaluation_data",
     "held_out_fraction",
     "context_size",
     "prepend_bos",
@@ -56,8 +54,11 @@ class TextSource(CapturedActivations):
     unit = "contexts"
 
     def __init__(self, cfg: CompareConfig) -> None:
-        texts = [cfg.training_data, *cfg.evaluation_data.values()]
+        texts = [cfg.training_dataset, *cfg.eval_datasets.values()]
         settings = {key: asdict(cfg)[key] for key in _CACHE_SETTINGS}
+        # By their names in version 0.1, whose captures are found by these settings.
+        settings["training_data"] = _identity(cfg.training_dataset)
+        settings["evaluation_data"] = {name: _identity(data) for name, data in cfg.eval_datasets.items()}
         settings["files"] = file_facts([cfg.model_name, *(text.path for text in texts)])
         super().__init__(cfg, settings)
         self.chosen_fingerprint = fingerprint({"n_cross_entropy_tokens": cfg.n_cross_entropy_tokens})
@@ -140,12 +141,12 @@ class TextSource(CapturedActivations):
     def _text(self, name: str) -> Dataset | IterableDataset:
         """The documents of a set: a part of the training text by their hash, or all of a text of its own."""
         cfg = self.cfg
-        data = cfg.evaluation_data.get(name)
+        data = cfg.eval_datasets.get(name)
         if data is not None and not data.held_out:
-            return load_text(data, f"evaluation_data.{name}")
+            return load_text(data)
         part = name if name in (TRAIN, VALIDATION) else "held_out"
-        text = load_text(cfg.training_data, "training_data")
-        return part_of_dataset(text, part, cfg.held_out_fraction, str(cfg.training_data.path))
+        text = load_text(cfg.training_dataset)
+        return part_of_dataset(text, part, cfg.held_out_fraction, str(cfg.dataset_path))
 
     def _cross_entropy(self, sae: SAE[Any], name: str) -> Metrics:
         cfg = self.cfg
@@ -174,13 +175,21 @@ class TextSource(CapturedActivations):
         return load_file(path)["tokens"]
 
 
-def load_text(data: TextData, where: str) -> Dataset | IterableDataset:
+def load_text(data: EvalDataset) -> Dataset | IterableDataset:
     """The documents of a text file, or of a data set of the hub, which is streamed; without those that are empty.
 
     Raises:
-        ValueError: no path is given, which the message calls by `where`, or `load_text_dataset` refuses it.
+        ValueError: `load_text_dataset` refuses it.
     """
-    if data.path is None:
-        raise ValueError(f"{where}.path must be given: a .jsonl, .txt or .parquet file, or a data set's name")
-    local = Path(data.path).exists()
-    return load_text_dataset(data.path, split=data.split, text_column=data.text_column, streaming=not local)
+    assert data.path is not None
+    return load_text_dataset(
+        data.path,
+        split=data.split,
+        config=data.config,
+        text_column=data.text_column,
+        streaming=not Path(data.path).exists(),
+    )
+
+
+def _identity(data: EvalDataset) -> dict[str, Any]:
+    return {key: value for key, value in asdict(data).items() if key != "config" or value is not None}

@@ -9,8 +9,7 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.activations.cache_writer import Batches
 from sae_lens_sparsemax.activations.sources import ImageActivations
-from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, fingerprint
-from sae_lens_sparsemax.compare.image_settings import ImageData
+from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, EvalDataset, fingerprint
 from sae_lens_sparsemax.compare.sources import VALIDATION, CapturedActivations, Metrics
 from sae_lens_sparsemax.data.image_loader import ImageLoader, permutation
 from sae_lens_sparsemax.data.images import load_image_dataset
@@ -20,9 +19,7 @@ from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadata
 
-_CACHED_IMAGE_SETTINGS = (
-    "training", "evaluation", "tokens", "image_column", "batch_size", "model_from_pretrained_kwargs",
-)  # fmt: skip
+_CACHED_IMAGE_SETTINGS = ("tokens", "image_column", "batch_size", "model_from_pretrained_kwargs")
 
 
 class VisionSource(CapturedActivations):
@@ -41,8 +38,10 @@ class VisionSource(CapturedActivations):
             "hook_name": self.hook_name,
             "held_out_fraction": cfg.held_out_fraction,
             "activation_dtype": cfg.activation_dtype,
-            "images": {name: asdict(self.images)[name] for name in _CACHED_IMAGE_SETTINGS},
-            "files": file_facts([cfg.model_name, self.images.training.path, self.images.evaluation.path]),
+            # Data by their names in version 0.1, whose captures are found by these settings.
+            "images": {name: asdict(self.images)[name] for name in _CACHED_IMAGE_SETTINGS}
+            | {"training": _identity(cfg.training_dataset), "evaluation": _identity(cfg.evaluation_images)},
+            "files": file_facts([cfg.model_name, cfg.dataset_path, cfg.evaluation_images.path]),
         }
         super().__init__(cfg, settings)
         classified = ("label_column", "class_names", "templates", "n_zero_shot_images")
@@ -68,7 +67,7 @@ class VisionSource(CapturedActivations):
     def _evaluator(self) -> VisionEvaluator:
         cfg = self.images
         images = random_images(
-            _images(cfg.evaluation, cfg.image_column),
+            _images(self.cfg.evaluation_images, cfg.image_column),
             cfg.n_zero_shot_images,
             self.model.image_processor,
             cfg.batch_size,
@@ -104,7 +103,7 @@ class VisionSource(CapturedActivations):
     def _part(self, name: str) -> tuple[Dataset, list[int]]:
         """The images of a set, and the rows of them that belong to it, in order."""
         column = self.images.image_column
-        data = _images(self.images.evaluation if name == IMAGE_SET else self.images.training, column)
+        data = _images(self.cfg.evaluation_images if name == IMAGE_SET else self.cfg.training_dataset, column)
         order = permutation(len(data)).tolist()
         if name == IMAGE_SET:
             return data, order
@@ -112,7 +111,12 @@ class VisionSource(CapturedActivations):
         return data, order[:n_validation] if name == VALIDATION else order[n_validation:]
 
 
-def _images(data: ImageData, image_column: str) -> Dataset:
+def _identity(data: EvalDataset) -> dict[str, Any]:
+    return {"path": data.path, "split": data.split, "config": data.config}
+
+
+def _images(data: EvalDataset, image_column: str) -> Dataset:
+    assert data.path is not None
     dataset = load_image_dataset(data.path, split=data.split, config=data.config, image_column=image_column)
     assert isinstance(dataset, Dataset)
     return dataset

@@ -9,7 +9,8 @@ SETTINGS = {
     "model_name": "m",
     "hook_name": "blocks.0.hook_resid_post",
     "trainer": {"lr_warm_up_steps": 5},
-    "evaluation_data": {"wiki": {"path": "wiki.txt"}},
+    "dataset_path": "text.jsonl",
+    "eval_datasets": {"wiki": {"path": "wiki.txt"}},
     "arms": [
         {"name": "a", "architecture": "topk", "sparsity_field": "k", "sparsities": [4], "lrs": ["1e-3"]},
     ],
@@ -44,15 +45,19 @@ def changed(*path, to):
         (changed("arms", to=[{"name": "a"}]), r"arms\.0\.architecture must be given"),
         (changed("arms", to=SETTINGS["arms"] * 2), r"names that differ from each other, got \['a', 'a'\]"),
         (
-            changed("evaluation_data", "wiki", to={"paht": "x"}),
-            r"did you mean evaluation_data\.wiki\.path",
+            changed("eval_datasets", "wiki", to={"paht": "x"}),
+            r"did you mean eval_datasets\.wiki\.path",
         ),
-        (changed("evaluation_data", to={"train": {"path": "x"}}), r"must not use the names \['train'\]"),
+        (changed("eval_datasets", to={"train": {"path": "x"}}), r"must not use the names \['train'\]"),
         (changed("hook_name", to=None), "model_name and hook_name must be given"),
         (changed("held_out_fraction", to=0.5), "between 0 and 0.5, got 0.5"),
         (changed("b_dec_init", to="median"), "b_dec_init must be one of mean, zeros, got 'median'"),
         (changed("matched_l0", to=[8, 0]), r"matched_l0 must be positive, got \[8, 0\]"),
         (changed("arms", 0, "sae", to={"normalize_activations": "layer_norm"}), "b_dec_init must be 'zeros'"),
+        (changed("dataset_path", to=None), "dataset_path must be given"),
+        (changed("eval_datasets", "wiki", "path", to=None), r"eval_datasets\.wiki\.path must be given"),
+        (changed("training_data", to={"path": "x"}), r"training_data\.path is now called dataset_path"),
+        (changed("evaluation_data", to={"wiki": {"path": "x"}}), "evaluation_data is now called eval_datasets"),
         (changed("seeds", to=[]), "at least one seed"),
         (changed("steps", to="many"), "steps must be a whole number, got 'many'"),
         (changed("steps", to=True), "steps must be a whole number, got True"),
@@ -74,12 +79,12 @@ def test_mistakes_are_found_before_anything_runs(settings, message):
 def test_numbers_that_yaml_reads_as_strings_are_numbers_and_dotted_keys_override(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
-        "model_name: null\nhook_name: h\ntraining_data: {path: a.txt}\n"
+        "model_name: null\nhook_name: h\ndataset_path: a.txt\n"
         "arms: [{name: a, architecture: topk, sparsity_field: k, sparsities: [4], lrs: [1e-3]}]\n"
     )
-    cfg = config_from_yaml(path, {"model_name": "x/y-1e5", "training_data.path": "b.jsonl", "seeds": "[1, 2]"})
+    cfg = config_from_yaml(path, {"model_name": "x/y-1e5", "dataset_path": "b.jsonl", "seeds": "[1, 2]"})
     assert cfg.arms[0].lrs == [1e-3]
-    assert (cfg.model_name, cfg.training_data.path, cfg.seeds) == ("x/y-1e5", "b.jsonl", [1, 2])
+    assert (cfg.model_name, cfg.dataset_path, cfg.seeds) == ("x/y-1e5", "b.jsonl", [1, 2])
     with pytest.raises(ValueError, match=r"hook_name must be a group of keys for hook_name\.x to be set, got 'h'"):
         config_from_yaml(path, {"hook_name.x": 1})
 

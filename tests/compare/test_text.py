@@ -1,6 +1,6 @@
 import pytest
 
-from sae_lens_sparsemax.compare.config import TextData
+from sae_lens_sparsemax.compare.config import EvalDataset
 from sae_lens_sparsemax.compare.text_source import load_text
 from sae_lens_sparsemax.data.texts import PARTS, part_of_document
 from tests.support.tiny_language_model import documents
@@ -17,16 +17,14 @@ def test_documents_fall_into_parts_of_the_asked_size_by_their_text_alone():
 def test_every_kind_of_file_gives_its_documents_without_empty_lines(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\n \n\n")
     (tmp_path / "a.jsonl").write_text('{"body": "one", "id": 1}\n{"body": "", "id": 2}\n{"body": "two", "id": 3}\n')
-    texts = load_text(TextData(path=str(tmp_path / "a.txt")), "x")["text"]
+    texts = load_text(EvalDataset(path=str(tmp_path / "a.txt")))["text"]
     assert [text.strip() for text in texts] == ["one", "two"]
-    assert load_text(TextData(path=str(tmp_path / "a.jsonl"), text_column="body"), "x")["text"][:] == ["one", "two"]
+    assert load_text(EvalDataset(path=str(tmp_path / "a.jsonl"), text_column="body"))["text"][:] == ["one", "two"]
 
 
 def test_missing_paths_files_and_columns_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "one"}\n')
-    with pytest.raises(ValueError, match=r"training_data\.path must be given"):
-        load_text(TextData(), "training_data")
     with pytest.raises(ValueError, match="there is no file nowhere.txt"):
-        load_text(TextData(path="nowhere.txt"), "training_data")
+        load_text(EvalDataset(path="nowhere.txt"))
     with pytest.raises(ValueError, match="has no column 'text'; its columns are 'body'"):
-        load_text(TextData(path=str(tmp_path / "a.jsonl")), "training_data")
+        load_text(EvalDataset(path=str(tmp_path / "a.jsonl")))

@@ -30,11 +30,9 @@ def settings(tmp_path):
         "output_path": str(tmp_path / "out"),
         "model_name": str(tmp_path / "model"),
         "hook_name": "blocks.-2.hook_resid_post",
-        "images": {
-            "training": {"path": str(tmp_path / "images.parquet")},
-            "evaluation": {"path": str(tmp_path / "test.parquet")},
-            "batch_size": 7,
-        },
+        "dataset_path": str(tmp_path / "images.parquet"),
+        "eval_datasets": {"test": {"path": str(tmp_path / "test.parquet")}},
+        "images": {"batch_size": 7},
         "held_out_fraction": 0.25,
         "n_training_tokens": 150,
         "n_validation_tokens": 50,
@@ -110,11 +108,11 @@ def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(setting
     settings |= {"model_name": str(shared_data / "models" / "mini-clip-cifar10"), "n_evaluation_tokens": 17}
     test = shared_data / "images" / "cifar10_test.parquet"
     settings["images"] |= {
-        "training": {"path": str(test), "split": "train[:10]"},
-        "evaluation": {"path": str(test), "split": "train[10:50]"},
         "class_names": None,
         "n_zero_shot_images": 100,
     }
+    settings |= {"dataset_path": str(test), "dataset_split": "train[:10]"}
+    settings["eval_datasets"] = {"test": {"path": str(test), "split": "train[10:50]"}}
     settings |= {"n_training_tokens": 8 * 17, "n_validation_tokens": 17}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -147,11 +145,12 @@ def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(setting
     [
         ({"images": {"tokens": "clss"}}, "images.tokens must be one of all, cls, patches, got 'clss'"),
         ({"images": {"token": "cls"}}, r"images\.token is not a valid key; did you mean images\.tokens\?"),
-        ({"images": {"evaluation": {"paht": "x"}}}, r"did you mean images\.evaluation\.path"),
+        ({"eval_datasets": {"test": {"paht": "x"}}}, r"did you mean eval_datasets\.test\.path"),
+        ({"eval_datasets": {"a": {"path": "x"}, "b": {"path": "y"}}}, r"eval_datasets must be one set of images, got"),
+        ({"images": {"training": {"path": "x"}}}, r"images\.training is now called dataset_path"),
         ({"images": {"templates": ["a photo"]}}, r"images.templates must each hold one {} .* got \['a photo'\]"),
         ({"max_norm_over_median": 6}, "max_norm_over_median cannot be combined with images, got 6"),
         ({"synthetic_model": {"num_features": 4}}, "synthetic_model cannot be combined with images"),
-        ({"training_data": {"path": "a.txt"}}, "images and training_data.path exclude each other"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(settings, change, message):
@@ -161,6 +160,6 @@ def test_mistakes_are_found_before_anything_runs(settings, change, message):
 
 
 def test_training_images_cannot_be_evaluated_on(settings):
-    settings["images"]["evaluation"] = settings["images"]["training"]
-    with pytest.raises(ValueError, match="evaluation needs other images"):
+    settings["eval_datasets"]["test"]["path"] = settings["dataset_path"]
+    with pytest.raises(ValueError, match="eval_datasets must name other images than those to train on"):
         build(CompareConfig, settings)
