@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read and written as strict JSON, and told apart by what they hold."""
+"""Files: written whole or not at all, read and written as strict JSON, told apart by and checked for what they hold."""
 
 import hashlib
 import json
@@ -6,11 +6,13 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -186,3 +188,21 @@ def _hash_of_ends(path: Path) -> str:
         file.seek(max(file.tell(), path.stat().st_size - _HASHED_BYTES))
         digest.update(file.read())
     return digest.hexdigest()[:16]
+
+
+def refuse_not_finite(weights: Mapping[str, torch.Tensor], what: str = "weights") -> None:
+    """Refuse NaN and infinity among weights, as runs that diverged and rounding to float16 leave them.
+
+    Args:
+        weights: tensors by name.
+        what: what they are called.
+
+    Raises:
+        ValueError: naming every such tensor and how many of its numbers are not finite.
+    """
+    # A sum is one pass without a temporary; only one that is not finite needs a closer look.
+    suspects = {name: tensor for name, tensor in weights.items() if not torch.isfinite(tensor.sum())}
+    counts = {name: tensor.numel() - int(torch.isfinite(tensor).sum()) for name, tensor in suspects.items()}
+    found = [f"{count} in {name} {tuple(weights[name].shape)}" for name, count in counts.items() if count]
+    if found:
+        raise ValueError(f"{what} must be finite, got NaN or infinity: {', '.join(found)}")

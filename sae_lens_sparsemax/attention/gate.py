@@ -16,8 +16,7 @@ def support_activations(support: Support, gate_scale: float, probabilities: bool
     """(nnz,) activations on the support: g·z − τ (they sum to 1 in each row), or the scores z themselves."""
     if not probabilities:
         return support.values
-    above = support.values.double() - support.tau[support.row]
-    return (gate_scale * above).to(support.values.dtype)
+    return (gate_scale * support.above_tau).to(support.values.dtype)
 
 
 def support_gradient(
@@ -63,7 +62,8 @@ def gate(z: torch.Tensor, gate_scale: float = 1.0, probabilities: bool = True) -
         (..., M), zero outside the support, in the dtype of z.
 
     Raises:
-        ValueError: z has no last dimension to select from, or g is not positive.
+        ValueError: z has no last dimension to select from, its scores are not finite (−inf is, beside finite ones), or
+            g is not positive.
     """
     if z.ndim == 0:
         raise ValueError("scores must have at least one dimension, got a scalar")

@@ -34,17 +34,34 @@ MAX_NEWTON_STEPS = 100
 DENSE_BLOCK = 2**19
 
 
+class UnrankableScores(ValueError):
+    """Scores among which no support is defined: NaN, +inf, or nothing but −inf in a row."""
+
+
 class Support(NamedTuple):
     """The supports of N rows, as a CSR matrix with sorted columns.
 
     crow: (N + 1,) int64, where each row's entries begin. col: (nnz,) int64. values: (nnz,) the scores z there, in the
-    dtype of the selection. tau: (N,) float64, the thresholds in units of z.
+    dtype of the selection. row_max: (N,) float64, the largest score of each row. tau_below_max: (N,) float64, negative,
+    the thresholds less that maximum: beside a large score τ itself would be rounded to it, and no score exceed it.
     """
 
     crow: torch.Tensor
     col: torch.Tensor
     values: torch.Tensor
-    tau: torch.Tensor
+    row_max: torch.Tensor
+    tau_below_max: torch.Tensor
+
+    @property
+    def tau(self) -> torch.Tensor:
+        """(N,) float64, the thresholds in units of z."""
+        return self.row_max + self.tau_below_max
+
+    @property
+    def above_tau(self) -> torch.Tensor:
+        """(nnz,) float64, z − τ; they sum to the budget in each row."""
+        row = self.row
+        return self.values.double() - self.row_max[row] - self.tau_below_max[row]
 
     @property
     def counts(self) -> torch.Tensor:
@@ -62,41 +79,49 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
     """The exact support of every row of scores.
 
     Args:
-        z: (N, M) finite scores. Half-precision scores are read as float32, float64 ones stay float64. Entries of
-            −inf are never selected (padding); a row must have at least one finite entry.
+        z: (N, M) scores, finite and of any size. Half-precision scores are read as float32, float64 ones stay
+            float64. Entries of −inf are never selected (padding).
         budget: b in Σ max(z_i − τ, 0) = b; 1 for sparsemax, 1/g for sparsemax(g·z).
 
     Returns:
-        The support of each row. Its decisions are those of a float64 computation on the given scores.
+        The support of each row, which holds at least its largest scores. Its decisions are those of a float64
+        computation on the differences of the given scores from the largest of their row.
 
     Raises:
-        ValueError: z is not a matrix with at least one column, or the budget is not positive.
+        ValueError: z is not a matrix with at least one column, a row of it holds NaN, +inf or nothing but −inf, or the
+            budget is not positive and finite.
     """
     if z.ndim != 2 or z.shape[1] == 0:
         raise ValueError(f"scores must have shape (N, M) with M >= 1, got {tuple(z.shape)}")
-    if not budget > 0:
-        raise ValueError(f"budget must be positive, got {budget}")
+    if not 0 < budget < torch.inf:
+        raise ValueError(f"budget must be positive and finite, got {budget}")
     if z.dtype not in (torch.float32, torch.float64):
         z = z.float()
     if z.shape[0] == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=z.device)
-        return Support(empty.new_zeros(1), empty, z.new_zeros(0), z.new_zeros(0, dtype=torch.float64))
+        return Support(empty.new_zeros(1), empty, z.new_zeros(0), *z.new_zeros(2, 0, dtype=torch.float64))
     if kernels.usable(z):
         from sae_lens_sparsemax.attention.kernels.selection import select
 
-        return Support(*select(z, budget))
+        found = Support(*select(z, budget))
+        check_row_maxima(found.row_max)
+        return found
 
     chunk = LONG_CHUNK if z.shape[1] >= WIDE else SHORT_CHUNK
     if z.shape[1] % chunk:
         z = torch.nn.functional.pad(z, (0, -z.shape[1] % chunk), value=-torch.inf)
     maxima = z.unflatten(1, (-1, chunk)).amax(-1)
     row_max = maxima.amax(-1, keepdim=True)
+    # NaN and +inf reach the maximum of their row, so the scores need no pass of their own.
+    check_row_maxima(row_max)
     bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
-    bound = _round_down(row_max.double() + bound, z.dtype)
+    # Beside a large maximum the sum is rounded, perhaps up to the maximum itself; one number further down is below.
+    bound = row_max.double() + bound
+    bound = _round_down(torch.nextafter(bound, torch.full_like(bound, -torch.inf)), z.dtype)
     # A float output keeps a comparison vectorised; a boolean one with a broadcast operand is several times slower.
     active = _flat_nonzero(torch.gt(maxima, bound, out=torch.empty_like(maxima)))
     if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():
-        return _select_dense(z, budget)
+        return _select_dense(z, row_max, budget)
 
     read_again = z.reshape(-1, chunk).index_select(0, active)
     active_row = active // maxima.shape[1]
@@ -106,43 +131,54 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
     which = found // chunk
     row = active_row[which]
     col = (active[which] - row * maxima.shape[1]) * chunk + found % chunk
-    keep, tau = _michelot(values, row, row_max.squeeze(1), budget)
-    return Support(row_offsets(row[keep], z.shape[0]), col[keep], values[keep], tau)
+    row_max = row_max.double().squeeze(1)
+    keep, tau = _michelot(values, row, row_max, budget)
+    return Support(row_offsets(row[keep], z.shape[0]), col[keep], values[keep], row_max, tau)
 
 
-def _select_dense(z: torch.Tensor, budget: float) -> Support:
-    tau = dense_threshold(z, budget)
-    found = _flat_nonzero(z > _round_down(tau, z.dtype).unsqueeze(1))
-    row = found // z.shape[1]
-    return Support(row_offsets(row, z.shape[0]), found - row * z.shape[1], z.reshape(-1)[found], tau)
-
-
-def dense_threshold(z: torch.Tensor, budget: float = 1.0) -> torch.Tensor:
-    """Thresholds τ of rows with dense supports, by Newton over whole rows.
+def check_row_maxima(row_max: torch.Tensor) -> None:
+    """Refuse scores among which no support is defined.
 
     Args:
-        z: (N, M) float32 or float64 scores.
-        budget: b in Σ max(z_i − τ, 0) = b.
+        row_max: the maxima of their rows; NaN or +inf where a row holds NaN.
 
-    Returns:
-        (N,) float64. Each step reads z once, about ten steps in all; the last ones sum in float64.
+    Raises:
+        UnrankableScores: giving how many rows there are of what kind.
     """
+    if not bool(torch.isfinite(row_max).all()):
+        padding = row_max == -torch.inf
+        kinds = {"NaN or +inf": ~torch.isfinite(row_max) & ~padding, "nothing but -inf": padding}
+        found = " and ".join(f"{kind} in {int(rows.sum())}" for kind, rows in kinds.items() if rows.any())
+        raise UnrankableScores(
+            f"scores must be finite, or -inf beside finite ones, got {found} of {row_max.numel()} rows"
+        )
+
+
+def _select_dense(z: torch.Tensor, row_max: torch.Tensor, budget: float) -> Support:
+    """Rows with dense supports, by Newton over whole rows: each step reads z once, about ten steps in all."""
     tau = torch.empty(z.shape[0], dtype=torch.float64, device=z.device)
+    found = []
     # Blocks of rows small enough to stay in cache from one step to the next.
     step = max(1, DENSE_BLOCK // z.shape[1])
     for start in range(0, z.shape[0], step):
-        tau[start : start + step] = _dense_block_threshold(z[start : start + step], budget)
-    return tau
+        end = start + step
+        above, tau[start:end] = _dense_block(z[start:end], row_max[start:end], budget)
+        found.append(_flat_nonzero(above) + start * z.shape[1])
+    found = torch.cat(found)
+    row = found // z.shape[1]
+    values = z.reshape(-1)[found]
+    return Support(row_offsets(row, z.shape[0]), found - row * z.shape[1], values, row_max.double().squeeze(1), tau)
 
 
-def _dense_block_threshold(z: torch.Tensor, budget: float) -> torch.Tensor:
-    row_max = z.amax(-1, keepdim=True)
+def _dense_block(z: torch.Tensor, row_max: torch.Tensor, budget: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, M) which scores are selected, and (n,) τ less the row's maximum; the last steps sum in float64."""
     # Whatever lies further than b below the maximum is out; the clamp keeps −inf out of the sums.
     floor = -2 * budget
     tau = _newton_from_left((z - row_max).clamp_(min=floor), budget).double()
-    # float32 Newton stops within rounding of τ; a few more steps in float64 settle which entries exceed it.
-    row_max = row_max.double()
-    shifted = (z.double() - row_max).clamp_(min=floor)
+    # float32 Newton stops within rounding of τ, which is b/M below the maximum at least; a few more steps in float64
+    # settle which entries exceed it.
+    tau.clamp_(max=-budget / z.shape[1])
+    shifted = (z.double() - row_max.double()).clamp_(min=floor)
     above = torch.empty_like(shifted)
     for _ in range(MAX_NEWTON_STEPS):
         torch.gt(shifted, tau, out=above)
@@ -151,7 +187,7 @@ def _dense_block_threshold(z: torch.Tensor, budget: float) -> torch.Tensor:
         if torch.equal(settled, tau):
             break
         tau = settled
-    return (row_max + tau).squeeze(1)
+    return shifted > tau, tau.squeeze(1)
 
 
 def _newton_from_left(shifted: torch.Tensor, budget: float) -> torch.Tensor:
@@ -178,10 +214,10 @@ def _michelot(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Settle a superset of the supports: τ of what is left, drop what is below it, until nothing drops.
 
-    Args: (nnz,) candidate scores in row order, (nnz,) their rows, (N,) row maxima (which are candidates themselves).
-    Returns: (nnz,) bool, the supports, and (N,) float64 thresholds.
+    Args: (nnz,) candidate scores in row order, (nnz,) their rows, (N,) float64 row maxima (which are candidates too).
+    Returns: (nnz,) bool, the supports, and (N,) float64 thresholds less the row maxima.
     """
-    shifted = values.double() - row_max.double()[row]
+    shifted = values.double() - row_max[row]
     offsets = row_offsets(row, len(row_max))
     keep = torch.ones_like(shifted)
     n_kept = len(keep)
@@ -192,7 +228,7 @@ def _michelot(
         torch.gt(shifted, tau[row], out=keep)
         still_kept = int(keep.sum())
         if still_kept == n_kept:
-            return keep.bool(), tau + row_max.double()
+            return keep.bool(), tau
         n_kept = still_kept
 
 

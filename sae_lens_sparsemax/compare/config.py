@@ -17,6 +17,7 @@ from sae_lens_sparsemax.settings.checking import Word, build, convert, refuse_un
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
 from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
+from sae_lens_sparsemax.training.config import refuse_float16
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
@@ -176,6 +177,7 @@ class CompareConfig:
                 raise ValueError(f"arm {arm.name} needs at least one value in sparsities and one in lrs")
             # Building the config now finds a mistake before the language model has run for an hour.
             sae_cfg = arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
+            refuse_float16(f"arms.{arm.name}.sae.dtype", sae_cfg.dtype)
             per_token = sae_cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
             if per_token and self.b_dec_init == "mean" and "b_dec_init" not in arm.sae:
                 raise ValueError(

@@ -17,6 +17,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.sources import ComparedActivations, Metrics
 from sae_lens_sparsemax.files import load_json, save_json
+from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.training.trainer import adapt
 
 _RESULT = "result.json"
@@ -121,7 +122,10 @@ def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ComparedAct
     if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
         sae.b_dec.data.copy_(trainer.activation_scaler.scale(source.mean().to(sae.b_dec)))
     started = time.perf_counter()
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ValueError as error:
+        raise ValueError(f"the run {run.name} failed: {error}") from error
     seconds = time.perf_counter() - started
     window = min(trainer_cfg.dead_feature_window, cfg.steps)
     folder = run_folder(cfg, run)
@@ -161,7 +165,7 @@ def run_folder(cfg: CompareConfig, run: RunSettings) -> Path:
 
 def load_run(cfg: CompareConfig, run: RunSettings) -> SAE[Any]:
     """The inference SAE of a finished run."""
-    return SAE.load_from_disk(run_folder(cfg, run), device=cfg.device)
+    return load_sae(str(run_folder(cfg, run)), cfg.device)
 
 
 def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> TrainingSAE[Any]:

@@ -18,6 +18,7 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
+from sae_lens_sparsemax.files import refuse_not_finite
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.language_models import (
     check_width,
@@ -37,22 +38,27 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
     """Load an SAE from a folder (inference SAE or training checkpoint), or from ``release_or_repo:id``.
 
     Raises:
-        ValueError: there is no SAE, or its architecture is not registered.
+        ValueError: there is no SAE, its architecture is not registered, or its weights are not finite.
     """
     folder = Path(source).expanduser()
     try:
         if folder.is_dir():
             if not (folder / SAE_CFG_FILENAME).is_file():
                 raise ValueError(f"The folder {source!r} holds no SAE: it has no {SAE_CFG_FILENAME}.")
-            return SAE.load_from_disk(folder, device=device)
+            return _checked(SAE.load_from_disk(folder, device=device), source)
         release, colon, sae_id = source.partition(":")
         if not colon:
             raise ValueError(f"There is no folder {source!r}; an SAE on the hub is named user/repository:id.")
-        return SAE.from_pretrained(release, sae_id, device=device)
+        return _checked(SAE.from_pretrained(release, sae_id, device=device), source)
     except KeyError as error:
         raise ValueError(f"The SAE {source!r} has the architecture {error}, which is not registered.") from error
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(f"The SAE {source!r} could not be loaded: {' '.join(str(error).split())}") from error
+
+
+def _checked(sae: SAE[Any], source: str) -> SAE[Any]:
+    refuse_not_finite(sae.state_dict(), f"the weights of the SAE {source!r}")
+    return sae
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ BDecInit = Literal["first_batch_mean", "zeros", "fixed_zeros"]
 
 ARCHITECTURE = "sparsemax"
 PACKAGE = "sae_lens_sparsemax"
+DEFAULT_TARGET_L0 = 32.0
 
 
 @dataclass
@@ -72,7 +73,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         gate_scale: g, the multiple of the scores that the gate looks at: larger selects fewer concepts. Where it
             starts if target_l0 moves it.
         target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
-            number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper.
+            number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper. The default of
+            32 is a quarter of d_sae where d_sae is less.
         target_l0_rate: How far log g moves per step for each unit of log(L0 / target), itself held within ±1.
         structure: "cross_attention" shares the concepts between encoder and decoder (z = x W_q W_kᵀ Cᵀ, W_dec =
             C W_v); "mlp" learns W_enc, b_enc and W_dec separately, as the paper's Table 3 ablates.
@@ -92,7 +94,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     unit_norm_query: bool = True
     gate: Gate = "sparsemax"
     gate_scale: float = 1.0
-    target_l0: float | None = field(default=32.0, type=number_or_none)
+    target_l0: float | None = field(default=DEFAULT_TARGET_L0, type=number_or_none)
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
     query_projection: bool = False
@@ -121,6 +123,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         _check_positive(self, "init_score_scale", "target_l0_rate", "target_l0", "decoder_init_norm")
         if self.l1_coefficient < 0:
             raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+        if self.target_l0 == DEFAULT_TARGET_L0 > self.d_sae:
+            self.target_l0 = max(1.0, self.d_sae / 4)
         if self.target_l0 is not None and self.target_l0 > self.d_sae:
             raise ValueError(f"target_l0 must not exceed d_sae = {self.d_sae}, got {self.target_l0}")
         if self.gate == "relu" and self.target_l0 is not None:

@@ -69,6 +69,21 @@ def linear_decode(feature_acts: torch.Tensor, table: torch.Tensor) -> torch.Tens
     return feature_acts @ table
 
 
+def rounded(computed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What was computed in float32 or float64, in the dtype of the SAE.
+
+    Raises:
+        ValueError: it is too large for float16.
+    """
+    result = computed.to(dtype)
+    if dtype == torch.float16 and not bool(torch.isfinite(result).all()):
+        raise ValueError(
+            f"activations of an SAE in float16 must be at most {torch.finfo(dtype).max:g}, got "
+            f"{computed.abs().max():.3g}: use it in bfloat16 or float32"
+        )
+    return result
+
+
 def is_hooked(point: nn.Module) -> bool:
     """Whether a hook point has hooks, forward or backward."""
     return bool(point._forward_hooks or point._backward_hooks)

@@ -15,7 +15,14 @@ from sae_lens_sparsemax.attention.gate import support_activations
 from sae_lens_sparsemax.attention.rows import weighted_rows
 from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig
-from sae_lens_sparsemax.sae.encoding import dense_activations, dense_scores, gate_scores, is_hooked, linear_decode
+from sae_lens_sparsemax.sae.encoding import (
+    dense_activations,
+    dense_scores,
+    gate_scores,
+    is_hooked,
+    linear_decode,
+    rounded,
+)
 from sae_lens_sparsemax.sae.folding import fold_checkpoint, refuse_W_dec_norm, refuse_whitened_norm
 from sae_lens_sparsemax.sae.queries import checked_queries
 from sae_lens_sparsemax.sae.weights import check_weights, is_training_checkpoint
@@ -41,7 +48,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         """Activations (..., d_sae) of inputs (..., d_in), dense; zero outside each token's support.
 
         Raises:
-            ValueError: x holds NaN or infinity.
+            ValueError: x holds NaN or infinity, or the scores do because weights do.
         """
         query, factor = checked_queries(self, x)
         if self._runs_unobserved(query):
@@ -55,7 +62,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         else:
             hidden_pre = self.hook_sae_acts_pre(dense_scores(query, self.W_enc, self.b_enc))
             acts = gate_scores(hidden_pre, self.cfg.gate, self.cfg.gate_scale, self._probabilities)
-        return self.hook_sae_acts_post((acts * factor).to(self.dtype))
+        return self.hook_sae_acts_post(rounded(acts * factor, self.dtype))
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -77,7 +84,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             acts = support_activations(support, self.cfg.gate_scale, self._probabilities)
             context = weighted_rows(support.crow, support.col, acts, self.W_dec.to(rows.dtype))
             context = context.reshape(query.shape)
-        return self.hook_sae_output(self._finish((context * factor).to(self.dtype)))
+        return self.hook_sae_output(self._finish(rounded(context * factor, self.dtype)))
 
     @property
     def _probabilities(self) -> bool:

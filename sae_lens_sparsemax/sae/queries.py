@@ -69,10 +69,29 @@ def split_norm(sae_in: torch.Tensor, unit_norm_query: bool) -> tuple[torch.Tenso
         (..., d) queries and (..., 1) factors, in float32 (float64 stays).
     """
     wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     if not unit_norm_query:
-        return wide, (norm > 0).to(wide.dtype)
-    return wide / norm.clamp_min(torch.finfo(wide.dtype).tiny), norm
+        return wide, (wide != 0).any(-1, keepdim=True).to(wide.dtype)
+    scale = _power_of_two(wide)
+    scaled = wide * scale
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / norm.clamp_min(torch.finfo(wide.dtype).tiny), _unscaled(norm, scale)
+
+
+@torch.no_grad()
+def _power_of_two(x: torch.Tensor) -> torch.Tensor:
+    """(..., 1) what to multiply each row of x (..., d) by so that its squares neither overflow nor vanish.
+
+    A power of two changes no digit, and is 1 for ordinary rows.
+    """
+    ordinary, shift = (50, 80) if x.dtype == torch.float32 else (400, 600)
+    largest = x.abs().amax(-1, keepdim=True)
+    raised = torch.where(largest < 2.0**-ordinary, torch.full_like(largest, 2.0**shift), torch.ones_like(largest))
+    return torch.where(largest > 2.0**ordinary, torch.full_like(largest, 2.0**-shift), raised)
+
+
+def _unscaled(norm: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Norms of rows that were multiplied by a scale; one too large for its dtype is the largest number there is."""
+    return (norm / scale).clamp_max(torch.finfo(norm.dtype).max)
 
 
 def projected_query(
@@ -99,13 +118,8 @@ def projected_query(
 class _ProjectedQuery(torch.autograd.Function):
     @staticmethod
     def forward(ctx, sae_in, b_dec, query_map, unit_norm_query: bool):  # noqa: ARG004  b_dec takes a gradient only
-        norm = torch.linalg.vector_norm(sae_in, dim=-1, keepdim=True)
-        if unit_norm_query:
-            norm_or_tiny = norm.clamp_min(torch.finfo(norm.dtype).tiny)
-            unit, factor = sae_in / norm_or_tiny, norm
-        else:
-            norm_or_tiny = None
-            unit, factor = sae_in, (norm > 0).to(sae_in.dtype)
+        unit, factor = split_norm(sae_in, unit_norm_query)
+        norm_or_tiny = factor.clamp_min(torch.finfo(factor.dtype).tiny) if unit_norm_query else None
         query = unit @ query_map
         ctx.save_for_backward(unit, norm_or_tiny, query_map, query)
         return query, factor

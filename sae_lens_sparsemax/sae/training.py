@@ -13,10 +13,18 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.attention.cross_attention import Attention, attend
 from sae_lens_sparsemax.attention.rows import scale_rows
+from sae_lens_sparsemax.attention.support import UnrankableScores
 from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.dictionaries import build_dictionary
-from sae_lens_sparsemax.sae.encoding import dense_activations, dense_scores, gate_scores, is_hooked, linear_decode
+from sae_lens_sparsemax.sae.encoding import (
+    dense_activations,
+    dense_scores,
+    gate_scores,
+    is_hooked,
+    linear_decode,
+    rounded,
+)
 from sae_lens_sparsemax.sae.folding import (
     fold_checkpoint,
     fold_scaling,
@@ -94,7 +102,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         scores = dense_scores(self._project(query), self.dictionary.keys.T, self.dictionary.bias)
         hidden_pre = self.hook_sae_acts_pre(scores)
         acts = gate_scores(hidden_pre, self.cfg.gate, self.gate_scale, self._probabilities)
-        return self.hook_sae_acts_post((acts * factor).to(self.dtype)), hidden_pre
+        return self.hook_sae_acts_post(rounded(acts * factor, self.dtype)), hidden_pre
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +118,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             self.gate_scale,
             self._probabilities,
         )
-        return self.hook_sae_acts_post((acts * factor).to(self.dtype))
+        return self.hook_sae_acts_post(rounded(acts * factor, self.dtype))
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -123,12 +131,26 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         """One training pass; activations come back as sparse COO wherever no hook wants to see them dense.
 
         Raises:
-            ValueError: the activations hold NaN or infinity; names the hook and the step.
+            ValueError: the activations, the scores or the loss are not finite; names the step.
         """
         x = step_input.sae_in
         check_width(x, self.cfg.d_in)
         check_finite(x, self.cfg.metadata.hook_name, step_input.n_training_steps)
         self._initialise_b_dec(x)
+        try:
+            output = self._forward_pass(x, step_input)
+        except UnrankableScores as error:
+            problem = str(error)
+        else:
+            if torch.isfinite(output.loss):
+                return output
+            problem = f"the loss must be finite, got {output.loss.item()}"
+        raise ValueError(
+            f"training step {step_input.n_training_steps} came to nothing: {problem}; lower the learning rate or leave "
+            f"out activations as large as there (up to {x.abs().max().item():.4g})"
+        )
+
+    def _forward_pass(self, x: torch.Tensor, step_input: TrainStepInput) -> TrainStepOutput:
         if self._can_run_sparse(x):
             attention, factor = self._attend(x)
             feature_acts, hidden_pre = scale_rows(attention.acts, factor), attention.scores

@@ -10,6 +10,8 @@ import torch
 from sae_lens.constants import SAE_CFG_FILENAME
 from torch import nn
 
+from sae_lens_sparsemax.files import refuse_not_finite
+
 PREFIX = "dictionary."
 
 
@@ -56,10 +58,10 @@ def saved_gate_scale(folder: Path | str) -> float:
 
 
 def check_weights(state_dict: dict[str, Any], module: nn.Module) -> None:
-    """Refuse a state dict that is not exactly what the module holds.
+    """Refuse a state dict that is not exactly what the module holds, or holds numbers that are not finite.
 
     Raises:
-        ValueError: naming the tensors that are missing, unknown, or of another shape.
+        ValueError: naming the tensors that are missing, unknown, of another shape, or not finite.
     """
     wanted = module.state_dict()
     problems = []
@@ -74,6 +76,7 @@ def check_weights(state_dict: dict[str, Any], module: nn.Module) -> None:
     ]
     if problems:
         raise ValueError(f"these weights do not fit {type(module).__name__}: {'; '.join(problems)}")
+    refuse_not_finite(state_dict)
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:

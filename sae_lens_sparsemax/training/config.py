@@ -122,6 +122,8 @@ def check_run(
     check_choice("lr_scheduler_name", cfg.lr_scheduler_name.lower(), _SCHEDULERS)
     for key in dtypes:
         check_choice(key, getattr(cfg, key), DTYPE_MAP)
+    for key, dtype in (("dtype", getattr(cfg, "dtype", None)), ("sae.dtype", cfg.sae.dtype)):
+        refuse_float16(key, dtype)
     for key in devices:
         _check_device(key, getattr(cfg, key))
     if (getattr(cfg, "model_from_pretrained_kwargs", None) or {}).get("trust_remote_code"):
@@ -143,6 +145,12 @@ def check_choice(key: str, value: str, choices: Sequence[str] | dict[str, Any]) 
     """Raise a ValueError that names the nearest choice, unless ``value`` is one."""
     if value not in choices:
         raise must_be_one_of(key, value, choices)
+
+
+def refuse_float16(key: str, dtype: str | None) -> None:
+    """Raise a ValueError where an SAE would be trained in float16."""
+    if dtype is not None and DTYPE_MAP.get(dtype) == torch.float16:
+        raise must_be(key, "bfloat16, float32 or float64, as Adam's averages do not fit into float16", dtype)
 
 
 def with_width(sae: TrainingSAEConfig, width: int, hook_name: str) -> Any:

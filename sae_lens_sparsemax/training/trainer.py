@@ -3,8 +3,8 @@
 SAELens's runners make their ``SAETrainer`` inside ``run()`` and offer no way to name another class. ``adapt`` turns the
 instance that they made into a ``RunTrainer``, which overrides SAELens's small methods and copies no loop:
 
-- ``step`` also writes the log, and evaluates when it is time;
-- ``save_checkpoint`` leaves a whole checkpoint or none;
+- ``step`` also writes the log, evaluates when it is time, and stops a run whose loss or weights are not finite;
+- ``save_checkpoint`` leaves a whole checkpoint or none, and none of such a run;
 - ``maybe_reset_sparsity``, the first call of each step, stops the run if a signal asked for it.
 
 What a run over several processes needs belongs here as well: ``step`` and ``set_final_sae_metadata`` are its seams.
@@ -31,6 +31,9 @@ from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 
 logger = logging.getLogger(__name__)
 
+# A GPU is not waited for in every step to learn whether the run has diverged.
+_STEPS_BETWEEN_LOOKS = 100
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,16 +47,49 @@ class RunTrainer(SAETrainer[Any, Any]):
     evaluation: EvaluationLog | None
     more_to_log: Callable[[], dict[str, Any]]
     _stop_asked_for: threading.Event
+    _diverged: torch.Tensor
+    """(3,) the first step whose loss or weights are not finite (0: none), its loss and its largest activation."""
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
-        output = super().step(batch)
+        """Run one step.
+
+        Raises:
+            ValueError: the loss or the weights are not finite; the last checkpoint is of an earlier step.
+        """
+        try:
+            output = super().step(batch)
+        except ValueError:
+            self._stop_if_diverged()  # of which this may be a consequence
+            raise
         step = self.n_training_steps + 1  # counted after step() returns
+        self._look_for_divergence(batch, output.loss.detach(), step)
+        every = [record.every for record in (self.evaluation, self.log) if record is not None]
+        every.append(1 if output.loss.device.type == "cpu" else _STEPS_BETWEEN_LOOKS)
+        if any(self._is_due(step, steps) for steps in every):
+            self._stop_if_diverged()
         if self.evaluation is not None and self._is_due(step, self.evaluation.every):
             self.evaluation.write(self, step)
         if self.log is not None and self._is_due(step, self.log.every):
             self.log.write(self, output, step)
         return output
+
+    @torch.no_grad()
+    def _look_for_divergence(self, batch: torch.Tensor, loss: torch.Tensor, step: int) -> None:
+        # A gradient that is not finite shows in the weights, which it has changed by now.
+        extremes = [torch.stack(parameter.aminmax()).float() for parameter in self.sae.parameters()]
+        is_sound = torch.cat([loss.reshape(1).float(), *extremes]).isfinite().all()
+        now = torch.stack([torch.full_like(loss, step), loss, batch.abs().max().to(loss)]).float()
+        self._diverged = torch.where(is_sound | (self._diverged[0] > 0), self._diverged, now)
+
+    def _stop_if_diverged(self) -> None:
+        step, loss, largest = self._diverged.tolist()
+        if step:
+            raise ValueError(
+                f"training stopped at step {step:.0f}: its loss ({loss:.4g}) and the weights after it must be finite; "
+                f"lower lr ({self.cfg.lr:g}) or leave out activations as large as there (up to {largest:.4g}). "
+                "No SAE is written; earlier checkpoints are kept."
+            )
 
     def _is_due(self, step: int, every: int) -> bool:
         """Whether what happens ``every`` so many steps (0: never) and after the last one happens after this one."""
@@ -72,6 +108,7 @@ class RunTrainer(SAETrainer[Any, Any]):
         wandb_aliases: list[str] | None = None,
     ) -> None:
         """Save as SAELens does; the checkpoint appears in one step, when all its files are written."""
+        self._stop_if_diverged()
         base = base_path if base_path is not None else self.cfg.checkpoint_path
         if base is None:
             super().save_checkpoint(checkpoint_name, wandb_aliases=wandb_aliases)
@@ -146,6 +183,7 @@ def adapt(
     assert isinstance(trainer, RunTrainer)
     trainer.log, trainer.evaluation, trainer.more_to_log = log, evaluation, more_to_log
     trainer._stop_asked_for = threading.Event()
+    trainer._diverged = torch.zeros(3, device=trainer.cfg.device)
     return trainer
 
 

@@ -1,11 +1,16 @@
 """The support against a float64 sort."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.attention.support import dense_threshold, select_support
+from sae_lens_sparsemax.attention import support as support_module
+from sae_lens_sparsemax.attention.cross_attention import attend
+from sae_lens_sparsemax.attention.gate import gate, sparsemax
+from sae_lens_sparsemax.attention.support import select_support
 
 
 def sorted_support(z: torch.Tensor, budget: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,13 +57,14 @@ DISTRIBUTIONS = {
 
 @pytest.mark.parametrize("budget", [1.0, 0.01, 30.0])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_support_and_threshold_equal_a_float64_sort(name: str, budget: float):
+@pytest.mark.parametrize("max_active", [0.0, 1.0], ids=["whole rows", "two levels"])
+def test_support_and_threshold_equal_a_float64_sort(name: str, budget: float, max_active: float, monkeypatch):
+    monkeypatch.setattr(support_module, "MAX_ACTIVE_CHUNKS", max_active)
     torch.manual_seed(0)
     z = DISTRIBUTIONS[name]()
     mask, tau = sorted_support(z, budget)
     assert torch.equal(found_support(z, budget), mask)
     torch.testing.assert_close(select_support(z, budget).tau, tau, rtol=1e-12, atol=1e-8)
-    torch.testing.assert_close(dense_threshold(z, budget), tau, rtol=1e-12, atol=1e-8)
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,8 +84,91 @@ def test_support_equals_a_sort_for_any_shape(n, m, scale, offset, budget, seed):
         assert torch.equal(found_support(z, budget), sorted_support(z, budget)[0])
 
 
+def exact_support(row: list[float], budget: float) -> tuple[list[int], list[float]]:
+    """Columns and their z − τ by sorting in fractions."""
+    ranked = sorted((Fraction(value) for value in row), reverse=True)
+    total, tau = Fraction(0), Fraction(0)
+    for rank, value in enumerate(ranked, start=1):
+        total += value
+        if value > (total - Fraction(budget)) / rank:
+            tau = (total - Fraction(budget)) / rank
+    above = [(column, Fraction(value) - tau) for column, value in enumerate(row)]
+    return [column for column, excess in above if excess > 0], [float(excess) for _, excess in above if excess > 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    exponent=st.integers(-30, 300),
+    budget=st.sampled_from([1e-6, 0.7, 1.00005, 1e6]),
+    max_active=st.sampled_from([0.0, 1.0]),
+    steps=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_scores_of_any_finite_size_have_a_support_that_spends_the_budget(
+    dtype, exponent, budget, max_active, steps, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    exponent = min(exponent, 38) if dtype == torch.float32 else exponent
+    if steps:  # neighbours at the limit of the dtype, and ties
+        z = 10.0**exponent * (1 + torch.finfo(dtype).eps * torch.randint(-4, 2, (3, 70), generator=generator))
+    else:
+        z = 10.0**exponent * torch.randn(3, 70, generator=generator, dtype=torch.float64)
+    z = z.to(dtype).clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
+    z[0, 3] = z[0, 5] = z[0].max()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support_module, "MAX_ACTIVE_CHUNKS", max_active)
+        support = select_support(z, budget)
+    for row, (columns, above) in enumerate(exact_support(values, budget) for values in z.tolist()):
+        own = support.row == row
+        assert support.col[own].tolist() == columns
+        torch.testing.assert_close(support.above_tau[own].tolist(), above, rtol=1e-9, atol=1e-9 * budget)
+
+
+@pytest.mark.parametrize("max_active", [0.0, 1.0], ids=["whole rows", "two levels"])
+def test_probabilities_of_huge_scores_sum_to_one_and_ties_share_them(max_active, monkeypatch):
+    monkeypatch.setattr(support_module, "MAX_ACTIVE_CHUNKS", max_active)
+    for huge, dtype in ((3e38, torch.float32), (-3e38, torch.float32), (1e308, torch.float64)):
+        z = torch.full((2, 40), huge, dtype=dtype)
+        z[1, 7] *= 0.5 if huge < 0 else 1
+        z[1, 8:] *= 1 if huge < 0 else 0.5
+        p = sparsemax(z)
+        assert torch.equal(p[0], torch.full((40,), 1 / 40, dtype=dtype))
+        assert p[1].count_nonzero() == (1 if huge < 0 else 8)
+        torch.testing.assert_close(p.sum(-1), torch.ones(2, dtype=dtype))
+
+
+BAD_ROWS = {
+    "NaN": ([torch.nan, 1.0, 0.0], "NaN or [+]inf in 1 of 2 rows"),
+    "+inf": ([0.0, torch.inf, 1.0], "NaN or [+]inf in 1 of 2 rows"),
+    "both": ([torch.inf, torch.nan, -torch.inf], "NaN or [+]inf in 1 of 2 rows"),
+    "padding alone": ([-torch.inf] * 3, "nothing but -inf in 1 of 2 rows"),
+}
+
+
+@pytest.mark.parametrize("function", [select_support, gate, sparsemax])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_scores_that_are_not_finite_are_refused(name, dtype, function):
+    row, message = BAD_ROWS[name]
+    for width in (3, 9000):
+        z = torch.full((2, width), 0.1, dtype=dtype)
+        z[1] = -torch.inf
+        z[1, -3:] = torch.tensor(row)
+        with pytest.raises(ValueError, match=f"scores must be finite, or -inf beside finite ones, got {message}"):
+            function(z)
+
+
+@pytest.mark.parametrize("where", ["query", "keys", "bias"])
+def test_attention_to_what_is_not_finite_is_refused(where):
+    given = {"query": torch.randn(5, 8), "keys": torch.randn(300, 8), "bias": torch.zeros(300)}
+    given[where].view(-1)[-1] = torch.nan
+    with pytest.raises(ValueError, match=r"got NaN or \+inf in \d of 5 rows"):
+        attend(given["query"], given["keys"], given["keys"], given["bias"])
+
+
 def test_bad_input_is_refused_with_what_was_given():
     with pytest.raises(ValueError, match=r"shape \(N, M\).*\(3, 0\)"):
         select_support(torch.zeros(3, 0))
-    with pytest.raises(ValueError, match=r"budget must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"budget must be positive and finite, got 0"):
         select_support(torch.zeros(3, 2), 0.0)

@@ -1,14 +1,16 @@
 """Training on synthetic data: SAELens's result and files, and what every run of ours has."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from sae_lens import SAE, TopKTrainingSAEConfig
+from sae_lens import SAE, StandardTrainingSAEConfig, TopKTrainingSAEConfig
 from sae_lens.config import LoggingConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
+from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig
 from sae_lens_sparsemax.training.log import read_metrics
@@ -98,3 +100,44 @@ def test_a_width_that_is_not_the_models_is_refused():
 def test_mistakes_are_named_before_training(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+@pytest.mark.parametrize(
+    "sae",
+    [
+        TopKTrainingSAEConfig(d_in=0, d_sae=16, k=2),
+        StandardTrainingSAEConfig(d_in=0, d_sae=16),
+        SparsemaxTrainingSAEConfig(d_in=0, d_sae=16),
+    ],
+    ids=lambda cfg: cfg.architecture(),
+)
+def test_a_run_that_diverges_stops_at_the_step_and_leaves_its_last_checkpoint(sae, tmp_path):
+    cfg = config(tmp_path, sae=sae, n_checkpoints=3)
+    runner = SyntheticTrainingRunner(cfg)
+    forward, n_calls = runner.sae.training_forward_pass, 0
+
+    def poisoned(step_input):
+        nonlocal n_calls
+        n_calls += 1
+        output = forward(step_input)
+        return replace(output, loss=output.loss * torch.nan) if n_calls == 13 else output
+
+    runner.sae.training_forward_pass = poisoned
+    with pytest.raises(ValueError, match=r"training stopped at step 13: its loss \(nan\) .* lower lr \(0.01\)"):
+        runner.run()
+    assert [int(path.name) for path in list_checkpoints(tmp_path / "checkpoints")] == [64 * 6, 64 * 11]
+    assert not (tmp_path / "sae_weights.safetensors").exists()
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 10
+
+
+@pytest.mark.parametrize("lr", [1e300, 1e19])
+def test_a_rate_that_is_far_too_high_stops_the_run(lr, tmp_path):
+    for sae in (TopKTrainingSAEConfig(d_in=0, d_sae=16, k=2), SparsemaxTrainingSAEConfig(d_in=0, d_sae=16)):
+        with pytest.raises(ValueError, match=r"training (stopped at )?step \d+.*lower"):
+            SyntheticTrainingRunner(config(tmp_path / sae.architecture(), sae=sae, lr=lr)).run()
+        assert not (tmp_path / sae.architecture() / "sae_weights.safetensors").exists()
+
+
+def test_training_in_float16_is_refused():
+    with pytest.raises(ValueError, match="sae.dtype must be bfloat16, float32 or float64.*, got 'float16'"):
+        config(sae=TopKTrainingSAEConfig(d_in=0, d_sae=16, k=2, dtype="float16"))

@@ -47,6 +47,8 @@ def _chunk_maxima(scores, maxima, n_columns, n_chunks, CHUNK: tl.constexpr, CHUN
     chunk = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
     column = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     z = tl.load(scores + row * n_columns + column, mask=column < n_columns, other=-float("inf"))
+    # A maximum passes over NaN; as +inf the caller sees it.
+    z = tl.where(z == z, z, float("inf"))
     tl.store(maxima + row * n_chunks + chunk, tl.max(z, 1), mask=chunk < n_chunks)
 
 
@@ -139,7 +141,7 @@ def _write_support(
         place += tl.sum(above.to(tl.int32), 0)
 
 
-def select(scores: torch.Tensor, budget: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def select(scores: torch.Tensor, budget: float) -> tuple[torch.Tensor, ...]:
     """The supports that `support.select_support` finds.
 
     Args:
@@ -147,7 +149,8 @@ def select(scores: torch.Tensor, budget: float) -> tuple[torch.Tensor, torch.Ten
         budget: b > 0 in Σ max(z_i − τ, 0) = b.
 
     Returns:
-        crow (N + 1,) int64, col (nnz,) int64 sorted in each row, values (nnz,), tau (N,) float64 in units of z.
+        crow (N + 1,) int64, col (nnz,) int64 sorted in each row, values (nnz,), the row maxima (N,) float64 and τ less
+        them (N,) float64. A row that holds NaN or +inf has the maximum +inf and no support.
     """
     scores = scores.contiguous()
     n_rows, n_columns = scores.shape
@@ -155,7 +158,7 @@ def select(scores: torch.Tensor, budget: float) -> tuple[torch.Tensor, torch.Ten
     n_chunks = triton.cdiv(n_columns, chunk)
     crow = scores.new_zeros(n_rows + 1, dtype=torch.int64)
     if n_rows == 0:
-        return crow, crow.new_empty(0), scores.new_empty(0), scores.new_empty(0, dtype=torch.float64)
+        return crow, crow.new_empty(0), scores.new_empty(0), *scores.new_empty(2, 0, dtype=torch.float64)
 
     maxima = scores.new_empty(n_rows, n_chunks)
     active, n_active = crow.new_empty(n_rows, n_chunks, dtype=torch.int32), crow.new_empty(n_rows, dtype=torch.int32)
@@ -190,4 +193,4 @@ def select(scores: torch.Tensor, budget: float) -> tuple[torch.Tensor, torch.Ten
             scores, active, n_active, row_max, threshold, crow, col, values,
             n_columns, n_chunks, CHUNK=chunk, TILE=tile,
         )  # fmt: skip
-    return crow, col, values, threshold + row_max
+    return crow, col, values, row_max, threshold

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.attention.support import select_support
-from tests.attention.test_support import DISTRIBUTIONS, sorted_support
+from sae_lens_sparsemax.attention.support import Support, check_row_maxima, select_support
+from tests.attention.test_support import BAD_ROWS, DISTRIBUTIONS, sorted_support
 
 pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
 from sae_lens_sparsemax.attention.kernels import selection
@@ -15,13 +15,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check(z: torch.Tensor, budget: float):
-    crow, col, values, tau = (t.cpu() for t in selection.select(z.to(DEVICE), budget))
+    found = Support(*(t.cpu() for t in selection.select(z.to(DEVICE), budget)))
+    crow, col, values = found[:3]
     mask, sorted_tau = sorted_support(z, budget)
     assert torch.equal(crow.diff(), mask.sum(-1))
     assert torch.equal(col, mask.nonzero()[:, 1])
     assert torch.equal(values, z[mask])
-    torch.testing.assert_close(tau, sorted_tau, rtol=1e-12, atol=1e-8)
-    for mine, torchs in zip((crow, col, values, tau), select_support(z, budget), strict=True):
+    torch.testing.assert_close(found.tau, sorted_tau, rtol=1e-12, atol=1e-8)
+    for mine, torchs in zip(found, select_support(z, budget), strict=True):
         assert mine.dtype == torchs.dtype
         assert torch.equal(mine, torchs)
 
@@ -65,21 +66,31 @@ def test_rows_that_are_views_are_read_as_they_are():
 
 def test_minus_infinity_is_never_selected():
     z = torch.tensor([[0.3, -torch.inf, 0.2], [-torch.inf, -torch.inf, -5.0]], device=DEVICE)
-    crow, col, _, tau = selection.select(z, 1.0)
-    assert crow.tolist() == [0, 2, 3]
-    assert col.tolist() == [0, 2, 2]
-    torch.testing.assert_close(tau.cpu(), torch.tensor([-0.25, -6.0], dtype=torch.float64))
+    found = Support(*selection.select(z, 1.0))
+    assert found.crow.tolist() == [0, 2, 3]
+    assert found.col.tolist() == [0, 2, 2]
+    torch.testing.assert_close(found.tau.cpu(), torch.tensor([-0.25, -6.0], dtype=torch.float64))
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
-def test_a_row_without_a_finite_score_spoils_no_other():
-    z = torch.tensor([[0.3, 0.2], [-torch.inf, -torch.inf], [torch.nan, torch.nan], [1.0, 5.0]], device=DEVICE)
-    crow, col, _, _ = selection.select(z, 1.0)
-    assert crow.tolist() == [0, 2, 2, 2, 3]
-    assert col.tolist() == [0, 1, 1]
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_scores_that_are_not_finite_are_refused(name):
+    row, message = BAD_ROWS[name]
+    with pytest.raises(ValueError, match=f"scores must be finite, or -inf beside finite ones, got {message}"):
+        check_row_maxima(Support(*selection.select(torch.tensor([[0.3, 0.2, 0.1], row], device=DEVICE), 1.0)).row_max)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("huge", [2.0**54, -3e38, 3e38])
+def test_huge_scores_have_a_support_that_spends_the_budget(huge):
+    z = torch.full((2, 70), huge)
+    z[1, 7:] = -3.4e38
+    found = Support(*(t.cpu() for t in selection.select(z.to(DEVICE), 1.0)))
+    assert found.counts.tolist() == [70, 7]
+    torch.testing.assert_close(found.above_tau, (1 / found.counts.double())[found.row])
 
 
 def test_no_rows_are_no_support():
-    crow, col, values, tau = selection.select(torch.zeros(0, 40, device=DEVICE), 1.0)
+    crow, *rest = selection.select(torch.zeros(0, 40, device=DEVICE), 1.0)
     assert crow.tolist() == [0]
-    assert col.shape == values.shape == tau.shape == (0,)
+    assert {part.shape for part in rest} == {(0,)}
