@@ -52,7 +52,9 @@ folder. A group that was finished with the same settings is kept: the same comma
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments; settings such as ``--device cuda`` are taken out before."""
     parser.add_argument("path", help="folder of an SAE or checkpoint, or user/repository:id on the hub")
-    parser.add_argument("--suite", choices=SUITES, help="what to measure (default: by the SAE's model)")
+    parser.add_argument(
+        "--suite", metavar="NAME", help="what to measure: saelens, text, vision or all (default: by the SAE's model)"
+    )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file or recipe with settings of the suite")
     parser.add_argument("--groups", help="only these metric groups of the suite, with commas between")
     parser.add_argument("--output", type=Path, help="folder of the results; with saelens, JSON file")
@@ -80,11 +82,14 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.models.at_hook import load_sae
     from sae_lens_sparsemax.models.language_models import load_each_once
     from sae_lens_sparsemax.settings.command_line import apply_overrides
+    from sae_lens_sparsemax.settings.sentences import must_be_one_of
     from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
 
     file = read_yaml(find_recipe(options.config, "evaluate")) if options.config is not None else {}
     given = apply_overrides(file, overrides)
     suite = options.suite
+    if suite is not None and suite not in SUITES:
+        raise must_be_one_of("suite", suite, SUITES)
     sae = load_sae(options.path, str(given.get("device") or "cpu"))
     load = load_each_once()
     if suite is None or suite == "all":
@@ -102,14 +107,16 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _shares(suites: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of each suite: all of them where there is one, else those that it knows."""
-    from sae_lens_sparsemax.settings.checking import refuse_unknown_keys
+    """The settings that each suite knows, all of them checked before the first suite begins."""
+    from sae_lens_sparsemax.settings.checking import build, refuse_unknown_keys
 
-    if len(suites) == 1:
-        return {suites[0]: given}
-    known = {suite: {field.name for field in dataclasses.fields(suite_settings(suite)[0].cls)} for suite in suites}
-    refuse_unknown_keys(given, set.union(*known.values()))
-    return {suite: {key: given[key] for key in given if key in known[suite]} for suite in suites}
+    classes = {suite: suite_settings(suite)[0].cls for suite in suites}
+    known = {suite: {field.name for field in dataclasses.fields(cls)} for suite, cls in classes.items()}
+    refuse_unknown_keys(given, sorted(set.union(*known.values())))
+    shares = {suite: {key: given[key] for key in given if key in known[suite]} for suite in suites}
+    for suite, own in shares.items():
+        build(classes[suite], own)
+    return shares
 
 
 def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[str, Any], beside_text: bool) -> None:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments; settings of the suite are taken out before."""
     parser.add_argument("path", help="folder of a trained SAE")
     parser.add_argument("--settings", type=Path, help="YAML file it was trained with (default: kept in its folder)")
-    parser.add_argument("--l0", type=float, help="a mean L0 that is known already; nothing is measured then")
+    parser.add_argument("--l0", metavar="X", help="a mean L0 that is known already; nothing is measured then")
     parser.add_argument("--output", type=Path, help="folder for the two files (default: suggested/ in the SAE's)")
 
 
@@ -51,15 +51,16 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Measure and write as the arguments say; returns the exit status."""
     from sae_lens_sparsemax.compare.suggest_k import mean_l0, training_settings, write_matched_settings
-    from sae_lens_sparsemax.settings.checking import refuse_unknown_keys
+    from sae_lens_sparsemax.settings.checking import Word, convert, refuse_unknown_keys
     from sae_lens_sparsemax.settings.command_line import apply_overrides
     from sae_lens_sparsemax.settings.yaml_files import read_yaml
 
     given = apply_overrides({}, overrides)
-    refuse_unknown_keys(given, {field.name for group in settings(()) for field in fields(group.cls)})
+    refuse_unknown_keys(given, sorted({field.name for group in settings(()) for field in fields(group.cls)}))
     folder = Path(options.path)
     trained = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
-    l0, where = (options.l0, "given") if options.l0 is not None else mean_l0(folder, given)
+    known = None if options.l0 is None else convert(Word(options.l0), float, "l0")
+    l0, where = (known, "given") if known is not None else mean_l0(folder, given)
     paths = write_matched_settings(trained, l0, options.output or folder / "suggested")
     print(f"Mean L0 of {folder}: {l0:.2f} ({where})")
     for path in paths:

@@ -213,7 +213,9 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (list, tuple):
         items = [option for option in arguments if option is not Ellipsis]
-        return f"a list of {_describe(items[0])}" if items else "a list"
+        one = _describe(items[0]) if items else ""
+        many = one.replace("a whole number", "whole numbers").replace("a number", "numbers").replace("text ", "texts ")
+        return f"a list of {many}" if many else "a list"
     if origin is dict or hint is dict or dataclasses.is_dataclass(hint):
         return "a group of keys"
     return _NAMES.get(hint, str(hint))

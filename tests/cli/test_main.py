@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ import yaml
 from sae_lens import SAE
 
 from sae_lens_sparsemax import __version__
+from sae_lens_sparsemax.cli import train
 from sae_lens_sparsemax.cli.main import main
+from tests.support.places import REPOSITORY
 from tests.support.tiny_language_model import documents
 
 
@@ -148,3 +151,60 @@ def test_quickstart_leaves_a_good_sae_and_says_what_is_next(capsys, tmp_path):
     assert result["reconstruction"]["explained_variance"] > 0.8
     assert 10 < result["reconstruction"]["l0"] < 25
     assert result["saelens"]["model_performance_preservation"]["ce_loss_score"] > 0.8
+
+
+SAE_FOLDER = str(REPOSITORY / "tests" / "assets" / "version_0_1" / "sae")
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (["train", "quickstart"], "training_tokens"),
+        (["cache-activations", "quickstart_vision"], "training_tokens"),
+        (["evaluate", SAE_FOLDER], "batches"),
+        (["evaluate", SAE_FOLDER, "--suite", "text"], "n_tokens"),
+        (["evaluate", SAE_FOLDER, "--suite", "vision"], "n_images"),
+        (["evaluate", SAE_FOLDER, "--suite", "all"], "n_tokens"),
+        (["explore", SAE_FOLDER], "samples"),
+        (["app", SAE_FOLDER], "port"),
+        (["compare", "synthetic"], "steps"),
+        (["reproduce", "table5", "--small"], "train.training_tokens"),
+        (["reproduce", "table5", "--small"], "evaluate.n_images"),
+    ],
+    ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else value,
+)
+def test_the_same_mistake_is_said_in_the_same_sentence_by_every_command(capsys, monkeypatch, tmp_path, command, key):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, f"--{key}", "many"]) == 2
+    name = key.removeprefix("train.")
+    assert re.search(f"{name} must be a whole number( or null)?, got 'many'$", capsys.readouterr().err.strip())
+    group = key.rpartition(".")[0]
+    assert main([*command, f"--{group}.xyzzy" if group else "--xyzzy", "1"]) == 2
+    assert "xyzzy is not a valid key" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_recipes_are_listed_each_with_a_line(capsys):
+    assert main(["recipes"]) == 0
+    printed = capsys.readouterr().out
+    assert "compare/synthetic " in printed and "Table 5: " in printed
+    assert main(["train"]) == 0
+    printed = capsys.readouterr().out
+    assert "vision/quickstart_vision " in printed and "paper/table5" not in printed
+
+
+def test_the_help_of_a_recipe_tells_the_keys_of_its_training(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "quickstart", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--lr X The learning rate (default 0.0003)" in printed
+    assert "--sae.target_l0 X Mean concepts per token to hold during training" in printed
+    assert "--logger.wandb_log_frequency N" in printed
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(capsys, monkeypatch):
+    def stop(options, overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", stop)
+    assert main(["train", "quickstart"]) == 130
+    assert capsys.readouterr().err == "Stopped. Continue from the last checkpoint with the same command and --resume.\n"

@@ -61,7 +61,7 @@ def changed(*path, to):
         (changed("seeds", to=[]), "at least one seed"),
         (changed("steps", to="many"), "steps must be a whole number, got 'many'"),
         (changed("steps", to=True), "steps must be a whole number, got True"),
-        (changed("arms", 0, "lrs", to=["fast"]), r"arms\.0\.lrs must be a list of a number, got \['fast'\]"),
+        (changed("arms", 0, "lrs", to=["fast"]), r"arms\.0\.lrs must be a list of numbers, got \['fast'\]"),
         (changed("arms", 0, "sae", to={"device": 3}), r"arms\.a\.sae\.device must be text"),
         (changed("trainer", "lr_warm_up_steps", to="x"), r"trainer\.lr_warm_up_steps must be a whole"),
         (

@@ -1,6 +1,8 @@
+from dataclasses import dataclass
+
 import pytest
 
-from sae_lens_sparsemax.settings.command_line import apply_overrides, split_overrides
+from sae_lens_sparsemax.settings.command_line import Group, apply_overrides, settings_help, split_overrides
 
 
 def test_every_spelling_of_an_override_is_understood():
@@ -38,3 +40,44 @@ def test_groups_are_made_and_the_original_is_left_alone():
 def test_a_key_below_a_single_value_is_refused():
     with pytest.raises(ValueError, match=r"lr must be a group of keys for lr\.x to be set, got 1\.0"):
         apply_overrides({"lr": 1.0}, {"lr.x": 2})
+
+
+@dataclass
+class Settings:
+    """Settings of a command.
+
+    Args:
+        lr: The learning rate.
+    """
+
+    lr: float = 1e-3
+    streaming: bool = False
+    """Read 100 % as it comes,
+    not all at once."""
+    name: str | None = None
+
+
+def test_a_true_or_false_field_needs_no_value():
+    groups = [Group("settings", Settings)]
+    words = ["--streaming", "a.yaml", "--lr", "1"]
+    assert split_overrides(words, set(), groups) == (["a.yaml"], {"streaming": True, "lr": "1"})
+    assert split_overrides(["--streaming", "false"], set(), groups) == ([], {"streaming": "false"})
+
+
+def test_the_help_tells_each_field_with_its_docstring_and_default():
+    text = " ".join(settings_help([Group("settings of x", Settings, "group")]).split())
+    assert "settings of x: --group.lr X The learning rate (default 0.001)" in text
+    assert "--group.streaming [true|false] Read 100 % as it comes, not all at once (default false)" in text
+    assert text.endswith("--group.name TEXT")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--max-norm", "3"], "--max-norm must be spelt with underscores: --max_norm"),
+        (["--resum"], "--resum needs a value; did you mean --resume"),
+    ],
+)
+def test_a_misspelt_option_is_answered_with_the_right_one(words, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        split_overrides(words, {"--resume"})

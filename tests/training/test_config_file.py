@@ -92,7 +92,7 @@ def test_numbers_may_be_written_in_any_usual_form(tmp_path):
         ({"context_size": -5}, "context_size must be at least 1, got -5"),
         ({"model_name": 3}, "model_name must be text .*, got 3"),
         ({"sequence_separator_token": "boss"}, "or one of bos, eos, sep or null, got 'boss'; did you mean 'bos'"),
-        ({"seqpos_slice": ["a"]}, "seqpos_slice must be a list of a whole number or null"),
+        ({"seqpos_slice": ["a"]}, "seqpos_slice must be a list of whole numbers or null"),
         ({"lr_scheduler_name": "cosine"}, "did you mean 'cosineannealing'"),
         ({"model_class_name": "HookedTransfomer"}, "did you mean 'HookedTransformer'"),
         ({"dtype": "float31"}, "did you mean 'float32'"),
