@@ -35,11 +35,11 @@ def test_aliases_of_a_bridge_become_the_names_it_caches_under(bridge, alias, nam
 def test_a_misspelt_hook_is_answered_with_the_nearest(bridge, hooked_transformer, tiny_model_folder):
     with pytest.raises(ValueError, match=r"'blocks\.2\.hook_out'; did you mean 'blocks\..\.hook_out'"):
         resolve_hook_name(bridge, "blocks.2.hook_out")
-    with pytest.raises(ValueError, match=r"nearest is 'blocks\.1\.hook_resid_post'"):
+    with pytest.raises(ValueError, match=r"did you mean 'blocks\.1\.hook_resid_post'"):
         resolve_hook_name(bridge, "blocks.1.hook_residual_post")
-    with pytest.raises(ValueError, match=r"nearest is 'blocks\.1\.hook_resid_post'"):
+    with pytest.raises(ValueError, match=r"did you mean 'blocks\.1\.hook_resid_post'"):
         resolve_hook_name(hooked_transformer, "blocks.1.hook_resid_pst")
-    with pytest.raises(ValueError, match=r"nearest is 'model\.layers\.1'"):
+    with pytest.raises(ValueError, match=r"did you mean 'model\.layers\.1'"):
         load_language_model("AutoModelForCausalLM", str(tiny_model_folder), "model.layer.1")
 
 

@@ -207,7 +207,7 @@ def test_broken_images_are_reported_and_nothing_is_lost(folder, tmp_path, caplog
     )
     runner = VisionSAETrainingRunner(config(folder, training_tokens=80 * 16), override_dataset=broken)
     runner.run()
-    assert "row 7: UnidentifiedImageError" in caplog.text
+    assert "row 7: this is no image of a known kind" in caplog.text
     assert runner.activations_store.n_bad_inputs >= 1
 
 
