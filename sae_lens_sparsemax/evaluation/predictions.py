@@ -1,12 +1,13 @@
 """What a language model's predictions lose when an SAE replaces its activations: cross-entropy and KL divergence.
 
-Averages are over the positions whose own token is not left out, as in SAELens's `run_evals`. The sign of
+Averages are over the positions in `seqpos_slice` whose own token is not left out (`TextAtHook.is_read` of the tokens),
+the latter as in SAELens's `run_evals`; zero ablation replaces all of `seqpos_slice`. The sign of
 `ce_degradation` is that of the sparsemax paper, original minus spliced: 0 is best and a loss of quality is
 negative. KL(original || spliced) of the next-token distributions, unlike the cross-entropy, does not ask which token
 came next, and no gain at one position hides a loss at another.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.evaluation.streaming import RunningMean
 from sae_lens_sparsemax.models.at_hook import TextAtHook
-from sae_lens_sparsemax.models.language_models import keep_mask
-from sae_lens_sparsemax.models.splice import Hook, edit_hook, reconstruct
+from sae_lens_sparsemax.models.language_models import NO_NEXT_TOKENS, predicts_next_tokens
+from sae_lens_sparsemax.models.splice import reconstruct
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ def evaluate_cross_entropy_baseline(
         token_batches: Token ids of shape (batch, context), iterated once.
         progress: Whether to show a progress bar over batches.
     """
+    _require_next_tokens(at_hook)
     original, ablated = RunningMean(), RunningMean()
     for tokens in tqdm(token_batches, desc="CE without SAE", disable=not progress, leave=False):
-        keep = keep_mask(tokens, at_hook.excluded)[:, :-1]
+        keep = at_hook.is_read(tokens)[:, :-1]
         original.add(_token_losses(at_hook, tokens)[keep])
-        ablated.add(_token_losses(at_hook, tokens, edit_hook(torch.zeros_like))[keep])
+        ablated.add(_token_losses(at_hook, tokens, at_hook.hooks(torch.zeros_like))[keep])
     if original.count == 0:
         raise ValueError("there were no predictions to average the cross-entropy over")
     return CrossEntropyBaseline(original.count, original.mean(), ablated.mean())
@@ -98,8 +100,8 @@ def evaluate_cross_entropy(
     """
     spliced = RunningMean()
     for tokens in tqdm(token_batches, desc="CE with SAE", disable=not progress, leave=False):
-        keep = keep_mask(tokens, at_hook.excluded)
-        spliced.add(_token_losses(at_hook, tokens, _splice(at_hook, keep))[keep[:, :-1]])
+        keep = at_hook.is_read(tokens)
+        spliced.add(_token_losses(at_hook, tokens, at_hook.hooks(reconstruct(at_hook.sae), keep))[keep[:, :-1]])
     if spliced.count != baseline.n_predictions:
         raise ValueError(
             f"the baseline averages over {baseline.n_predictions} predictions, but these tokens have "
@@ -128,12 +130,15 @@ def evaluate_divergence(
     Raises:
         ValueError: If there are no positions.
     """
+    _require_next_tokens(at_hook)
     spliced, ablated = RunningMean(), RunningMean()
+    ablation = at_hook.hooks(torch.zeros_like)
     for tokens in tqdm(token_batches, desc="KL divergence", disable=not progress, leave=False):
-        keep = keep_mask(tokens, at_hook.excluded)
+        keep = at_hook.is_read(tokens)
+        splice = at_hook.hooks(reconstruct(at_hook.sae), keep)
         original = at_hook.model.run_with_hooks(tokens, return_type="logits")
-        for mean, hook in ((spliced, _splice(at_hook, keep)), (ablated, edit_hook(torch.zeros_like))):
-            for kl, kept in zip(_divergences(at_hook, tokens, original, hook), keep, strict=True):
+        for mean, hooks in ((spliced, splice), (ablated, ablation)):
+            for kl, kept in zip(_divergences(at_hook, tokens, original, hooks), keep, strict=True):
                 mean.add(kl[kept.to(kl.device)])
     if spliced.count == 0:
         raise ValueError("there were no positions to average the KL divergence over")
@@ -141,23 +146,23 @@ def evaluate_divergence(
     return DivergenceMetrics(spliced.count, with_sae, with_zeros, 1 - with_sae / with_zeros)
 
 
-def _splice(at_hook: TextAtHook, keep: torch.Tensor) -> Hook:
-    return edit_hook(reconstruct(at_hook.sae), keep, at_hook.max_norm)
+def _require_next_tokens(at_hook: TextAtHook) -> None:
+    if not predicts_next_tokens(at_hook.model):
+        raise ValueError(f"{NO_NEXT_TOKENS}.")
 
 
 @torch.no_grad()
-def _token_losses(at_hook: TextAtHook, tokens: torch.Tensor, hook: Hook | None = None) -> torch.Tensor:
+def _token_losses(at_hook: TextAtHook, tokens: torch.Tensor, hooks: Sequence[Any] = ()) -> torch.Tensor:
     """Loss of each prediction, shape (batch, context - 1)."""
-    fwd_hooks: list[tuple[str | Callable[..., Any], Hook]] = [] if hook is None else [(at_hook.hook_name, hook)]
-    output = at_hook.model.run_with_hooks(tokens, return_type="both", loss_per_token=True, fwd_hooks=fwd_hooks)
+    output = at_hook.model.run_with_hooks(tokens, return_type="both", loss_per_token=True, fwd_hooks=list(hooks))
     return output[1]
 
 
 def _divergences(
-    at_hook: TextAtHook, tokens: torch.Tensor, original: torch.Tensor, hook: Hook
+    at_hook: TextAtHook, tokens: torch.Tensor, original: torch.Tensor, hooks: list[Any]
 ) -> Iterator[torch.Tensor]:
     """The divergence at each position of one context after another, shape (context,), float64."""
-    logits = at_hook.model.run_with_hooks(tokens, return_type="logits", fwd_hooks=[(at_hook.hook_name, hook)])
+    logits = at_hook.model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
     # One context at a time: a batch of distributions over 50,000 tokens takes half a gigabyte, four times over.
     for before, after in zip(original, logits, strict=True):
         log_p = before.double().log_softmax(-1)

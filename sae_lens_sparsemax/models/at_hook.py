@@ -5,6 +5,7 @@ The counterpart for images is `models.vision_at_hook`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from sae_lens_sparsemax.models.language_models import (
     load_language_model,
     resolve_hook_name,
 )
+from sae_lens_sparsemax.models.splice import Edit, Hook, edit_hook
+
+logger = logging.getLogger(__name__)
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 # A character takes four bytes at most, and a token that begins with the end of one may hold more.
@@ -132,6 +136,16 @@ class TextAtHook:
             mask &= (activations.norm(dim=-1) <= self.max_norm).to(mask.device)
         return mask
 
+    def hooks(self, edit: Edit, mask: torch.Tensor | None = None) -> list[tuple[str | Callable[..., Any], Hook]]:
+        """What `run_with_hooks` takes so that the model goes on with an edit of what the SAE reads.
+
+        Args:
+            edit: what to do, see `models.splice`.
+            mask: the positions to replace, as `is_read` gives them; None for all of `seqpos`, whatever stands there.
+        """
+        positions, max_norm = (self.seqpos, math.inf) if mask is None else (mask, self.max_norm)
+        return [(self.hook_name, edit_hook(edit, positions, max_norm, self.sae.cfg.metadata.hook_head_index))]
+
     def token_text(self, token: int) -> str:
         """A token as it reads in a text, with the space before it where there is one."""
         if token not in self._texts:
@@ -158,6 +172,8 @@ class TextAtHook:
     def store(self, dataset: Any, context_size: int, batch_size: int, device: str) -> ActivationsStore:
         """SAELens's activations store over a data set, its documents joined to contexts as in the SAE's training."""
         meta = self.sae.cfg.metadata
+        if meta.disable_concat_sequences:
+            logger.warning("Documents are cut to their first %d tokens, as in the SAE's training.", context_size)
         store = ActivationsStore.from_sae(
             self.model,
             self.sae,

@@ -128,6 +128,24 @@ def hook_width(
     return shape[3]
 
 
+NO_NEXT_TOKENS = (
+    "the model does not predict next tokens, since what it says at a token depends on those after it, so cross-entropy and "
+    "KL divergence mean nothing"
+)
+
+
+@torch.no_grad()
+def predicts_next_tokens(model: HookedRootModule | SAETransformerBridge) -> bool:
+    """Whether the logits at a token do not depend on the tokens after it, as those of BERT do."""
+    # One batch, so that both rows are computed alike.
+    tokens = torch.tensor([[1, 2], [1, 3]], device=next(model.parameters()).device)
+    logits = model.run_with_hooks(tokens, return_type="logits")
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 3:
+        return False
+    one, other = logits[:, 0].float()
+    return bool((one - other).abs().max() <= 1e-5 * one.abs().max())
+
+
 def check_width(d_in: int | None, width: int, hook_name: str) -> int:
     """Return ``width``; raise a ValueError if ``d_in`` was given (neither None nor 0) and differs."""
     if d_in and d_in != width:

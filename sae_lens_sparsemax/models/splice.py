@@ -32,26 +32,32 @@ class Change(NamedTuple):
     """Also where it is not active, in the units of activations."""
 
 
-def edit_hook(edit: Edit, positions: slice | torch.Tensor = slice(None), max_norm: float = math.inf) -> Hook:
+def edit_hook(
+    edit: Edit,
+    positions: slice | torch.Tensor = slice(None),
+    max_norm: float = math.inf,
+    head: int | None = None,
+) -> Hook:
     """The hook function that applies an edit.
 
     Args:
         edit: what to do; it is given the activations at `positions`, or all of them with a mask.
         positions: which the edit replaces: a slice, or a bool mask of shape (positions,) or (batch, positions).
         max_norm: activations of a larger norm stay as they are.
+        head: the one head that is edited, of a hook with heads after the position; None edits all, side by side.
     """
 
     def hook_function(activations: torch.Tensor, hook: Any = None) -> torch.Tensor:  # noqa: ARG001 (TransformerLens's name)
         part = positions if isinstance(positions, slice) else slice(None)
-        # Attention hooks have a head dimension after the position; the SAE sees the heads side by side.
-        read = activations[:, part].flatten(2)
+        where = (slice(None), part) if head is None else (slice(None), part, head)
+        read = activations[where].flatten(2)
         edited = edit(read).to(read)
         if not isinstance(positions, slice) or max_norm < math.inf:
             replace = read.norm(dim=-1) <= max_norm
             replace = replace if isinstance(positions, slice) else replace & positions.to(read.device)
             edited = torch.where(replace[..., None], edited, read)
         changed = activations.clone()
-        changed[:, part] = edited.reshape(activations[:, part].shape)
+        changed[where] = edited.reshape(activations[where].shape)
         return changed
 
     return hook_function

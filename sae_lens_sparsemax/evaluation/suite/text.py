@@ -24,11 +24,11 @@ from sae_lens_sparsemax.evaluation.predictions import (
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, evaluate_nmse_batchtopk
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
 from sae_lens_sparsemax.evaluation.sparsity import l0_distribution
-from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup
+from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text
 from sae_lens_sparsemax.models.encoding import encode_chunks
-from sae_lens_sparsemax.models.language_models import load_language_model
+from sae_lens_sparsemax.models.language_models import NO_NEXT_TOKENS, load_language_model, predicts_next_tokens
 
 
 def text_groups(
@@ -125,6 +125,8 @@ def _reconstruction(text: TokenSet, progress: bool) -> dict[str, Any]:
 
 def _predictions(text: TokenSet, progress: bool) -> dict[str, Any]:
     at_hook, batches = text.at_hook, text.batches()
+    if not predicts_next_tokens(at_hook.model):
+        raise NotMeasured(NO_NEXT_TOKENS)
     baseline = evaluate_cross_entropy_baseline(at_hook, batches, progress=progress)
     return {
         "cross_entropy": evaluate_cross_entropy(at_hook, batches, baseline, progress=progress),

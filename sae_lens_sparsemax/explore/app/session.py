@@ -21,7 +21,8 @@ from sae_lens_sparsemax.explore.settings import AppSettings
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of, top_concepts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.splice import Change, change_concepts, edit_hook
+from sae_lens_sparsemax.models.language_models import predicts_next_tokens
+from sae_lens_sparsemax.models.splice import Change, change_concepts
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, VisionAtHook, open_vision
 
 _N_CONCEPTS = 12
@@ -99,13 +100,14 @@ class ImageSession:
 
 
 class TextSession:
-    """An SAE on a language model; outcomes are next tokens after the position."""
+    """An SAE on a language model; outcomes are next tokens after the position, if the model predicts them."""
 
     kind: Literal["text"] = "text"
 
     def __init__(self, model: Any, sae: SAE[Any]):
         self.model, self.sae = model, sae
         self.at_hook = text_at_hook(model, sae)
+        self.has_outcomes = predicts_next_tokens(model)
 
     @torch.no_grad()
     def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
@@ -116,16 +118,17 @@ class TextSession:
         if not 0 <= position < n_tokens:
             raise ValueError(f"There is no token {position}; this text has {n_tokens}.")
         answer = _concepts(found.feature_acts[position], found.feature_acts, changes)
+        answer |= {"position": position, "tokens": found.tokens, "outcomes": None}
+        if not self.has_outcomes:
+            return answer
         token_ids = found.token_ids[None].to(self.at_hook.device)
         before = after = self.model.run_with_hooks(token_ids, return_type="logits")
         if changes:
-            hook = edit_hook(change_concepts(self.sae, changes), found.is_read)
-            after = self.model.run_with_hooks(
-                token_ids, return_type="logits", fwd_hooks=[(self.at_hook.hook_name, hook)]
-            )
+            hooks = self.at_hook.hooks(change_concepts(self.sae, changes), found.is_read[None])
+            after = self.model.run_with_hooks(token_ids, return_type="logits", fwd_hooks=hooks)
         before, after = (logits[0, position].float().softmax(-1).cpu() for logits in (before, after))
         outcomes = _outcomes(before, after, lambda indices: [self.at_hook.token_text(i) for i in indices])
-        return answer | {"position": position, "tokens": found.tokens, "outcomes": outcomes}
+        return answer | {"outcomes": outcomes}
 
 
 def _image(given: str) -> Image.Image:
