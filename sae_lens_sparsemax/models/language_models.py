@@ -129,8 +129,8 @@ def hook_width(
 
 
 NO_NEXT_TOKENS = (
-    "the model does not predict next tokens, since what it says at a token depends on those after it, so cross-entropy and "
-    "KL divergence mean nothing"
+    "the model does not predict next tokens, since what it says at a token depends on those after it, so cross-entropy "
+    "and KL divergence mean nothing"
 )
 
 

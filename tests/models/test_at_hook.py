@@ -74,8 +74,15 @@ def bert_folder(tmp_path, tiny_model_folder):
     """A random BERT, with the tokenizer of the other models."""
     folder = tmp_path / "bert"
     AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertForMaskedLM(BertConfig(vocab_size=62, max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=62,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
     return folder
 
 
@@ -108,9 +115,8 @@ def test_every_command_opens_every_class(folder, tmp_path, capsys):
     changed = session.inspect("w1 w2 w3", None, {c["concept"]: Change(0.0) for c in plain["concepts"]})
     assert plain["tokens"] == ["<s>", "w1", "w2", "w3"]
     assert any(abs(o["after"] - o["before"]) > 1e-6 for o in changed["outcomes"])
-    (contexts,) = reference_contexts(
-        session.model, session.sae, ["w1 w2 w3"], [plain["concepts"][0]["concept"]]
-    ).values()
+    at_hook, concept = open_text(load_sae(str(folder))), plain["concepts"][0]["concept"]
+    contexts = reference_contexts(at_hook.model, at_hook.sae, ["w1 w2 w3"], [concept])[concept]
     assert contexts.contexts[0][0] == plain["tokens"] and contexts.n_seen == 3
     settings = {"datasets": {"t": {"path": str(folder.parent / "text.jsonl")}}, "n_tokens": 48}
     assert mean_l0(folder, settings)[0] > 0
