@@ -1,7 +1,8 @@
 """From stored images to batches of pixels: the one way to read an image, and the one loop over images.
 
-An image that cannot be read is left out, counted and named by its row; too many of them are an error. The order is
-a fixed function of the seed and the position, so a saved position is enough to continue exactly.
+An image means the same pixels wherever it is used, see `as_rgb`. One that cannot be read is left out, counted and
+named by its row; too many of them are an error. The order is a fixed function of the seed and the position, so a
+saved position is enough to continue exactly.
 But: a data set that is streamed is read in its own order, since the buffer that `datasets` shuffles a
 stream with cannot be saved; there the shuffle buffer for activations does the mixing.
 """
@@ -9,9 +10,11 @@ stream with cannot be saved; there the shuffle buffer for activations does the m
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, Image, IterableDataset
@@ -46,31 +49,61 @@ def decode_image(encoded: Any, max_pixels: int | None = None) -> PIL.Image.Image
     """
     if encoded is None:
         raise ValueError("there is no image")
+    with _one_sentence():
+        if max_pixels is not None:
+            _check_size(encoded, max_pixels)
+        return as_rgb(Image().decode_example(encoded))
+
+
+def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An opened image as a person sees it: in RGB, 8 bits, turned as its camera was held, its first frame, on white.
+
+    Transparent pixels show white and not the colours that happen to be stored under them, which CLIP's own
+    `convert("RGB")` brings out. Grays of 16 bits keep their upper 8, as Pillow reads colours of 16 bits; of
+    floating-point values, those up to 1 are shares of white and others 8-bit levels.
+
+    Raises:
+        ValueError: it is broken, a stripe too narrow to resize, or has values of no known scale.
+    """
+    if max(image.size) > _LARGEST_ASPECT_RATIO * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels is too narrow to resize")
+    with _one_sentence():
+        if image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            image = _in_8_bits(image)
+        if image.has_transparency_data:
+            white = PIL.Image.new("RGBA", image.size, "white")
+            image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Gray of 16 bits or of floating-point values, which Pillow would clip at 255."""
+    values = np.asarray(image)
+    largest = 255 if image.mode == "F" else 65_535
+    if not (values.min() >= 0 and values.max() <= largest):
+        raise ValueError(f"gray values must lie in [0, {largest}], got {values.min()} to {values.max()}")
+    levels = np.round(values * (255 if values.max() <= 1 else 1)) if image.mode == "F" else values >> 8
+    gray = PIL.Image.fromarray(levels.astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        gray.putalpha(PIL.Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return gray
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Whatever a broken file makes its decoder raise, as a ValueError; without remarks on odd but readable files."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a decoder's remarks on odd but readable files
-            if max_pixels is not None:
-                _check_size(encoded, max_pixels)
-            return as_rgb(Image().decode_example(encoded))
+            warnings.simplefilter("ignore")
+            yield
     except ValueError:
         raise
     except PIL.UnidentifiedImageError as error:
         raise ValueError("this is no image of a known kind") from error
-    except Exception as error:  # whatever a broken file makes its decoder raise
+    except Exception as error:
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An opened image of any mode in RGB, turned as its camera was held.
-
-    Raises:
-        ValueError: it is a stripe too narrow to resize.
-    """
-    if max(image.size) > _LARGEST_ASPECT_RATIO * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} pixels is too narrow to resize")
-    if image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def permutation(n_rows: int, seed: int = 0, epoch: int = 0) -> torch.Tensor:

@@ -130,30 +130,47 @@ class LabelledImages:
         """
         return decode_image(self.data[self._rows[number]][self.image_column])
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether the data set has the label column."""
-        return self.label_column in self.data.column_names
-
     @cached_property
     def labels(self) -> torch.Tensor:
-        """Class of every image, `(n_images,)` int64.
+        """Class of every image, `(n_images,)` int64; -1 for images without a label: -1, null or NaN in the data.
 
         Raises:
-            ValueError: there is no such column, or it holds something else.
+            ValueError: there is no such column, or it holds something else than the numbers of classes.
         """
-        if not self.has_labels:
+        if self.label_column not in self.data.column_names:
             raise ValueError(
                 f"The data set {self.name} has no column {self.label_column!r}; its columns are "
                 f"{', '.join(map(repr, self.data.column_names))}."
             )
         labels = self.data.select(self._rows)[self.label_column]
-        if wrong := [label for label in labels if not isinstance(label, int)]:
-            raise ValueError(
-                f"The column {self.label_column!r} of {self.name} holds {type(wrong[0]).__name__} values, not whole "
-                "numbers."
+        labels = [-1 if label is None or label != label else label for label in labels]  # NaN is not equal to itself
+        n_classes = len(self.class_labels() or ())
+        allowed = f"0 to {n_classes - 1}" if n_classes else "whole numbers from 0 on"
+        for row, label in zip(self._rows, labels, strict=True):
+            # pandas makes floats of whole numbers where some are missing.
+            is_class = isinstance(label, int | float) and label % 1 == 0
+            if not (is_class and (-1 <= label < n_classes if n_classes else label >= -1)):
+                raise ValueError(
+                    f"The column {self.label_column!r} of {self.name} must hold classes, {allowed}, or -1 or null for "
+                    f"none, got {label!r:.60} in row {row}; `Dataset.class_encode_column` makes classes of words."
+                )
+        if n_unlabelled := labels.count(-1):
+            logger.warning(
+                "%d of %d images of %s have no label in %r; they are left out of classification",
+                n_unlabelled,
+                len(labels),
+                self.name,
+                self.label_column,
             )
-        return torch.tensor(list(labels), dtype=torch.int64)
+        return torch.tensor(labels, dtype=torch.int64)
+
+    def labelled(self) -> LabelledImages:
+        """Only the images that have a label, which may be none.
+
+        Raises:
+            ValueError: see `labels`.
+        """
+        return self.select((self.labels >= 0).nonzero().flatten().tolist())
 
     def class_labels(self) -> list[str] | None:
         """See `class_labels_of`."""

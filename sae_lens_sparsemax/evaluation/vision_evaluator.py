@@ -11,6 +11,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens_sparsemax.data.images import class_names_of
 from sae_lens_sparsemax.data.labelled_images import LabelledImages
 from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
+from sae_lens_sparsemax.evaluation.concept_counts import check_labels
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
 from sae_lens_sparsemax.models.encoding import EncodedChunk, evaluation_mode, sparse_acts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
@@ -27,7 +28,7 @@ class VisionEvaluator:
         hook_name: where the SAE reads and is spliced in.
         tokens: which tokens it reads; the others pass unchanged.
         prototypes: `(n_classes, d_embed)` text embeddings of the classes; None leaves out classification.
-        labels: `(n_images,)` class numbers, needed with prototypes.
+        labels: `(n_images,)` class numbers, needed with prototypes; images of class -1 are not classified.
 
     Raises:
         ValueError: prototypes without labels, or a hook or tokens that the model has not.
@@ -93,9 +94,11 @@ class VisionEvaluator:
     def _classification(self, embeds: torch.Tensor) -> dict[str, float]:
         assert self.prototypes is not None and self.labels is not None
         prototypes, model = self.prototypes.float(), self.at_hook.model
+        labels = self.labels[self.labels >= 0]
+        embeds = embeds[self.labels >= 0]
         logits = model.zero_shot_logits(embeds.to(prototypes.device), prototypes).double().cpu()
-        found = {"zero_shot_accuracy": (logits.argmax(-1) == self.labels).double().mean().item()}
-        groups = one_of_each_class(self.labels, logits.shape[1])
+        found = {"zero_shot_accuracy": (logits.argmax(-1) == labels).double().mean().item()}
+        groups = one_of_each_class(labels, logits.shape[1])
         if losses := [contrastive_loss(logits[rows]).item() for rows in groups]:
             found["contrastive_loss"] = sum(losses) / len(losses)
         return found
@@ -110,11 +113,11 @@ def load_evaluator(
     class_names: list[str] | None,
     templates: list[str],
 ) -> VisionEvaluator:
-    """The evaluator on some images, with zero-shot classification where the model has text.
+    """The evaluator on some images, with zero-shot classification of the labelled ones where the model has text.
 
     Args:
         model: the vision model.
-        images: prepared for the model; with classes as whole numbers if the model classifies.
+        images: prepared for the model; with classes, -1 or null for unlabelled ones, if the model classifies.
         hook_name: where the SAE reads and is spliced in.
         tokens: which tokens it reads.
         class_names: in the order of the classes; None for those of the data set.
@@ -123,14 +126,16 @@ def load_evaluator(
     Raises:
         ValueError: the classes or their names are missing, or no image can be used.
     """
-    if not model.classifies:
+    if not model.classifies or not (labelled := images.labelled()).n_images:
         return VisionEvaluator(model, list(images.pixels()), hook_name, tokens)
+    names = class_names or class_names_of(images.data, images.label_column)
+    check_labels(labelled.labels, len(names))
     batches = list(images)
     return VisionEvaluator(
         model,
         [pixels for pixels, _ in batches],
         hook_name,
         tokens,
-        text_prototypes(model.encode_text, class_names or class_names_of(images.data, images.label_column), templates),
+        text_prototypes(model.encode_text, names, templates),
         torch.cat([labels for _, labels in batches]),
     )

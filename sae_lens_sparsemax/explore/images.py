@@ -55,7 +55,7 @@ class ImageStream:
         self.n_samples = self.images.n_images
         self.n_tokens = self.at_hook.n_tokens
         self.n_prefix_tokens = self.model.cfg.n_prefix_tokens if self.tokens == "all" else 0
-        has_classes = self.images.class_labels() is not None
+        has_classes = self.images.class_labels() is not None and self.images.labelled().n_images > 0
         self.class_names = class_names_of(self.images.data, settings.label_column) if has_classes else []
         self.encoder = HookedViT.from_pretrained(settings.encoder, settings.device) if settings.encoder else None
         self.d_embedding = self._embed(blank_pixels(self.encoder)).shape[-1] if self.encoder else 0
@@ -88,7 +88,7 @@ class ImageStream:
         return self.images.image(number)
 
     def label(self, number: int) -> int:
-        """The class of a sample; -1 if classes are not known."""
+        """The class of a sample; -1 if it is not known."""
         return int(self.images.labels[number]) if self.class_names else -1
 
     def describe(self) -> dict[str, Any]:

@@ -69,12 +69,13 @@ class ClassProfile:
         """Mean activations of these images added up, shape (n_classes, d_sae)."""
 
     def add(self, acts: SampleActs, labels: torch.Tensor) -> None:
-        """Add images with their classes, shape (n_samples,)."""
+        """Add images with their classes, shape (n_samples,); those of class -1 are in none."""
         d_sae = self.mass.shape[1]
-        self.n_images += torch.bincount(labels, minlength=len(self.n_images))
-        key = labels[acts.sample] * d_sae + acts.concept
+        self.n_images += torch.bincount(labels[labels >= 0], minlength=len(self.n_images))
+        label = labels[acts.sample]
+        key = (label * d_sae + acts.concept)[label >= 0]
         self.active.view(-1).index_add_(0, key, torch.ones(len(key), dtype=torch.int32))
-        self.mass.view(-1).index_add_(0, key, acts.mean.abs())
+        self.mass.view(-1).index_add_(0, key, acts.mean.abs()[label >= 0])
 
     def share(self, concept: int) -> torch.Tensor:
         """Share of a concept's activation that falls to each class, shape (n_classes,); zeros if it never fires."""

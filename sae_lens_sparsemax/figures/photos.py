@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.display.plots import INK, NORMAL, ORANGE, SMALL, concept_label, new_figure
 from sae_lens_sparsemax.explore.concepts.image import ImageConcepts, Pooling
 from sae_lens_sparsemax.figures.spikes import draw_spikes
@@ -45,6 +46,7 @@ def draw_patch_mask(
     axes: Axes, image: Image.Image, mask: Any, *, max_value: float | None = None, title: str = "", small: bool = False
 ) -> None:
     """`patch_mask` on given axes."""
+    image = as_rgb(image)
     width, height = image.size
     values = np.abs(np.asarray(mask, dtype=np.float64))
     if values.shape != (height, width):
@@ -54,7 +56,7 @@ def draw_patch_mask(
     largest = values.max() if max_value is None else max_value
     shown = np.clip(values / largest, 0, 1) if largest > 0 else np.zeros_like(values)
     extent = (0, width, height, 0)
-    axes.imshow(np.asarray(image.convert("RGB")), extent=extent, interpolation="nearest" if width < 100 else None)
+    axes.imshow(np.asarray(image), extent=extent, interpolation="nearest" if width < 100 else None)
     if not shown.any():
         title = f"{title}: on no patch" if title else "on no patch"
     dark = np.zeros((height, width, 4))
@@ -111,7 +113,8 @@ def comparison_strip(image: Image.Image, rows: Sequence[ComparedSAE]) -> Figure:
     figure = new_figure(_WIDTH, _ROW * len(rows) + 0.2)
     grid = figure.add_gridspec(len(rows), n_masks + 2, width_ratios=[1, _SPIKES] + [1] * n_masks)
     photo = figure.add_subplot(grid[:, 0])
-    photo.imshow(np.asarray(image.convert("RGB")), interpolation="nearest" if image.width < 100 else None)
+    image = as_rgb(image)
+    photo.imshow(np.asarray(image), interpolation="nearest" if image.width < 100 else None)
     photo.set_axis_off()
     photo.set_title("image", fontsize=NORMAL, color=INK)
     share = _SPIKES / (1 + _SPIKES + n_masks) * _WIDTH / 8

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Value
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 
@@ -134,6 +135,31 @@ def test_the_images_of_an_evaluator_are_the_usable_ones_with_their_labels(mini_c
     with pytest.raises(ValueError, match=r"no column 'class'; its columns are 'image'"):
         images = random_images(data, 100, mini_clip.image_processor, 8, label_column="class")
         load_evaluator(mini_clip, images, HOOK, "all", **asked)
+
+
+def test_images_without_a_label_count_for_reconstruction_alone(tiny_clip, sae, images, prototypes):
+    labels = torch.tensor([0, -1, 2, 0, 1, -1, 0])
+    known = labels >= 0
+    metrics = VisionEvaluator(tiny_clip, images.split(3), HOOK, "all", prototypes, labels)(sae)
+    whole = VisionEvaluator(tiny_clip, images.split(3), HOOK)(sae)
+    some = VisionEvaluator(tiny_clip, [images[known]], HOOK, "all", prototypes, labels[known])(sae)
+    assert metrics["explained_variance"] == pytest.approx(whole["explained_variance"])
+    for name in ("zero_shot_accuracy", "contrastive_loss"):
+        for suffix in ("", "_without_sae"):
+            assert metrics[name + suffix] == pytest.approx(some[name + suffix])
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+def test_without_any_label_nothing_is_classified_and_labels_beyond_the_names_are_refused(mini_clip, missing, caplog):
+    data = encoded_images(gray_levels(4), "image").remove_columns("label")
+    data = data.add_column("label", [missing] * 4, feature=Value("int64"))
+    asked = {"class_names": ["even", "odd"], "templates": ["{}"]}
+    evaluator = load_evaluator(mini_clip, random_images(data, 4, mini_clip.image_processor, 2), HOOK, "all", **asked)
+    assert evaluator.prototypes is None and sum(map(len, evaluator.pixels)) == 4
+    assert "4 of 4 images of given have no label" in caplog.text
+    data = data.remove_columns("label").add_column("label", [missing, 0, 1, 2], feature=Value("int64"))
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\), got 0 to 2"):
+        load_evaluator(mini_clip, random_images(data, 4, mini_clip.image_processor, 2), HOOK, "all", **asked)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sae_lens_sparsemax.data.images import load_image_dataset
 from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.run import explore, short_names
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -97,6 +98,22 @@ def test_only_the_first_images_of_a_stream_are_read(image_world, tmp_path):
     settings = ExploreSettings(streaming=True, samples=7, showcase=2, examples=2)
     index = explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
     assert len(read(index.parent, "samples")) <= 7
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+@pytest.mark.parametrize("every", [3, 1])
+def test_images_without_a_class_are_shown_without_one(image_world, tmp_path, missing, every):
+    data = load_image_dataset(str(image_world / "images.parquet"))
+    labels = [missing if number % every == 0 else label for number, label in enumerate(data["label"])]
+    features = data.features["label"]
+    data = data.remove_columns("label").add_column("label", labels, feature=features)
+    data.to_parquet(tmp_path / "images.parquet")
+    settings = ExploreSettings(dataset_path=str(tmp_path / "images.parquet"), showcase=N_IMAGES, examples=2)
+    pages = explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False).parent
+    assert read(pages, "explore")["classes"] == (["wide", HOSTILE_CLASS] if every > 1 else [])
+    shown = {row_of(int(number)): line[-1] for number, line in read(pages, "samples").items()}
+    assert shown == {row: -1 if label is None else label for row, label in enumerate(labels)}
+    assert read(pages, "0/table")["n_tokens"] == N_IMAGES * 17
 
 
 def test_a_data_set_that_is_gone_is_an_error_in_one_sentence(image_world, tmp_path):

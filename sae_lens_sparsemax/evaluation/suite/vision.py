@@ -140,7 +140,6 @@ class VisionMetrics:
         settings, model = self.settings, self.model
         if not model.model.classifies:
             raise NotMeasured("the model has no text tower to classify with")
-        self._require_labels()
         counting, test = self._splits()
         names, templates = self._prompts(test)
         prototypes = text_prototypes(model.model.encode_text, names, templates, progress=self.progress)
@@ -160,15 +159,15 @@ class VisionMetrics:
             seed=settings.seed,
             progress=self.progress,
         )
-        return {"n_counting_images": counting.n_images, "zero_shot": measured}
+        n_unlabelled = self.images.n_images - self._labelled.n_images
+        return {"n_counting_images": counting.n_images, "n_unlabelled_images": n_unlabelled, "zero_shot": measured}
 
     def names(self) -> dict[str, Any]:
         """How often the names that are guessed for concepts fit other images."""
         model = self.model.model
         if model.tokenizer is None:
             raise NotMeasured("the model has no text tower to name concepts with")
-        self._require_labels()
-        names, templates = self._prompts(self.images)
+        names, templates = self._prompts(self._labelled)
         try:
             decoder = decoder_directions(model, self.sae)
         except ValueError:  # SAEs of other hooks have no decoder that reads as image embeddings
@@ -182,13 +181,13 @@ class VisionMetrics:
             yield self.model.activations(pixels)
 
     def _named_images(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for pixels, labels in tqdm(self.images, desc="Names", disable=not self.progress, leave=False):
+        for pixels, labels in tqdm(self._labelled, desc="Names", disable=not self.progress, leave=False):
             yield *self.model.activations_and_embeddings(pixels), labels
 
-    def _require_labels(self) -> None:
-        if not self.images.has_labels:
-            data = self.settings.dataset
-            raise NotMeasured(f"{data.name} has no column {data.label_column!r}; give its name")
+    @cached_property
+    def _labelled(self) -> LabelledImages:
+        """The images to measure on that have a label."""
+        return _labelled(self.images)
 
     def _splits(self) -> tuple[LabelledImages, LabelledImages]:
         """Images to count on and images to test on, none in both."""
@@ -199,9 +198,10 @@ class VisionMetrics:
                     "counting_dataset must be other images than those to measure on, which are halved without it, "
                     "got the same"
                 )
-            return self._load(settings.counting_dataset, settings.n_counting_images), self.images
-        counting, test = disjoint_splits(self.images.labels, seed=settings.seed)
-        return self.images.select(counting[: settings.n_counting_images]), self.images.select(test)
+            counting_images = self._load(settings.counting_dataset, settings.n_counting_images)
+            return _labelled(counting_images), self._labelled
+        counting, test = disjoint_splits(self._labelled.labels, seed=settings.seed)
+        return self._labelled.select(counting[: settings.n_counting_images]), self._labelled.select(test)
 
     def _prompts(self, images: LabelledImages) -> tuple[list[str], list[str]]:
         settings, labels = self.settings, images.class_labels()
@@ -218,6 +218,16 @@ class VisionMetrics:
 
     def _load(self, data: ImageData, n_images: int) -> LabelledImages:
         return load_images(data, n_images, self.model.model.image_processor, self.settings.batch_size)
+
+
+def _labelled(images: LabelledImages) -> LabelledImages:
+    try:
+        labelled = images.labelled()
+    except ValueError as error:
+        raise NotMeasured(str(error)) from error
+    if not labelled.n_images:
+        raise NotMeasured(f"no image of {images.name} has a label in {images.label_column!r}")
+    return labelled
 
 
 def encoder_embeddings(encoder: str, images: LabelledImages, device: str) -> Iterator[torch.Tensor]:

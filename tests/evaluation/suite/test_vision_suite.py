@@ -10,6 +10,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.data.images import load_image_dataset
 from sae_lens_sparsemax.data.labelled_images import ImageData, compressed_size, load_images
 from sae_lens_sparsemax.evaluation.classification import text_prototypes
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
@@ -113,6 +114,35 @@ def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder):
     for name in ("l0_histogram", "l0_against_complexity", "top_n_accuracy"):
         assert (result.folder / f"{name}.png").is_file()
         assert f"{name}.png" in result.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (lambda number, label: label if number % 4 else None, None),
+        (lambda number, label: label if number % 4 else -1, None),
+        (lambda number, label: None, "no image of"),
+        (lambda number, label: -1, "no image of"),
+        (lambda number, label: str(label), "must hold classes"),
+    ],
+)
+def test_images_without_labels_are_left_out_of_classification_alone(folder, tmp_path, label, reason):
+    data = load_image_dataset(TEST.path)
+    names = [name.replace("_", " ") for name in data.features["label"].names]
+    labels = [label(number, data[number]["label"]) for number in range(len(data))]
+    data.remove_columns("label").add_column("label", labels).to_parquet(tmp_path / "images.parquet")
+    settings = {key: value for key, value in SETTINGS.items() if key != "counting_dataset"}
+    settings |= {"dataset_path": str(tmp_path / "images.parquet"), "class_names": names, "controls": False}
+    groups = evaluate_suite(str(folder), settings=settings | {"n_images": 60}, progress=False).results["groups"]
+    assert groups["tokens"]["geometry"]["reconstruction"]["n_tokens"] == 60 * 17
+    assert groups["monosemanticity"]["monosemanticity"]["n_images"] == 60
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:60].tolist()
+    n_unlabelled = sum(labels[row] in (None, -1) for row in order)
+    if reason:
+        assert reason in groups["zero_shot"]["not_measured"] and reason in groups["names"]["not_measured"]
+    else:
+        assert groups["zero_shot"]["n_unlabelled_images"] == n_unlabelled > 0
+        assert groups["names"]["names"]["n_images"] == 60 - n_unlabelled
 
 
 def test_one_split_is_halved_and_no_image_is_in_both(folder):
