@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read and written as strict JSON, told apart by and checked for what they hold."""
+"""Files: written whole or not at all, by one process at a time, as strict JSON, and checked for what they hold."""
 
 import hashlib
 import json
@@ -7,16 +7,123 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 T = TypeVar("T")
 
 _HASHED_BYTES = 16 * 2**20
+_PROBED_BYTES = 2**20
+_LOCK_FILENAME = ".lock"
+
+_locks: dict[Path, int] = {}
+"""Descriptors of the locks that this process holds, by the path of the lock's file."""
+
+
+def require_writable(folder: Path | str, name: str) -> None:
+    """See that files can be written to `folder`, before the work whose results go there.
+
+    The folder and its parents are made, a megabyte is written and all of it is taken away again.
+
+    Args:
+        folder: where files will be written; need not exist.
+        name: of the setting that says so.
+
+    Raises:
+        ValueError: they cannot: a read-only place, a file in the way, a full disk.
+    """
+    try:
+        with _folder(Path(folder)), tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBED_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a null
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{name} must be a place that can be written to, got {str(folder)!r}: {why}") from error
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Inside the block there is such a folder; afterwards, what was made for it and is still empty goes again."""
+    made = []
+    try:
+        for each in (*reversed(folder.parents), folder):
+            if not each.is_dir():
+                each.mkdir(exist_ok=True)
+                made.append(each)
+        yield
+    finally:
+        for each in reversed(made):
+            with suppress(OSError):
+                each.rmdir()
+
+
+@contextmanager
+def only_writer(folder: Path | str, name: str, lock: str = _LOCK_FILENAME) -> Iterator[None]:
+    """Inside the block, no other process that asks for the same may write to `folder`, which is made if missing.
+
+    The system frees the lock of a process that ends, however it does. Within one process blocks may be nested. Where
+    the system or its file system has no locks, nothing is refused.
+
+    Args:
+        folder: where files will be written.
+        name: of the setting that says so.
+        lock: name of the hidden file that is locked meanwhile.
+
+    Raises:
+        ValueError: another process is in such a block, or the folder cannot be written to.
+    """
+    require_writable(folder, name)
+    with _folder(Path(folder)):
+        path = Path(folder).resolve() / lock
+        if fcntl is None or path in _locks:
+            yield
+            return
+        refusal = f"{name} must be a folder that no other process is writing to, got {str(folder)!r}"
+        _locks[path] = _lock(path, refusal)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(_locks.pop(path))
+
+
+def _lock(path: Path, refusal: str) -> int:
+    """The descriptor of the file `path`, made and locked; a ValueError that says `refusal` if another has the lock."""
+    assert fcntl is not None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ValueError(refusal) from error
+        except OSError:  # a file system without locks
+            return descriptor
+        # The process that had it may have taken the file away in between.
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def _leave_locks_to_the_parent() -> None:
+    """In a forked process: close its copies, so that a lock ends with the process that took it."""
+    while _locks:
+        os.close(_locks.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 @contextmanager
@@ -179,6 +286,15 @@ def file_facts(paths: Iterable[str | None]) -> dict[str, list[tuple[str, int, st
             files = sorted(path.iterdir()) if path.is_dir() else [path]
             facts[given] = [(f.name, f.stat().st_size, _hash_of_ends(f)) for f in files if f.is_file()]
     return facts
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a whole file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _hash_of_ends(path: Path) -> str:

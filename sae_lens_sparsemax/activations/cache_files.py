@@ -1,9 +1,10 @@
 """The files of an activation cache: shards that are whole or reported as damaged, and the manifest that lists them.
 
 A shard is a safetensors file with the tensors `activations` `(n_tokens, d_in)` and `lengths` `(n_inputs,)`, the tokens
-of each image or context in it. `manifest.json` says what they were made from and gives the size and SHA-256 of each.
-Both appear whole or not at all. In the first version of the format a shard held images alone, all of one length, as
-`activations` `(n_images, n_tokens, d_in)`; it is read as well.
+of each image or context in it. `manifest.json` says what they were made from and gives the size and SHA-256 of each,
+and one of what it says itself. Both appear whole or not at all. In the first version of the format a shard held images
+alone, all of one length, as `activations` `(n_images, n_tokens, d_in)`, and up to the second the manifest had no
+SHA-256 of itself; they are read as well.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ from safetensors.torch import save
 
 from sae_lens_sparsemax.activations.sources import ActivationBatch
 from sae_lens_sparsemax.data.image_loader import Position
-from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text
+from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text, sha256_of
 
 MANIFEST_FILENAME = "manifest.json"
-_VERSION = 2
+_VERSION = 3
 _AGAIN = "'sparsemax-sae cache-activations' (or the same 'compare') with the same configuration makes it again"
 
 
@@ -86,7 +87,9 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Replace the manifest in one step."""
-    atomic_write_text(folder / MANIFEST_FILENAME, json.dumps(asdict(manifest), indent=1) + "\n")
+    values = {**asdict(manifest), "format_version": _VERSION}
+    values["sha256"] = _checksum(values)
+    atomic_write_text(folder / MANIFEST_FILENAME, json.dumps(values, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -106,11 +109,26 @@ def read_manifest(folder: Path) -> Manifest:
         version = values["format_version"]
         if version == 1:
             values = _from_version_1(values)
-        if version in (1, _VERSION):
-            return Manifest(**{**values, "shards": [Shard(**shard) for shard in values["shards"]]})
+        elif version == _VERSION and values.pop("sha256", None) != _checksum(values):
+            raise ValueError("it has changed since it was written (its SHA-256 is another)")
+        if version in range(1, _VERSION + 1):
+            shards = [Shard(**shard) for shard in values["shards"]]
+            for number, shard in enumerate(shards):
+                if shard.file != _shard_name(number):
+                    raise ValueError(f"shard {number} must be {_shard_name(number)!r}, got {shard.file!r}")
+            return Manifest(**{**values, "shards": shards})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}. Cache the activations again.") from error
-    raise ValueError(f"{str(path)!r} has the format {version}; this version reads 1 and {_VERSION}.")
+    raise ValueError(f"{str(path)!r} has the format {version}; this version reads 1 to {_VERSION}.")
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says, however it is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _shard_name(number: int) -> str:
+    return f"activations-{number:05d}.safetensors"
 
 
 def write_shard(folder: Path, number: int, batches: Sequence[ActivationBatch]) -> Shard:
@@ -125,7 +143,7 @@ def write_shard(folder: Path, number: int, batches: Sequence[ActivationBatch]) -
         raise ValueError(f"Some activations are not finite as {dtype}; store them as bfloat16 or float32.")
     lengths = torch.cat([batch.lengths for batch in batches])
     data = save({"activations": acts, "lengths": lengths})
-    file = f"activations-{number:05d}.safetensors"
+    file = _shard_name(number)
     atomic_write_bytes(folder / file, data)
     return Shard(
         file,
@@ -147,11 +165,7 @@ def damage(folder: Path, shard: Shard) -> str | None:
     n_bytes = path.stat().st_size
     if n_bytes != shard.n_bytes:
         return f"has {n_bytes:,} bytes where {shard.n_bytes:,} were written"
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != shard.sha256:
+    if sha256_of(path) != shard.sha256:
         return "has changed since it was written (its SHA-256 is another)"
     return None
 

@@ -23,6 +23,7 @@ from sae_lens_sparsemax.activations.cache_files import (
 from sae_lens_sparsemax.activations.cache_identity import require_same
 from sae_lens_sparsemax.activations.sources import ActivationBatch
 from sae_lens_sparsemax.data.image_loader import Position
+from sae_lens_sparsemax.files import only_writer
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,6 @@ class CacheWriter:
         dtype: in which they are stored: float32, float16 or bfloat16.
         unit: what the inputs are: images or contexts.
         shard_bytes: size at which a shard is finished.
-
-    Raises:
-        ValueError: the folder holds a cache of something else.
     """
 
     def __init__(
@@ -64,10 +62,6 @@ class CacheWriter:
             "transformers": transformers.__version__,
         }
         self.manifest = Manifest(made_from, dtype, d_in, unit, versions=versions)
-        if (folder / MANIFEST_FILENAME).is_file():
-            earlier = read_manifest(folder)
-            require_same(earlier.made_from, made_from, folder)
-            self.manifest = earlier
         self._bytes_per_token = d_in * self.dtype.itemsize
         self._tokens_per_shard = max(1, shard_bytes // self._bytes_per_token)
 
@@ -80,13 +74,21 @@ class CacheWriter:
             description: label of the progress bar.
 
         Raises:
-            ValueError: the disk is too small, the stream gives nothing, or activations are not finite as stored.
+            ValueError: the folder cannot be written to, another process writes to it, or it holds a cache of something
+                else; the disk is too small, the stream gives nothing, or activations are not finite as stored.
         """
+        with only_writer(self.folder, "cached_activations_path"):
+            if (self.folder / MANIFEST_FILENAME).is_file():
+                earlier = read_manifest(self.folder)
+                require_same(earlier.made_from, self.manifest.made_from, self.folder)
+                self.manifest = earlier
+            return self._write(batches, n_tokens, description)
+
+    def _write(self, batches: Batches, n_tokens: int, description: str) -> Manifest:
         manifest, shards = self.manifest, self.manifest.shards
         intact = [damage(self.folder, shard) is None for shard in shards]
         n_there = sum(shard.n_tokens for shard, ok in zip(shards, intact, strict=True) if ok)
         self._check_disk_space(n_tokens, n_there)
-        self.folder.mkdir(parents=True, exist_ok=True)
         manifest.complete = False
         write_manifest(manifest, self.folder)
         position: Position | None = None

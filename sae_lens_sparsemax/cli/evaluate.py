@@ -78,15 +78,16 @@ def suite_settings(*suites: str) -> list[Group]:
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Evaluate as the arguments say; returns the exit status."""
-    from sae_lens_sparsemax.evaluation.suite.evaluate import suite_of
+    from sae_lens_sparsemax.evaluation.suite.evaluate import default_folder, suite_of
+    from sae_lens_sparsemax.files import require_writable
     from sae_lens_sparsemax.models.at_hook import load_sae
     from sae_lens_sparsemax.models.language_models import load_each_once
     from sae_lens_sparsemax.settings.command_line import apply_overrides
-    from sae_lens_sparsemax.settings.sentences import must_be_one_of
+    from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
     from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
 
-    file = read_yaml(find_recipe(options.config, "evaluate")) if options.config is not None else {}
-    given = apply_overrides(file, overrides)
+    recipe = read_yaml(find_recipe(options.config, "evaluate")) if options.config is not None else {}
+    given = apply_overrides(recipe, overrides)
     suite = options.suite
     if suite is not None and suite not in SUITES:
         raise must_be_one_of("suite", suite, SUITES)
@@ -98,12 +99,28 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         suites = suites if suite == "all" else suites[:1]
     else:
         suites = [suite]
+    file = _harness_file(options, beside_text=len(suites) > 1)
+    for each in suites:
+        if each != "saelens":
+            require_writable(options.output or default_folder(options.path, each), "--output")
+        elif file is not None:
+            if file.is_dir():
+                raise must_be("--output", "a JSON file, with '--suite saelens'", str(file))
+            require_writable(file.parent, "--output")
     for each, own in _shares(suites, given).items():
         if each == "saelens":
-            _saelens(options, sae, load, own, beside_text=len(suites) > 1)
+            _saelens(options, sae, load, own, file)
         else:
             _suite(options, sae, load, each, own)
     return 0
+
+
+def _harness_file(options: argparse.Namespace, beside_text: bool) -> Path | None:
+    """Where the results of SAELens's harness go: None for an SAE of the hub and no --output."""
+    if options.output is None:
+        folder = Path(options.path)
+        return folder / "evaluation.json" if folder.is_dir() else None
+    return options.output / "saelens.json" if beside_text else options.output
 
 
 def _shares(suites: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -119,7 +136,7 @@ def _shares(suites: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
     return shares
 
 
-def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[str, Any], beside_text: bool) -> None:
+def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[str, Any], file: Path | None) -> None:
     from sae_lens_sparsemax.evaluation.harness import evaluate_sae, results_table
     from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
     from sae_lens_sparsemax.files import save_json
@@ -132,11 +149,8 @@ def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[st
         f"\n{options.path} at {on['hook_name']} of {on['model_name']}, on {on['dataset_path']} ({on['dataset_split']})"
     )
     print(text_table(results_table(result)))
-    folder = Path(options.path)
-    output = options.output or (folder / "evaluation.json" if folder.is_dir() else None)
-    if output is not None:
-        output = output / "saelens.json" if beside_text and options.output else output
-        print(f"All metrics: {save_json(result, output)}")
+    if file is not None:
+        print(f"All metrics: {save_json(result, file)}")
 
 
 def _suite(options: argparse.Namespace, sae: Any, load: Any, suite: Any, settings: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.files import save_json
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.vision_at_hook import open_vision
+from sae_lens_sparsemax.training.checkpoints import differing_settings, output_of_run
 from sae_lens_sparsemax.training.config_file import load_config
 
 _RECIPES = {"text": "quickstart", "vision": "vision/quickstart_vision"}
@@ -42,17 +42,25 @@ class QuickstartResult(NamedTuple):
 def quickstart(kind: str, output: Path | str | None = None) -> QuickstartResult:
     """Train an SAE as the recipe of a kind says, and evaluate what was saved on what was held out.
 
-    An earlier quickstart in the same folder is replaced.
+    An earlier quickstart in the same folder is replaced; the SAE of any other training there is not.
 
     Args:
         kind: "text" or "vision".
         output: Folder for all that comes of it; None for that of the recipe.
+
+    Raises:
+        ValueError: It holds the SAE of another training.
     """
     started = time.perf_counter()
     loaded = load_config(_RECIPES[kind], {} if output is None else {"output_path": str(output)})
     folder = Path(loaded.config.output_path)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    loaded.make_runner().run()
+    # The hook and the width are complete only once the model is there.
+    if differing := differing_settings(folder, loaded.config, besides=("hook_name", "sae.d_in")):
+        raise ValueError(
+            f"--output must be a folder without the SAE of another training, got {str(folder)!r}: {differing[0]} there"
+        )
+    with output_of_run(loaded.config, overwrite=True):
+        loaded.make_runner().run()
     evaluate, table = _EVALUATION[kind]
     result = evaluate(load_sae(str(folder)))
     save_json(result, folder / "evaluation.json")

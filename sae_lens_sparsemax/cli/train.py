@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments; keys of the file are taken out before."""
     parser.add_argument("recipe", nargs="?", help="YAML file, or the name of a recipe (see 'sparsemax-sae recipes')")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint of this output")
-    parser.add_argument("--overwrite", action="store_true", help="delete checkpoints of an earlier run and start anew")
+    parser.add_argument("--overwrite", action="store_true", help="replace the SAE and checkpoints of an earlier run")
     parser.add_argument("--dry_run", action="store_true", help="check the file and print the complete configuration")
 
 
@@ -49,7 +49,7 @@ def settings(words: Sequence[str]) -> list[Group]:
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Train as the file and the keys say; returns the exit status."""
     from sae_lens_sparsemax.cli.recipes import print_recipes
-    from sae_lens_sparsemax.training.checkpoints import prepare_output
+    from sae_lens_sparsemax.training.checkpoints import output_of_run
     from sae_lens_sparsemax.training.config_file import load_config
 
     if options.recipe is None:
@@ -59,8 +59,8 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if options.dry_run:
         print(loaded.describe())
         return 0
-    prepare_output(loaded.config, resume=options.resume, overwrite=options.overwrite)
-    loaded.make_runner().run()
+    with output_of_run(loaded.config, resume=options.resume, overwrite=options.overwrite):
+        loaded.make_runner().run()
     output = loaded.config.output_path
     if output is not None:
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")

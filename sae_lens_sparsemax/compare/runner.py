@@ -22,7 +22,7 @@ from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
 from sae_lens_sparsemax.compare.tables import write_tables
 from sae_lens_sparsemax.compare.text_source import TextSource
 from sae_lens_sparsemax.compare.vision_source import VisionSource
-from sae_lens_sparsemax.files import save_json
+from sae_lens_sparsemax.files import only_writer, save_json
 
 
 def compare(cfg: CompareConfig) -> Path:
@@ -39,10 +39,14 @@ def compare(cfg: CompareConfig) -> Path:
         The Markdown table; `table.csv`, `matched.csv`, `runs.csv`, `pareto.png` and `pareto_*.png` lie beside it.
 
     Raises:
-        ValueError: If the data is too small, the disk too full, or a setting wrong.
+        ValueError: If the data is too small, the disk too full, a setting wrong, or another process writes there.
     """
     folder = Path(cfg.output_path)
-    folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder, "output_path"):
+        return _compare(cfg, folder)
+
+
+def _compare(cfg: CompareConfig, folder: Path) -> Path:
     save_json(asdict(cfg), folder / "config.json")
     source = _source(cfg)
     runs = all_runs(cfg)

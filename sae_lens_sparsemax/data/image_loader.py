@@ -8,6 +8,7 @@ stream with cannot be saved; there the shuffle buffer for activations does the m
 """
 
 import io
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ import PIL.Image
 import torch
 from datasets import Dataset, Image, IterableDataset
 from PIL import ImageOps
-from torch.utils.data import DataLoader
 
+from sae_lens_sparsemax.data.decode_workers import decoded_ahead, to_parent, why_workers_failed
 from sae_lens_sparsemax.data.images import ImageDataset
+
+logger = logging.getLogger(__name__)
 
 Position = dict[str, Any]
 """A place in the endless order of images, as JSON values."""
@@ -152,7 +155,7 @@ class _Decoder:
             except ValueError as error:
                 errors.append(f"{name}: {error}")
         pixels = self._preprocess(images) if images else torch.empty(0)
-        return PixelBatch(pixels, numbers, errors, task.position)
+        return PixelBatch(to_parent(pixels), numbers, errors, task.position)
 
     def _preprocess(self, images: list[PIL.Image.Image]) -> torch.Tensor:
         # Resizing to the size an image has changes nothing, but transformers converts it there and back.
@@ -196,23 +199,24 @@ class ImageLoader:
 
         Batches without a usable image are left out; the next one carries their errors.
         """
-        loader = DataLoader(
-            _Decoder(self.image_processor),  # type: ignore[arg-type]
-            sampler=self._tasks(dict(position or {}), one_pass),  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=self.n_workers,
-            # Enough for a model that is faster now and then; more only takes memory.
-            prefetch_factor=2 if self.n_workers else None,
-            # Without one of its own, the loader would draw its seed from the generator that shuffles tokens.
-            generator=torch.Generator(),
-        )
+        here, n_workers = dict(position or {}), self.n_workers
         errors: list[str] = []
-        for batch in loader:
-            self._count(batch)
-            errors += batch.errors
-            if len(batch.pixel_values):
-                yield batch._replace(errors=errors)
-                errors = []
+        while True:
+            try:
+                for batch in decoded_ahead(_Decoder(self.image_processor), self._tasks(here, one_pass), n_workers):
+                    self._count(batch)
+                    here = batch.position
+                    errors += batch.errors
+                    if len(batch.pixel_values):
+                        yield batch._replace(errors=errors)
+                        errors = []
+                break
+            except (RuntimeError, OSError) as error:
+                if not n_workers:
+                    raise
+                # What was not taken yet is decoded again, so nothing is lost or comes twice.
+                n_workers = 0
+                logger.warning("Images are decoded in this process from here on: %s", why_workers_failed(error))
         if self.n_bad and not self.n_good and not (position or {}).get("drawn"):
             raise ValueError(f"None of the {self.n_bad} images could be used. The first: {self.first_errors[0]}")
 

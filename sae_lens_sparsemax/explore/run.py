@@ -17,7 +17,7 @@ from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.texts import TextStream
 from sae_lens_sparsemax.explore.weights import nearest_concepts, token_logits, unembedding
-from sae_lens_sparsemax.files import atomic_directory
+from sae_lens_sparsemax.files import atomic_directory, only_writer
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
@@ -50,21 +50,24 @@ def explore(
         The page to open.
 
     Raises:
-        ValueError: An SAE, its model or its data cannot be loaded or do not fit; or `output` holds something else.
+        ValueError: An SAE, its model or its data cannot be loaded or do not fit; or `output` holds something else,
+            cannot be written to, or is being written by another process.
     """
     if names is not None and len(names) != len(paths):
         raise ValueError(f"{len(paths)} SAEs need as many names, but {len(names)} were given: {', '.join(names)}.")
     settings, output = settings or ExploreSettings(), Path(output).expanduser()
-    check_folder(output)
-    gathering = output.parent / f".{output.name}.gathering"
-    reports, load = [], load_each_once()
-    for number, (path, name) in enumerate(zip(paths, names or short_names(paths), strict=True)):
-        logger.info("Exploring %s.", path)
-        reports.append(_report(path, name, settings, gathering / f"{number}.safetensors", progress, load))
-        _check_same_data(reports[0], reports[-1])
-    with atomic_directory(output) as folder:
-        write_folder(folder, reports, settings, progress=progress)
-    shutil.rmtree(gathering, ignore_errors=True)
+    # Files are gathered beside the folder, which is replaced as a whole.
+    with only_writer(output.parent, "--output", f".{output.name}.lock"):
+        check_folder(output)
+        gathering = output.parent / f".{output.name}.gathering"
+        reports, load = [], load_each_once()
+        for number, (path, name) in enumerate(zip(paths, names or short_names(paths), strict=True)):
+            logger.info("Exploring %s.", path)
+            reports.append(_report(path, name, settings, gathering / f"{number}.safetensors", progress, load))
+            _check_same_data(reports[0], reports[-1])
+        with atomic_directory(output) as folder:
+            write_folder(folder, reports, settings, progress=progress)
+        shutil.rmtree(gathering, ignore_errors=True)
     return output / "index.html"
 
 

@@ -17,6 +17,7 @@ from sae_lens_sparsemax.activations.cache_writer import SHARD_BYTES, Batches, Ca
 from sae_lens_sparsemax.activations.sources import ImageActivations, TextActivations
 from sae_lens_sparsemax.activations.store import ResumableActivationsStore
 from sae_lens_sparsemax.data.texts import require_one_context
+from sae_lens_sparsemax.files import require_writable
 from sae_lens_sparsemax.models.language_models import check_width, hook_width, resolve_hook_name
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.training.sources import (
@@ -53,6 +54,7 @@ def cache_activations(
     """
     if cfg.cached_activations_path is None:
         raise ValueError("cached_activations_path must name the folder to store activations in, got None")
+    require_writable(cfg.cached_activations_path, "cached_activations_path")
     prepare = _images if isinstance(cfg, VisionSAERunnerConfig) else _text
     writer, batches, n_tokens = prepare(copy.copy(cfg), override_model, override_dataset, shard_bytes)
     return writer.write(batches, n_tokens)

@@ -1,15 +1,46 @@
-"""The checkpoints in a folder: which there are, which to continue from, and whether one fits the run."""
+"""The output of a run: whose folder it is, which checkpoints there are, and whether one is whole and fits the run."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.saes.sae import TrainingSAE
 from safetensors import SafetensorError, safe_open
+
+from sae_lens_sparsemax.files import atomic_write_text, only_writer, sha256_of
+from sae_lens_sparsemax.settings.sentences import shown
+
+CHECKSUMS_FILENAME = "checksums.json"
+_TOKENS = ("training_tokens", "training_samples")
+# What a resumed run may change: how long and where it runs, and what it shows and saves; not what it computes.
+_MAY_CHANGE = {
+    *_TOKENS,
+    "logger",
+    "verbose",
+    "output_path",
+    "checkpoint_path",
+    "n_checkpoints",
+    "save_final_checkpoint",
+    "resume_from_checkpoint",
+    "device",
+    "sae.device",
+    "llm_device",
+    "model_device",
+    "act_store_device",
+    "n_decode_workers",
+    "prefetch_image_batches",
+    "prefetch_llm_batches",
+    "cached_activations_path",  # the store sees to it that it is the same cache
+    "sae.metadata",
+    "sae_lens_version",
+    "sae_lens_training_version",
+}
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
@@ -17,7 +48,7 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.name.isdigit() and (path / TRAINER_STATE_FILENAME).is_file()]
+    found = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name))
 
 
@@ -33,46 +64,145 @@ def newest_checkpoint(folder: Path | str) -> Path:
     return checkpoints[-1]
 
 
-def prepare_output(config: Any, *, resume: bool, overwrite: bool) -> None:
-    """Make ``config`` continue its own newest checkpoint, or see that none of an earlier run is in the way.
+@contextmanager
+def output_of_run(config: Any, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
+    """Inside the block, the folders of a run are this process's alone, and nothing of another run is in the way.
 
     Args:
         config: a runner config; ``resume_from_checkpoint`` is set on it if ``resume``.
         resume: continue from the newest checkpoint in ``checkpoint_path``.
-        overwrite: delete the checkpoints there.
+        overwrite: delete the checkpoints there, and replace the SAE in ``output_path``.
 
     Raises:
-        ValueError: nothing to resume, or checkpoints that nobody said what to do with.
+        ValueError: nothing to resume; an SAE or checkpoints that nobody said what to do with; a folder that cannot be
+            written to, or that another process writes to.
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other.")
-    folder = config.checkpoint_path
-    if resume:
-        if folder is None:
-            raise ValueError("'checkpoint_path' is null, so there is no checkpoint to resume from.")
-        config.resume_from_checkpoint = str(newest_checkpoint(folder))
-        return
-    earlier = list_checkpoints(folder) if folder is not None else []
-    if earlier and not overwrite and config.resume_from_checkpoint is None:
+    if resume and config.checkpoint_path is None:
+        raise ValueError("'checkpoint_path' is null, so there is no checkpoint to resume from.")
+    with own_folders(config):
+        if resume:
+            config.resume_from_checkpoint = str(newest_checkpoint(config.checkpoint_path))
+        earlier = list_checkpoints(config.checkpoint_path) if config.checkpoint_path is not None else []
+        if overwrite:
+            for checkpoint in earlier:
+                shutil.rmtree(checkpoint)
+        else:
+            _refuse_to_replace(config, earlier)
+        yield
+
+
+@contextmanager
+def own_folders(config: Any) -> Iterator[None]:
+    """Inside the block, no other process can run a training in the folders of ``config`` (see ``only_writer``)."""
+    with ExitStack() as stack:
+        for name in ("output_path", "checkpoint_path"):
+            if (folder := getattr(config, name)) is not None:
+                stack.enter_context(only_writer(folder, name))
+        yield
+
+
+def _refuse_to_replace(config: Any, earlier: list[Path]) -> None:
+    """Raise a ValueError if the run would replace checkpoints or an SAE of another run."""
+    how = "replace it with --overwrite, or choose another --output_path."
+    resumed, output = config.resume_from_checkpoint, config.output_path
+    if earlier and resumed is None:
         raise ValueError(
-            f"{str(folder)!r} holds checkpoints of an earlier run, the newest after {earlier[-1].name} tokens: "
-            "continue it with --resume, replace it with --overwrite, or choose another --output_path."
+            f"{str(config.checkpoint_path)!r} holds checkpoints of an earlier run, the newest after {earlier[-1].name} "
+            f"tokens: continue it with --resume, {how}"
         )
-    if overwrite:
-        for checkpoint in earlier:
-            shutil.rmtree(checkpoint)
+    if output is None or not (Path(output) / SAE_WEIGHTS_FILENAME).is_file():
+        return
+    if resumed is None:
+        raise ValueError(f"{str(output)!r} holds the SAE of a finished run: {how}")
+    where = (_settings_in(Path(resumed)) or {}).get("output_path", output)
+    if where is None or Path(where).resolve() != Path(output).resolve():
+        raise ValueError(
+            f"output_path must be {str(where)!r}, as in the checkpoint that is resumed, or a folder without the SAE of "
+            f"a finished run, got {str(output)!r}"
+        )
 
 
-def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any]) -> None:
-    """Raise a ValueError unless ``folder`` holds a complete checkpoint of an SAE like ``sae``.
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 of every file in a checkpoint, as its last file."""
+    sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    atomic_write_text(folder / CHECKSUMS_FILENAME, json.dumps(sums, indent=1) + "\n")
 
-    Compared are the files, the architecture, and the name and shape of every tensor.
+
+def _verify_checksums(folder: Path) -> None:
+    """Raise a ValueError unless a checkpoint's files are those that were written; earlier versions wrote no sums."""
+    path = folder / CHECKSUMS_FILENAME
+    if not path.is_file():
+        return
+    sums = _json_object(path)
+    found = {each.name for each in folder.iterdir()} - {CHECKSUMS_FILENAME}
+    for name in sorted(sums.keys() | found):
+        if name not in found:
+            wrong = "is missing"
+        elif name not in sums:
+            wrong = "does not belong to it"
+        elif not (folder / name).is_file() or sha256_of(folder / name) != sums[name]:
+            wrong = "has changed since it was written (its SHA-256 is another)"
+        else:
+            continue
+        raise ValueError(f"The checkpoint {str(folder)!r} is damaged: {name!r} {wrong}.")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(path)!r} is damaged: it must hold a JSON object, got {shown(values)}.")
+    return values
+
+
+def _settings_in(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run that wrote a checkpoint or an SAE, as they were kept beside it; None if they were not."""
+    path = folder / RUNNER_CFG_FILENAME
+    return _json_object(path) if path.is_file() else None
+
+
+def differing_settings(folder: Path | str, config: Any, besides: Collection[str] = ()) -> list[str]:
+    """``NAME must be THAT, got THIS`` for each setting in which a run differs from the one that wrote a folder.
+
+    Args:
+        folder: of a checkpoint or an SAE; without settings kept beside it, nothing differs.
+        config: the run's configuration, complete.
+        besides: further settings that may differ.
+    """
+    earlier = _flat(_settings_in(Path(folder)) or {})
+    now = _flat(json.loads(json.dumps(config.to_dict())))
+    may_change = _MAY_CHANGE | set(besides)
+    if any(earlier.get(name) != now.get(name) for name in _TOKENS):
+        may_change |= {"lr_warm_up_steps", "lr_decay_steps"}  # those of a short run are scaled to it
+    return [
+        f"{name} must be {shown(earlier[name])}, got {shown(now[name])}"
+        for name in earlier.keys() & now.keys()
+        if earlier[name] != now[name] and name not in may_change and not name.startswith(("eval_", "n_eval_"))
+    ]
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of the SAE by dotted name."""
+    sae = settings.get("sae")
+    inner = {f"sae.{key}": value for key, value in sae.items()} if isinstance(sae, dict) else {}
+    return {key: value for key, value in settings.items() if key != "sae"} | inner
+
+
+def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> None:
+    """Raise a ValueError unless ``folder`` holds a complete checkpoint of an SAE like ``sae``, of the same run.
+
+    Compared are the files, their checksums, the architecture, the name and shape of every tensor, and the settings.
     """
     folder = Path(folder)
     for name in (TRAINER_STATE_FILENAME, SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME):
         if not (folder / name).is_file():
             raise ValueError(f"{str(folder)!r} is no complete checkpoint: it has no {name}.")
-    saved = json.loads((folder / SAE_CFG_FILENAME).read_text(encoding="utf-8")).get("architecture")
+    _verify_checksums(folder)
+    saved = _json_object(folder / SAE_CFG_FILENAME).get("architecture")
     if saved != sae.cfg.architecture():
         raise ValueError(
             f"The checkpoint {str(folder)!r} holds an SAE of the architecture {saved!r}; "
@@ -90,6 +220,8 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any]) -> None:
                 f"In the checkpoint {str(folder)!r} the tensor {name!r} has shape {found[name]}; "
                 f"this run needs {shape}."
             )
+    if differing := differing_settings(folder, config):
+        raise ValueError(f"{'; '.join(sorted(differing))} (as in the checkpoint {str(folder)!r}, which is resumed)")
 
 
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

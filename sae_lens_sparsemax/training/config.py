@@ -5,6 +5,7 @@ That on images is in ``vision_config.py``. Field names are SAELens's wherever it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic
@@ -18,6 +19,8 @@ from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_S
 
 from sae_lens_sparsemax.models.language_models import check_width
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
+
+logger = logging.getLogger(__name__)
 
 _SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 _MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM", "TransformerBridge")
@@ -108,7 +111,7 @@ def check_run(
     tokens: str = "training_tokens",
     batch: str = "train_batch_size_tokens",
 ) -> None:
-    """What every run's configuration must fulfil, whatever it trains on.
+    """What every run's configuration must fulfil, whatever it trains on; a schedule too long for it is shortened.
 
     Args:
         cfg: a runner's configuration.
@@ -134,11 +137,26 @@ def check_run(
     steps = cfg.total_training_steps
     if steps < 1:
         raise must_be(tokens, f"at least one batch of {batch} ({getattr(cfg, batch)})", getattr(cfg, tokens))
-    if cfg.lr_warm_up_steps + cfg.lr_decay_steps > steps:
-        raise ValueError(
-            f"lr_warm_up_steps and lr_decay_steps must fit into the {steps} steps that {tokens} and {batch} allow, "
-            f"got {cfg.lr_warm_up_steps} and {cfg.lr_decay_steps}"
-        )
+    _fit_schedule(cfg, steps)
+
+
+def _fit_schedule(cfg: Any, steps: int) -> None:
+    """Shorten warm-up and decay in proportion where a run is too short for them, and say so."""
+    asked = cfg.lr_warm_up_steps + cfg.lr_decay_steps
+    if asked <= steps:
+        return
+    fitting = steps - 1  # one at least is for the schedule between the two
+    before = f"{cfg.lr_warm_up_steps} and {cfg.lr_decay_steps}"
+    cfg.lr_warm_up_steps, cfg.lr_decay_steps = (
+        number * fitting // asked for number in (cfg.lr_warm_up_steps, cfg.lr_decay_steps)
+    )
+    logger.warning(
+        "lr_warm_up_steps and lr_decay_steps are scaled from %s to %d and %d: the run has %d steps.",
+        before,
+        cfg.lr_warm_up_steps,
+        cfg.lr_decay_steps,
+        steps,
+    )
 
 
 def check_choice(key: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:

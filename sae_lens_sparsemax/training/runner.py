@@ -16,7 +16,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
-from sae_lens_sparsemax.training.checkpoints import check_checkpoint
+from sae_lens_sparsemax.training.checkpoints import check_checkpoint, own_folders
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 from sae_lens_sparsemax.training.trainer import adapt
 
@@ -34,6 +34,12 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
     evaluation: EvaluationLog | None = None
     """What is measured while training, with wandb or without."""
+
+    @override
+    def run(self) -> TrainingSAE[Any]:
+        """Train, save and return the SAE."""
+        with own_folders(self.cfg):
+            return super().run()
 
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
@@ -81,6 +87,6 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         return {}
 
     def _check_resume(self) -> None:
-        """Refuse a checkpoint of another SAE before any work is done."""
+        """Refuse a checkpoint of another run before any work is done."""
         if self.cfg.resume_from_checkpoint is not None:
-            check_checkpoint(self.cfg.resume_from_checkpoint, self.sae)
+            check_checkpoint(self.cfg.resume_from_checkpoint, self.sae, self.cfg)

@@ -27,6 +27,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.files import atomic_directory
+from sae_lens_sparsemax.training.checkpoints import write_checksums
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,14 @@ class RunTrainer(SAETrainer[Any, Any]):
             return
         with atomic_directory(Path(base) / checkpoint_name) as new:
             super().save_checkpoint(new.name, base_path=new.parent, wandb_aliases=wandb_aliases)
+            write_checksums(new)
+
+    @override
+    def _update_pbar(self, step_output: TrainStepOutput, pbar: Any, update_interval: int = 100) -> None:
+        """Move the bar in each step, and leave it at its end; SAELens moves it every hundred steps."""
+        if self.n_training_steps % update_interval == 0:
+            super()._update_pbar(step_output, pbar, update_interval=1)
+        pbar.update(min(self.n_training_samples, self.cfg.total_training_samples) - pbar.n)
 
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:

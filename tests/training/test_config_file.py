@@ -101,7 +101,6 @@ def test_numbers_may_be_written_in_any_usual_form(tmp_path):
         ({"model_from_pretrained_kwargs": {"trust_remote_code": True}}, "code from a model's repository is never run"),
         ({"n_batches_in_buffer": 2}, "n_batches_in_buffer must be at least 32, .* got 2"),
         ({"training_tokens": 100}, "must be at least one batch"),
-        ({"lr_warm_up_steps": 10_000}, "must fit into the 488 steps .* got 10000 and 0"),
         ({"activations_mixing_fraction": 2}, "must be between 0 and 1, got 2"),
         ({"runner": "syntetic"}, "did you mean 'synthetic'"),
         ({"model_name": None}, "model_name must be given"),

@@ -246,7 +246,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tiny_model_folder, text_file,
 
     with pytest.raises(ValueError, match="of the architecture 'topk'; this run trains 'standard'"):
         resume(sae=StandardTrainingSAEConfig(d_in=D_MODEL, d_sae=32))
-    with pytest.raises(ValueError, match="An exact resume needs the same values"):
+    with pytest.raises(ValueError, match="n_batches_in_buffer must be 12, got 20"):
         resume(n_batches_in_buffer=20)
     (Path(checkpoint) / "trainer_state.pt").unlink()
     with pytest.raises(ValueError, match=r"no complete checkpoint: it has no trainer_state\.pt"):

@@ -172,7 +172,6 @@ def test_the_configuration_survives_json(folder, tmp_path):
         ({"dataset_split": "validation"}, "validation"),
         ({"tokens": "first"}, "tokens must be one of"),
         ({"training_tokens": 8}, "at least one batch"),
-        ({"lr_warm_up_steps": 30}, "must fit into the 24 steps"),
         ({"dtype": "int7"}, "dtype must be"),
         ({"eval_templates": ["a photo"]}, "eval_templates must be"),
         ({"model_class_name": "HookedTransformer"}, "model_class_name must be"),

@@ -15,8 +15,8 @@ from sae_lens_sparsemax.compare.paper.recipe import MATCH, Recipe, load_recipe
 from sae_lens_sparsemax.compare.paper.table import Rows, averaged, row, write_table
 from sae_lens_sparsemax.compare.suggest_k import mean_l0
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
-from sae_lens_sparsemax.files import save_json
-from sae_lens_sparsemax.training.checkpoints import list_checkpoints, prepare_output
+from sae_lens_sparsemax.files import require_writable, save_json
+from sae_lens_sparsemax.training.checkpoints import list_checkpoints, output_of_run
 from sae_lens_sparsemax.training.config_file import config_from_values
 
 TRAINED_FILENAME = "trained.json"
@@ -50,6 +50,7 @@ def reproduce(
     path = Path(path)
     recipe = load_recipe(path, small=small, overrides=overrides)
     folder = Path(recipe.output_path) / (f"{path.stem}-small" if small else path.stem)
+    require_writable(recipe.output_path, "output_path")
     if recipe.average_of:
         tables = []
         for name in recipe.average_of:
@@ -96,9 +97,10 @@ def trained_sae(recipe: Recipe, name: str, say: Callable[[str], None]) -> Path:
         say(f"{name}: kept, it was trained earlier ({folder})")
         return folder
     loaded = config_from_values({**settings, "output_path": str(folder)})
-    prepare_output(loaded.config, resume=bool(list_checkpoints(loaded.config.checkpoint_path)), overwrite=False)
-    say(f"{name}: training in {folder}")
-    loaded.make_runner().run()
+    resume = bool(list_checkpoints(loaded.config.checkpoint_path))
+    with output_of_run(loaded.config, resume=resume, overwrite=not resume):
+        say(f"{name}: training in {folder}")
+        loaded.make_runner().run()
     save_json(settings, folder / TRAINED_FILENAME)
     return folder
 

@@ -15,7 +15,7 @@ from sae_lens_sparsemax.evaluation.suite.pictures import write_pictures
 from sae_lens_sparsemax.evaluation.suite.report import write_report
 from sae_lens_sparsemax.evaluation.suite.text import text_groups
 from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
-from sae_lens_sparsemax.files import save_json
+from sae_lens_sparsemax.files import require_writable, save_json
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
@@ -74,7 +74,8 @@ def evaluate_suite(
     suite = suite or suite_of(sae)
     if suite not in get_args(Suite):
         raise ValueError(f"'suite' must be one of {', '.join(get_args(Suite))}, but {suite!r} was given.")
-    folder = Path(output) if output is not None else _default_folder(source, suite)
+    folder = Path(output) if output is not None else default_folder(source, suite)
+    require_writable(folder, "--output")
     if suite == "text":
         complete: Any = text_settings(settings, sae)
         todo = text_groups(sae, complete, progress, load)
@@ -95,7 +96,8 @@ def evaluate_suite(
     return SuiteResult(folder, write_report(results, pictures, folder), results)
 
 
-def _default_folder(source: str, suite: str) -> Path:
+def default_folder(source: str, suite: str) -> Path:
+    """Where the results of a suite go unless something else is said."""
     folder = Path(source).expanduser()
     # An SAE on the hub has no folder of its own here.
     return (folder if folder.is_dir() else Path("output") / source.replace(":", "_")) / "evaluation" / suite

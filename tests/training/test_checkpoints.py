@@ -1,0 +1,158 @@
+"""A run goes on only from a whole checkpoint of its own, and replaces a finished SAE only when told to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from sae_lens.config import LoggingConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
+from sae_lens.synthetic import SyntheticModelConfig
+
+from sae_lens_sparsemax.training.checkpoints import CHECKSUMS_FILENAME, newest_checkpoint, output_of_run
+from sae_lens_sparsemax.training.config import SyntheticRunnerConfig
+from sae_lens_sparsemax.training.synthetic_runner import SyntheticTrainingRunner
+
+SAE_FIELDS = {"d_in": 0, "d_sae": 16, "k": 2}
+
+
+def config(folder: Path, sae=SAE_FIELDS, **changes):
+    settings = {
+        "synthetic_model": SyntheticModelConfig(num_features=16, hidden_dim=8, seed=1),
+        "training_samples": 640,
+        "batch_size": 32,
+        "n_checkpoints": 1,
+        "eval_samples": 0,
+        "eval_frequency": 0,
+        "output_path": str(folder),
+        "checkpoint_path": str(folder / "checkpoints"),
+        "logger": LoggingConfig(log_to_wandb=False),
+    }
+    return SyntheticRunnerConfig(sae=TopKTrainingSAEConfig(**sae), **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    SyntheticTrainingRunner(config(folder)).run()
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def resume(folder: Path, **changes) -> SyntheticTrainingRunner:
+    checkpoint = str(newest_checkpoint(folder / "checkpoints"))
+    return SyntheticTrainingRunner(config(folder, resume_from_checkpoint=checkpoint, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lr": 1e-2}, "lr must be 0.0003, got 0.01"),
+        ({"sae": SAE_FIELDS | {"k": 3}}, "sae.k must be 2, got 3"),
+        ({"adam_beta1": 0.5}, "adam_beta1 must be 0.9, got 0.5"),
+        ({"batch_size": 64}, "batch_size must be 32, got 64"),
+        ({"synthetic_model": SyntheticModelConfig(num_features=16, hidden_dim=8, seed=2)}, "synthetic_model must be"),
+    ],
+)
+def test_other_settings_than_those_of_the_checkpoint_are_refused_by_name(folder, changes, named):
+    with pytest.raises(ValueError, match=named):
+        resume(folder, **changes)
+
+
+def test_a_resumed_run_may_be_longer_and_log_and_save_elsewhere(folder, tmp_path):
+    logger = LoggingConfig(log_to_wandb=False, wandb_log_frequency=3)
+    resume(folder, training_samples=1280, logger=logger, n_checkpoints=0, output_path=str(tmp_path / "longer")).run()
+    assert (tmp_path / "longer" / "cfg.json").is_file()
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["trainer_state.pt", "sae_weights.safetensors", "sparsity.safetensors", "cfg.json"])
+def test_a_changed_file_is_refused_by_name(folder, name):
+    _flip(newest_checkpoint(folder / "checkpoints") / name)
+    with pytest.raises(ValueError, match=f"is damaged: '{name}' has changed since it was written"):
+        resume(folder)
+
+
+def test_missing_and_further_files_are_refused_by_name(folder):
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    (checkpoint / "other.pt").touch()
+    with pytest.raises(ValueError, match="'other.pt' does not belong to it"):
+        resume(folder)
+    (checkpoint / "other.pt").unlink()
+    (checkpoint / "sparsity.safetensors").rename(checkpoint.parent / "elsewhere")
+    with pytest.raises(ValueError, match="'sparsity.safetensors' is missing"):
+        resume(folder)
+    sums = json.loads((checkpoint / CHECKSUMS_FILENAME).read_text())
+    sums["../elsewhere"] = sums.pop("sparsity.safetensors")
+    (checkpoint / CHECKSUMS_FILENAME).write_text(json.dumps(sums))
+    with pytest.raises(ValueError, match="'../elsewhere' is missing"):
+        resume(folder)
+    (checkpoint / "trainer_state.pt").unlink()
+    with pytest.raises(ValueError, match=r"it has no trainer_state\.pt"):
+        resume(folder)
+
+
+def test_checkpoints_without_checksums_go_on_with_the_same_settings(folder):
+    (newest_checkpoint(folder / "checkpoints") / CHECKSUMS_FILENAME).unlink()
+    with pytest.raises(ValueError, match="lr must be"):
+        resume(folder, lr=0.5)
+    resume(folder).run()
+
+
+def test_a_finished_sae_is_replaced_only_when_told_to(folder, tmp_path):
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier run"), output_of_run(config(folder)):
+        pass
+    (folder / "checkpoints").rename(tmp_path / "checkpoints")
+    refusal = pytest.raises(ValueError, match="holds the SAE of a finished run: replace it with --overwrite")
+    with refusal, output_of_run(config(folder)):
+        pass
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    elsewhere = config(other, checkpoint_path=str(tmp_path / "checkpoints"))
+    refusal = pytest.raises(ValueError, match="output_path must be .*run', as in the checkpoint")
+    with refusal, output_of_run(elsewhere, resume=True):
+        pass
+    with output_of_run(elsewhere, overwrite=True):
+        assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "scaled"), [((21, 0), (19, 0)), ((1000, 1000), (9, 9)), ((15, 5), (15, 5)), ((0, 80), (0, 19))]
+)
+def test_a_schedule_too_long_for_the_run_is_scaled_and_said_so(folder, caplog, given, scaled):
+    cfg = config(folder, lr_warm_up_steps=given[0], lr_decay_steps=given[1])
+    assert (cfg.lr_warm_up_steps, cfg.lr_decay_steps) == scaled
+    assert ("the run has 20 steps" in caplog.text) == (given != scaled)
+
+
+def test_the_bar_moves_every_step_and_ends_at_its_end(folder, monkeypatch):
+    shown = []
+
+    class Bar:
+        def __init__(self, total, initial, desc):
+            self.n, self.total = initial, total
+            shown.append(self.n)
+
+        def update(self, n):
+            self.n += n
+            shown.append(self.n)
+
+        def set_description(self, text):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("sae_lens.training.sae_trainer.tqdm", Bar)
+    resume(folder, training_samples=3990).run()
+    assert shown[0] == 352
+    assert shown[-1] == 3990
+    assert sorted(set(shown)) == [*range(352, 3990, 32), 3990]
