@@ -22,8 +22,6 @@ except ImportError:  # Windows
 T = TypeVar("T")
 
 _HASHED_BYTES = 16 * 2**20
-_PROBED_BYTES = 2**20
-_LOCK_FILENAME = ".lock"
 
 _locks: dict[Path, int] = {}
 """Descriptors of the locks that this process holds, by the path of the lock's file."""
@@ -43,7 +41,7 @@ def require_writable(folder: Path | str, name: str) -> None:
     """
     try:
         with _folder(Path(folder)), tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(_PROBED_BYTES))
+            probe.write(bytes(2**20))
             probe.flush()
             os.fsync(probe.fileno())
     except (OSError, ValueError) as error:  # ValueError: a path that holds a null
@@ -68,7 +66,7 @@ def _folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_writer(folder: Path | str, name: str, lock: str = _LOCK_FILENAME) -> Iterator[None]:
+def only_writer(folder: Path | str, name: str, lock: str = ".lock") -> Iterator[None]:
     """Inside the block, no other process that asks for the same may write to `folder`, which is made if missing.
 
     The system frees the lock of a process that ends, however it does. Within one process blocks may be nested. Where
@@ -88,8 +86,7 @@ def only_writer(folder: Path | str, name: str, lock: str = _LOCK_FILENAME) -> It
         if fcntl is None or path in _locks:
             yield
             return
-        refusal = f"{name} must be a folder that no other process is writing to, got {str(folder)!r}"
-        _locks[path] = _lock(path, refusal)
+        _locks[path] = _lock(path, f"{name} must be a folder that no other process is writing to, got {str(folder)!r}")
         try:
             yield
         finally:
@@ -109,8 +106,7 @@ def _lock(path: Path, refusal: str) -> int:
             raise ValueError(refusal) from error
         except OSError:  # a file system without locks
             return descriptor
-        # The process that had it may have taken the file away in between.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # the process that had it may have taken the file away in between
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         os.close(descriptor)
@@ -122,7 +118,7 @@ def _leave_locks_to_the_parent() -> None:
         os.close(_locks.popitem()[1])
 
 
-if hasattr(os, "register_at_fork"):
+if fcntl is not None:
     os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
