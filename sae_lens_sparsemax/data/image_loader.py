@@ -9,6 +9,7 @@ stream with cannot be saved; there the shuffle buffer for activations does the m
 
 import io
 import logging
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -216,6 +217,8 @@ class ImageLoader:
                     raise
                 # What was not taken yet is decoded again, so nothing is lost or comes twice.
                 n_workers = 0
+                # Ends the workers now. The garbage collector would end their queues first, and then wait for them.
+                traceback.clear_frames(error.__traceback__)
                 logger.warning("Images are decoded in this process from here on: %s", why_workers_failed(error))
         if self.n_bad and not self.n_good and not (position or {}).get("drawn"):
             raise ValueError(f"None of the {self.n_bad} images could be used. The first: {self.first_errors[0]}")
