@@ -43,9 +43,7 @@ def test_images_go_on_when_shared_memory_is_full(caplog, monkeypatch, failing):
     def full(tensor):
         shared.append(1)
         if len(shared) >= failing:  # counted in each worker
-            raise RuntimeError(
-                "unable to allocate shared memory(shm) for file </torch>: No space left on device"
-            )
+            raise RuntimeError("unable to allocate shared memory(shm) for file </torch>: No space left on device")
         return share(tensor)
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
