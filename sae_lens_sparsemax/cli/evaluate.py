@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "Measure a saved SAE of any SAELens architecture."
 USAGE = (
-    "SAE [--suite NAME] [--config RECIPE] [--groups A,B] [--output FOLDER] [--overwrite] [--KEY VALUE ...] [--debug]"
+    "SAE [--suite NAME] [--config RECIPE] [--groups A,B] [--output_path FOLDER] [--overwrite] [--KEY VALUE ...] [--debug]"
 )
 STOPPED = "Finished metric groups are kept: the same command goes on where it stopped."
 SUITES = ("saelens", "text", "vision", "all")
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file or recipe with settings of the suite")
     parser.add_argument("--groups", help="only these metric groups of the suite, with commas between")
-    parser.add_argument("--output", type=Path, help="folder of the results; with saelens, JSON file")
+    parser.add_argument("--output_path", type=Path, help="folder of the results; with saelens, JSON file")
     parser.add_argument("--overwrite", action="store_true", help="measure groups again that are finished")
 
 
@@ -102,11 +102,11 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     file = _harness_file(options, beside_text=len(suites) > 1)
     for each in suites:
         if each != "saelens":
-            require_writable(options.output or default_folder(options.path, each), "--output")
+            require_writable(options.output_path or default_folder(options.path, each), "--output_path")
         elif file is not None:
             if file.is_dir():
-                raise must_be("--output", "a JSON file, with '--suite saelens'", str(file))
-            require_writable(file.parent, "--output")
+                raise must_be("--output_path", "a JSON file, with '--suite saelens'", str(file))
+            require_writable(file.parent, "--output_path")
     for each, own in _shares(suites, given).items():
         if each == "saelens":
             _saelens(options, sae, load, own, file)
@@ -116,11 +116,11 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _harness_file(options: argparse.Namespace, beside_text: bool) -> Path | None:
-    """Where the results of SAELens's harness go: None for an SAE of the hub and no --output."""
-    if options.output is None:
+    """Where the results of SAELens's harness go: None for an SAE of the hub and no --output_path."""
+    if options.output_path is None:
         folder = Path(options.path)
         return folder / "evaluation.json" if folder.is_dir() else None
-    return options.output / "saelens.json" if beside_text else options.output
+    return options.output_path / "saelens.json" if beside_text else options.output_path
 
 
 def _shares(suites: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -164,7 +164,7 @@ def _suite(options: argparse.Namespace, sae: Any, load: Any, suite: Any, setting
         sae=sae,
         load=load,
         groups=[name.strip() for name in (options.groups or "").split(",") if name.strip()],
-        output=options.output,
+        output=options.output_path,
         overwrite=options.overwrite,
         say=lambda line: print(line, file=sys.stderr),
     )

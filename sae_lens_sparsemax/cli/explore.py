@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
 HELP = "Write a folder of static pages that show what the concepts of a saved SAE fire on."
-USAGE = "SAE [--compare SAE ...] [--names NAME ...] [--output FOLDER] [--KEY VALUE ...] [--debug]"
+USAGE = "SAE [--compare SAE ...] [--names NAME ...] [--output_path FOLDER] [--KEY VALUE ...] [--debug]"
 STOPPED = "The same command goes on where it was."
 EPILOG = """\
 examples:
   sparsemax-sae explore output/quickstart
   sparsemax-sae explore output/my_run --dataset_path wikitext103_test.txt --samples 5000
-  sparsemax-sae explore output/mini_clip_cifar10 --output pages --encoder openai/clip-vit-large-patch14
+  sparsemax-sae explore output/mini_clip_cifar10 --output_path pages --encoder openai/clip-vit-large-patch14
   sparsemax-sae explore output/sparsemax --compare output/batchtopk
 
 Open index.html of the folder in a browser: it needs no server and no network. Model, hook and data are read from
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of an SAE or checkpoint, or user/repository:id on the hub")
     parser.add_argument("--compare", nargs="+", default=[], metavar="PATH", help="more SAEs to show beside it")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call them (default: parts of their paths)")
-    parser.add_argument("--output", type=Path, help="folder to write (default: explore inside PATH)")
+    parser.add_argument("--output_path", type=Path, help="folder to write (default: explore inside PATH)")
 
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
     given = build(ExploreSettings, apply_overrides({}, overrides))
     inside = Path(options.path).expanduser()
-    output = options.output or (inside / "explore" if inside.is_dir() else Path("output/explore"))
+    output = options.output_path or (inside / "explore" if inside.is_dir() else Path("output/explore"))
     page = explore([options.path, *options.compare], output, given, names=options.names)
     print(f"\nOpen in a browser: {page}")
     return 0

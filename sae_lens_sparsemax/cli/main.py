@@ -84,14 +84,17 @@ def _run(words: list[str]) -> int:
     parser, commands = _parsers()
     overrides: dict[str, Any] = {}
     command = COMMANDS.get(words[0]) if words else None
-    if command is not None and hasattr(command, "settings"):
+    if command is not None:
+        from sae_lens_sparsemax.settings.checking import refuse_unknown_keys
         from sae_lens_sparsemax.settings.command_line import settings_help, split_overrides
 
-        groups = command.settings(words[1:])
+        groups = command.settings(words[1:]) if hasattr(command, "settings") else []
         own = commands[words[0]]
         if {"-h", "--help"} & set(words):
             own.epilog = f"{settings_help(groups)}\n{own.epilog}"
         words, overrides = split_overrides(words, own._option_string_actions, groups)
+        if not hasattr(command, "settings"):
+            refuse_unknown_keys({f"--{key}": value for key, value in overrides.items()}, own._option_string_actions)
     options = parser.parse_args(words)
     return COMMANDS[options.command].run(options, overrides)
 

@@ -21,7 +21,7 @@ It trains as the recipes 'quickstart' and 'vision/quickstart_vision' say, which 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments."""
     parser.add_argument("--vision", action="store_true", help="a CLIP on drawn shapes in place of the language model")
-    parser.add_argument("--output", help="folder (default output/quickstart or output/quickstart_vision)")
+    parser.add_argument("--output_path", help="folder (default output/quickstart or output/quickstart_vision)")
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa: ARG001  the same for all commands
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa:
     from sae_lens_sparsemax.cli.quickstart_runs import quickstart
 
     what = "vision" if options.vision else "text"
-    folder, table, seconds = quickstart(what, options.output)
+    folder, table, seconds = quickstart(what, options.output_path)
     print(f"\nTrained, saved, loaded back and evaluated on held-out {_HELD_OUT[what]} in {seconds:.0f} s.")
     print(text_table(table))
     print(f"""\

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
 HELP = "Write the TopK and BatchTopK trainings at the mean L0 of a sparsemax SAE."
-USAGE = "SAE [--settings FILE] [--l0 X] [--output FOLDER] [--KEY VALUE ...] [--debug]"
+USAGE = "SAE [--settings FILE] [--l0 X] [--output_path FOLDER] [--KEY VALUE ...] [--debug]"
 
 EPILOG = """\
 The number of active concepts of a sparsemax SAE follows its input; its mean is the k at which TopK and BatchTopK
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of a trained SAE")
     parser.add_argument("--settings", type=Path, help="YAML file it was trained with (default: kept in its folder)")
     parser.add_argument("--l0", metavar="X", help="a mean L0 that is known already; nothing is measured then")
-    parser.add_argument("--output", type=Path, help="folder for the two files (default: suggested/ in the SAE's)")
+    parser.add_argument("--output_path", type=Path, help="folder for the two files (default: suggested/ in the SAE's)")
 
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
@@ -59,8 +59,8 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     given = apply_overrides({}, overrides)
     refuse_unknown_keys(given, sorted({field.name for group in settings(()) for field in fields(group.cls)}))
     folder = Path(options.path)
-    output = options.output or folder / "suggested"
-    require_writable(output, "--output")
+    output = options.output_path or folder / "suggested"
+    require_writable(output, "--output_path")
     trained = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
     known = None if options.l0 is None else convert(Word(options.l0), float, "l0")
     l0, where = (known, "given") if known is not None else mean_l0(folder, given)

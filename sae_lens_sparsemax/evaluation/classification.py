@@ -86,16 +86,11 @@ def accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> Accuracy:
     return Accuracy(correct.mean().item(), (per_class / images)[images > 0].mean().item())
 
 
-def disjoint_splits(
-    labels: Sequence[int] | torch.Tensor, counting_fraction: float = 0.5, seed: int = 0
-) -> tuple[list[int], list[int]]:
+def disjoint_splits(labels: Sequence[int] | torch.Tensor, seed: int = 0) -> tuple[list[int], list[int]]:
     """Indices of counting and test images where a data set has one split only; no image is in both.
 
-    Every class is divided in the given proportion, to the nearest image, and keeps at least one image on each
-    side where it has two.
+    Every class is halved, to the nearest image; one of a single image is counted.
     """
-    if not 0 < counting_fraction < 1:
-        raise ValueError(f"counting_fraction must lie between 0 and 1, got {counting_fraction}")
     labels = torch.as_tensor(labels)
     generator = torch.Generator().manual_seed(seed)
     counting: list[int] = []
@@ -103,7 +98,7 @@ def disjoint_splits(
     for label in labels.unique().tolist():
         index = (labels == label).nonzero()[:, 0]
         index = index[torch.randperm(len(index), generator=generator)].tolist()
-        n = min(max(round(counting_fraction * len(index)), 1), max(len(index) - 1, 1))
+        n = max(round(len(index) / 2), 1)
         counting += index[:n]
         test += index[n:]
     return sorted(counting), sorted(test)

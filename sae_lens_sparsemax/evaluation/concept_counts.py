@@ -16,6 +16,8 @@ from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, encode_chunks, tokens
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
 PATCHSAE_THRESHOLD = 0.2
+# Non-zero activations of which a quantile is taken.
+_ENOUGH_VALUES = 1_000_000
 
 LabelledBatches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Batches of pixel values and of labels, shape (images,), int64; `LabelledImages`, or a list."""
@@ -59,13 +61,11 @@ def activation_quantile(
     model: VisionAtHook,
     images: LabelledBatches,
     quantile: float,
-    *,
-    max_values: int = 1_000_000,
     chunk_size: int = CHUNK_SIZE,
 ) -> float:
     """The quantile of an SAE's non-zero activations, as a threshold that suits its scale.
 
-    Only as many images are read as give `max_values` non-zero activations, so they should be in random order.
+    Only as many images are read as give a million non-zero activations, so they should be in random order.
     """
     if not 0 <= quantile <= 1:
         raise ValueError(f"quantile must lie in [0, 1], got {quantile}")
@@ -73,7 +73,7 @@ def activation_quantile(
     for pixel_values, _ in images:
         activations = model.activations(pixel_values)
         values.extend(chunk.acts.value.cpu() for chunk in encode_chunks(sae, [activations], chunk_size))
-        if sum(map(len, values)) >= max_values:
+        if sum(map(len, values)) >= _ENOUGH_VALUES:
             break
     ordered = torch.cat(values).double().sort().values
     if len(ordered) == 0:

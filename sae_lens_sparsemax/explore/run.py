@@ -57,7 +57,7 @@ def explore(
         raise ValueError(f"{len(paths)} SAEs need as many names, but {len(names)} were given: {', '.join(names)}.")
     settings, output = settings or ExploreSettings(), Path(output).expanduser()
     # Files are gathered beside the folder, which is replaced as a whole.
-    with only_writer(output.parent, "--output", f".{output.name}.lock"):
+    with only_writer(output.parent, "--output_path", f".{output.name}.lock"):
         check_folder(output)
         gathering = output.parent / f".{output.name}.gathering"
         reports, load = [], load_each_once()

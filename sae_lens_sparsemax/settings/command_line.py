@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from simple_parsing.docstring import get_attribute_docstring
 
 from sae_lens_sparsemax.settings.checking import Word
-from sae_lens_sparsemax.settings.sentences import nearest, shown
+from sae_lens_sparsemax.settings.sentences import Mistake, nearest, new_name, shown
 
 
 class Group(NamedTuple):
@@ -39,7 +39,7 @@ def split_overrides(
         The remaining words, and dotted key to value, as it was typed: the dataclass says how it is read.
 
     Raises:
-        ValueError: An option without a value, or one that is spelt with hyphens.
+        ValueError: An option without a value, or one that is spelt with hyphens or by the name of an earlier version.
     """
     flags = {_dotted(group, field) for group in groups for field, hint in _hints(group).items() if hint is bool}
     rest: list[str] = []
@@ -57,6 +57,8 @@ def split_overrides(
             key, equals, value = setting.partition("=")
             if not equals or not key:
                 raise ValueError(f"--set must be key=value (--set sae.target_l0=32), got {setting!r}")
+        if renamed := new_name(key, None, [option.removeprefix("--") for option in own_options]):
+            raise Mistake(f"--{key}", f"is now called --{renamed[1]}")
         if "-" in key.partition(".")[0]:
             raise ValueError(f"--{key} must be spelt with underscores: --{key.replace('-', '_')}")
         if equals:

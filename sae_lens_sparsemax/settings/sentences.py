@@ -22,6 +22,7 @@ _RENAMED: dict[str, tuple[str, ...]] = {
     "counting_data": ("counting_dataset",),
     "training_data": ("dataset_path",),
     "evaluation_data": ("eval_datasets",),
+    "output": ("output_path",),
 }
 for _group in ("data", "training_data"):
     for _key in ("path", "split", "config"):

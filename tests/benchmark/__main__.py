@@ -20,7 +20,7 @@ EPILOG = """\
 examples:
   python -m tests.benchmark                         the table of its README, about ten minutes on two cores
   python -m tests.benchmark --d_sae 12288 --support 50
-  python -m tests.benchmark --d_sae 12288 --support 50 --tokens 1024 256 4096 --output bench/
+  python -m tests.benchmark --d_sae 12288 --support 50 --tokens 1024 256 4096 --output_path bench/
   python -m tests.benchmark.training --help         whole steps on a language model
 
 Every figure is a ratio within one run: the median time of a forward and backward pass over that of the score product
@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [_measure(problem, args) for problem in tqdm(problems, desc="Benchmark", file=sys.stderr)]
     sys.stdout.write(f"{machine(args.device)}; fwd+bwd time / score product, peak extra memory / score matrix\n")
     sys.stdout.write(as_table(rows) + "\n")
-    if args.output:
-        folder = Path(args.output)
+    if args.output_path:
+        folder = Path(args.output_path)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "benchmark.json").write_text(json.dumps({"machine": machine(args.device), "rows": rows}, indent=1))
         plot_growth(rows, folder / "benchmark.png")
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what to measure beside the sparsemax SAE",
     )
     parser.add_argument("--naive_up_to", type=int, default=24576, metavar="M", help="skip the naive form above this")
-    parser.add_argument("--output", help="folder for benchmark.json and benchmark.png")
+    parser.add_argument("--output_path", help="folder for benchmark.json and benchmark.png")
     return parser
 
 

@@ -17,7 +17,7 @@ from tests.benchmark.passes import Problem, gate_scale_for
 def test_it_prints_a_table_and_writes_figures_and_a_plot(tmp_path, capsys):
     everything = ["sparsemax", "probabilities", "mlp", "topk", "topk_sparse", "naive"]
     sizes = ["--d_sae", "64", "128", "--d_in", "8", "--tokens", "32", "16", "--support", "4"]
-    main([*sizes, "--repeats", "1", "--only", *everything, "--output", str(tmp_path)])
+    main([*sizes, "--repeats", "1", "--only", *everything, "--output_path", str(tmp_path)])
     table = capsys.readouterr().out
     assert "| 32 | 128 | 4 |" in table
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]

@@ -58,7 +58,7 @@ def test_train_then_evaluate(config_path, capsys, tmp_path):
     assert len(result["features"]["feature_density"]) == 32
 
     checkpoint = next((out / "checkpoints").iterdir())
-    other = ["--output", str(tmp_path / "c.json"), "--batches", "1", "--batch_size", "4"]
+    other = ["--output_path", str(tmp_path / "c.json"), "--batches", "1", "--batch_size", "4"]
     assert main(["evaluate", str(checkpoint), *other]) == 0
     assert (tmp_path / "c.json").is_file()
 
@@ -143,7 +143,7 @@ def test_the_module_is_the_command():
 
 @pytest.mark.slow
 def test_quickstart_leaves_a_good_sae_and_says_what_is_next(capsys, tmp_path):
-    assert main(["quickstart", "--output", str(tmp_path / "quick")]) == 0
+    assert main(["quickstart", "--output_path", str(tmp_path / "quick")]) == 0
     printed = capsys.readouterr().out
     assert "Run next:" in printed
     result = json.loads((tmp_path / "quick" / "evaluation.json").read_text())

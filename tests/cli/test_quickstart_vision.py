@@ -59,7 +59,7 @@ def test_the_script_makes_a_model_that_learns(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_leaves_a_good_sae_and_says_what_is_next(tmp_path, capsys):
-    assert main(["quickstart", "--vision", "--output", str(tmp_path)]) == 0
+    assert main(["quickstart", "--vision", "--output_path", str(tmp_path)]) == 0
     assert "zero-shot accuracy, 64 classes" in capsys.readouterr().out
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["reconstruction"]["explained_variance"] > 0.8

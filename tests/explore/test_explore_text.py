@@ -85,7 +85,7 @@ def test_peak_tokens_are_read_where_the_activation_is_highest(text_world):
 
 def test_the_command_writes_the_pages_beside_the_sae_and_says_where(text_world, tmp_path, capsys):
     output = tmp_path / "pages"
-    words = ["explore", str(text_world / "sae"), "--output", str(output), "--samples", "6", "--showcase", "1"]
+    words = ["explore", str(text_world / "sae"), "--output_path", str(output), "--samples", "6", "--showcase", "1"]
     assert main(words) == 0
     assert str(output / "index.html") in capsys.readouterr().out and (output / "concept.html").is_file()
     assert main([*words, "--dataset_path", str(tmp_path / "gone.jsonl")]) == 2

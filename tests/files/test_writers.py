@@ -13,15 +13,15 @@ from sae_lens_sparsemax.files import only_writer, require_writable
 def test_a_place_that_cannot_be_written_to_is_refused_by_name(tmp_path, place):
     (tmp_path / "FILE").write_text("in the way")
     (tmp_path / "LINK").symlink_to(tmp_path / "nowhere" / "at all")
-    with pytest.raises(ValueError, match="--output must be a place that can be written to, got"):
-        require_writable(tmp_path / place, "--output")
+    with pytest.raises(ValueError, match="--output_path must be a place that can be written to, got"):
+        require_writable(tmp_path / place, "--output_path")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "LINK"]
 
 
 def test_asking_leaves_nothing_behind(tmp_path):
     (tmp_path / "there").mkdir()
-    require_writable(tmp_path / "a" / "b", "--output")
-    require_writable(tmp_path / "there", "--output")
+    require_writable(tmp_path / "a" / "b", "--output_path")
+    require_writable(tmp_path / "there", "--output_path")
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 

@@ -108,7 +108,7 @@ def test_every_command_opens_every_class(folder, tmp_path, capsys):
     assert main(["evaluate", str(folder), "--suite", "all", *few]) == 0
     assert "CE loss score (1 is best)" in capsys.readouterr().out
     pages = tmp_path / "pages"
-    assert main(["explore", str(folder), "--output", str(pages), "--samples", "4", "--showcase", "1"]) == 0
+    assert main(["explore", str(folder), "--output_path", str(pages), "--samples", "4", "--showcase", "1"]) == 0
     assert (pages / "index.html").is_file()
     session = open_session(str(folder))
     plain = session.inspect("w1 w2 w3", None, {})
@@ -131,7 +131,7 @@ def test_every_command_opens_hooks_with_heads(save_sae, tmp_path, capsys, model_
     assert main(["evaluate", str(folder), "--suite", "all", *few]) == 0
     assert "CE loss score (1 is best)" in capsys.readouterr().out
     pages = tmp_path / "pages"
-    assert main(["explore", str(folder), "--output", str(pages), "--samples", "4", "--showcase", "1"]) == 0
+    assert main(["explore", str(folder), "--output_path", str(pages), "--samples", "4", "--showcase", "1"]) == 0
     session = open_session(str(folder))
     plain = session.inspect("w1 w2 w3 w4", None, {})
     changed = session.inspect("w1 w2 w3 w4", None, {c["concept"]: Change(9.0) for c in plain["concepts"]})
@@ -152,7 +152,7 @@ def test_an_edit_of_one_head_leaves_the_others(save_sae):
 )
 def test_a_head_of_a_hook_without_heads_is_refused(save_sae, capsys, model_class, hook):
     folder = str(save_sae(model_class, hook, d_in=16, hook_head_index=0))
-    for words in (["evaluate", folder], ["explore", folder, "--output", folder + "/pages"], ["app", folder]):
+    for words in (["evaluate", folder], ["explore", folder, "--output_path", folder + "/pages"], ["app", folder]):
         assert main(words) == 2
         assert "has no heads" in capsys.readouterr().err
 

@@ -75,9 +75,10 @@ def test_the_help_tells_each_field_with_its_docstring_and_default():
     ("words", "sentence"),
     [
         (["--max-norm", "3"], "--max-norm must be spelt with underscores: --max_norm"),
+        (["--output", "here"], "--output is now called --output_path"),
         (["--resum"], "--resum needs a value; did you mean --resume"),
     ],
 )
 def test_a_misspelt_option_is_answered_with_the_right_one(words, sentence):
     with pytest.raises(ValueError, match=sentence):
-        split_overrides(words, {"--resume"})
+        split_overrides(words, {"--resume", "--output_path"})

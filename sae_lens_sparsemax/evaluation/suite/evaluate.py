@@ -75,7 +75,7 @@ def evaluate_suite(
     if suite not in get_args(Suite):
         raise ValueError(f"'suite' must be one of {', '.join(get_args(Suite))}, but {suite!r} was given.")
     folder = Path(output) if output is not None else default_folder(source, suite)
-    require_writable(folder, "--output")
+    require_writable(folder, "--output_path")
     if suite == "text":
         complete: Any = text_settings(settings, sae)
         todo = text_groups(sae, complete, progress, load)

@@ -32,7 +32,7 @@ def check_folder(output: Path) -> None:
     if output.is_dir() and ((output / "data" / f"{MANIFEST}.js").is_file() or not any(output.iterdir())):
         return
     if output.exists():
-        raise ValueError(f"{str(output)!r} holds something else and would be replaced; name another --output.")
+        raise ValueError(f"{str(output)!r} holds something else and would be replaced; name another --output_path.")
 
 
 def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettings, *, progress: bool) -> None:
