@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 HELP = "Measure a saved SAE of any SAELens architecture."
 USAGE = (
-    "SAE [--suite NAME] [--config RECIPE] [--groups A,B] [--output_path FOLDER] [--overwrite] [--KEY VALUE ...] [--debug]"
+    "SAE [--suite NAME] [--config RECIPE] [--groups A,B] [--output_path FOLDER] [--overwrite] [--KEY VALUE ...] "
+    "[--debug]"
 )
 STOPPED = "Finished metric groups are kept: the same command goes on where it stopped."
 SUITES = ("saelens", "text", "vision", "all")

@@ -57,7 +57,7 @@ def quickstart(kind: str, output: Path | str | None = None) -> QuickstartResult:
     # The hook and the width are complete only once the model is there.
     if differing := differing_settings(folder, loaded.config, besides=("hook_name", "sae.d_in")):
         raise ValueError(
-            f"--output_path must be a folder without the SAE of another training, got {str(folder)!r}: {differing[0]} there"
+            f"--output_path must be a folder without another training's SAE, got {str(folder)!r}: {differing[0]} there"
         )
     with output_of_run(loaded.config, overwrite=True):
         loaded.make_runner().run()

@@ -100,5 +100,6 @@ def test_a_known_l0_and_other_settings_need_no_log(folder, capsys):
     (folder / "metrics.jsonl").unlink()
     settings = _file(folder, SETTINGS | {"sae": {"d_sae": 64}})
     output = folder / "elsewhere"
-    assert main(["suggest-k", str(folder), "--l0", "7.6", "--settings", str(settings), "--output_path", str(output)]) == 0
+    words = ["suggest-k", str(folder), "--l0", "7.6", "--settings", str(settings)]
+    assert main([*words, "--output_path", str(output)]) == 0
     assert load_config(output / "topk.yaml").config.sae.k == 8
