@@ -10,7 +10,7 @@ from sae_lens_sparsemax.display.tables import text_table
 HELP = "Train and evaluate an SAE on a small embedded model; needs no network."
 EPILOG = """\
 examples:
-  sparsemax-sae quickstart                     a language model on books and speeches, two minutes on two cores
+  sparsemax-sae quickstart                     a language model on books and speeches, a minute or two
   sparsemax-sae quickstart --vision            a CLIP on drawings of coloured shapes
   sparsemax-sae explore output/quickstart      what the trained concepts fire on
 
