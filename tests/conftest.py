@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformer_lens
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 # Tests that run beside each other share the cores: one thread for each, and for the processes they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -18,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from sae_lens_sparsemax.models import language_models
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from tests.support import sites
@@ -30,6 +33,36 @@ from tests.support.tiny_vision_models import tiny_model
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama of width 16 with a word-level tokenizer, as a Hugging Face folder."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture
+def hooked_transformer(monkeypatch, tiny_model_folder):
+    """HookedTransformer loads no local folders, so the name `tiny` gives a random one with the same tokenizer."""
+    config = transformer_lens.HookedTransformerConfig(
+        n_layers=2, d_model=16, n_ctx=64, d_head=8, n_heads=2, d_vocab=62, act_fn="gelu", seed=0
+    )
+    model = transformer_lens.HookedTransformer(config, AutoTokenizer.from_pretrained(tiny_model_folder))
+    load = language_models.load_model
+    monkeypatch.setattr(
+        language_models, "load_model", lambda *args, **kwargs: model if args[1] == "tiny" else load(*args, **kwargs)
+    )
+
+
+@pytest.fixture
+def bert_folder(tmp_path, tiny_model_folder):
+    """A random BERT, with the tokenizer of the other models."""
+    folder = tmp_path / "bert"
+    AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=62,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -92,6 +92,8 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     suite = options.suite
     if suite is not None and suite not in SUITES:
         raise must_be_one_of("suite", suite, SUITES)
+    # Which suite it is may depend on the SAE; what no suite takes is found before it is loaded.
+    _shares([suite] if suite in SUITES[:3] else list(SUITES[:3]), given)
     sae = load_sae(options.path, str(given.get("device") or "cpu"))
     load = load_each_once()
     if suite is None or suite == "all":

@@ -83,9 +83,7 @@ def _on_drawings(sae: SAE[Any]) -> dict[str, Any]:
     data = load_image_dataset(QUICKSTART, split="validation")
     names = class_names_of(data, "label")
     images = random_images(data, len(data), at_hook.model.image_processor, 64)  # type: ignore[arg-type]
-    evaluator = load_evaluator(
-        at_hook.model, images, at_hook.hook_name, at_hook.tokens, class_names=names, templates=[CAPTION]
-    )
+    evaluator = load_evaluator(at_hook, images, names, [CAPTION])
     reconstruction = evaluate_reconstruction(sae, map(at_hook.activations, evaluator.pixels), progress=False)
     return {
         "on": {

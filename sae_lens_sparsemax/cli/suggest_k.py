@@ -50,7 +50,7 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Measure and write as the arguments say; returns the exit status."""
-    from sae_lens_sparsemax.compare.suggest_k import mean_l0, training_settings, write_matched_settings
+    from sae_lens_sparsemax.compare.suggest_k import mean_l0, require_sae, training_settings, write_matched_settings
     from sae_lens_sparsemax.files import require_writable
     from sae_lens_sparsemax.settings.checking import Word, convert, refuse_unknown_keys
     from sae_lens_sparsemax.settings.command_line import apply_overrides
@@ -58,11 +58,12 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
     given = apply_overrides({}, overrides)
     refuse_unknown_keys(given, sorted({field.name for group in settings(()) for field in fields(group.cls)}))
+    known = None if options.l0 is None else convert(Word(options.l0), float, "l0")
     folder = Path(options.path)
     output = options.output_path or folder / "suggested"
     require_writable(output, "--output_path")
     trained = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
-    known = None if options.l0 is None else convert(Word(options.l0), float, "l0")
+    require_sae(trained)
     l0, where = (known, "given") if known is not None else mean_l0(folder, given)
     paths = write_matched_settings(trained, l0, output)
     print(f"Mean L0 of {folder}: {l0:.2f} ({where})")

@@ -73,6 +73,14 @@ def training_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def require_sae(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The SAE of training settings; raises `ValueError` if they have none to match."""
+    sae = settings.get("sae")
+    if not isinstance(sae, Mapping) or "d_sae" not in sae:
+        raise ValueError("the settings have no `sae` with a d_sae, so there is no SAE to match")
+    return sae
+
+
 def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, dict[str, Any]]:
     """Training settings for TopK and BatchTopK at the L0 that a sparsemax SAE chose for itself.
 
@@ -90,9 +98,7 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
     Raises:
         ValueError: If there is no `sae`, or the L0 is not between 1 and d_sae.
     """
-    sae = settings.get("sae")
-    if not isinstance(sae, Mapping) or "d_sae" not in sae:
-        raise ValueError("the settings have no `sae` with a d_sae, so there is no SAE to match")
+    sae = require_sae(settings)
     if not 1 <= round(mean_l0) <= sae["d_sae"]:
         raise ValueError(f"the mean L0 must lie between 1 and d_sae = {sae['d_sae']}, got {mean_l0}")
     shared = {f.name for f in fields(TrainingSAEConfig)} - {"metadata"}

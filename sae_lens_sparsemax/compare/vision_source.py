@@ -13,7 +13,7 @@ from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, EvalData
 from sae_lens_sparsemax.compare.sources import VALIDATION, CapturedActivations, Metrics
 from sae_lens_sparsemax.data.image_loader import ImageLoader, permutation
 from sae_lens_sparsemax.data.images import load_image_dataset
-from sae_lens_sparsemax.data.labelled_images import random_images
+from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
 from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
@@ -65,19 +65,18 @@ class VisionSource(CapturedActivations):
 
     @cached_property
     def _evaluator(self) -> VisionEvaluator:
-        cfg = self.images
-        images = random_images(
-            _images(self.cfg.evaluation_images, cfg.image_column),
-            cfg.n_zero_shot_images,
-            self.model.image_processor,
-            cfg.batch_size,
+        cfg, where = self.images, self.cfg.evaluation_images
+        assert where.path is not None
+        data = ImageData(
+            where.path,
+            where.split,
+            where.config,
             image_column=cfg.image_column,
             label_column=cfg.label_column,
-            name="for evaluation",
-            max_bad_fraction=cfg.max_bad_image_fraction,
+            max_bad_image_fraction=cfg.max_bad_image_fraction,
         )
-        names, templates = cfg.class_names, cfg.templates
-        return load_evaluator(self.model, images, self.hook_name, cfg.tokens, class_names=names, templates=templates)
+        images = load_images(data, cfg.n_zero_shot_images, self.model.image_processor, cfg.batch_size)
+        return load_evaluator(self.at_hook, images, cfg.class_names, cfg.templates)
 
     @property
     def width(self) -> int:

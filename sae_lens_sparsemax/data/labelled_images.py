@@ -22,7 +22,7 @@ from sae_lens_sparsemax.data.image_loader import (
     decode_image,
     permutation,
 )
-from sae_lens_sparsemax.data.images import ImageDataset, class_labels_of, load_image_dataset
+from sae_lens_sparsemax.data.images import ImageDataset, class_labels_of, encoded_images, load_image_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -230,15 +230,20 @@ def random_images(
     return LabelledImages(rows, image_processor, batch_size, rows=permutation(len(rows))[:n_images].tolist(), **columns)
 
 
-def load_images(data: ImageData, n_images: int, image_processor: Any, batch_size: int) -> LabelledImages:
-    """The `random_images` of a set of images.
+def load_images(
+    data: ImageData, n_images: int, image_processor: Any, batch_size: int, dataset: ImageDataset | None = None
+) -> LabelledImages:
+    """The `random_images` of a set of images; `dataset` stands for the one that `data` names.
 
     Raises:
         ValueError: the data set or the column with the images is missing.
     """
-    dataset = load_image_dataset(
-        data.path, split=data.split, config=data.config, image_column=data.image_column, streaming=data.streaming
-    )
+    if dataset is None:
+        dataset = load_image_dataset(
+            data.path, split=data.split, config=data.config, image_column=data.image_column, streaming=data.streaming
+        )
+    else:
+        dataset = encoded_images(dataset, data.image_column, data.name)
     return random_images(
         dataset,
         n_images,

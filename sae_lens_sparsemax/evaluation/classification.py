@@ -45,8 +45,7 @@ def text_prototypes(
     Raises:
         ValueError: a template without a place for the name, or no names or templates.
     """
-    if wrong := [template for template in templates if "{}" not in template]:
-        raise ValueError(f"a template needs {{}} where the class name goes, got {wrong[0]!r}")
+    check_templates(templates)
     if not templates or not class_names:
         raise ValueError("text_prototypes needs at least one class name and one template")
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
@@ -54,6 +53,12 @@ def text_prototypes(
     embeds = torch.cat([encode_text(prompts[start : start + _TEXTS_AT_A_TIME]).float() for start in starts])
     means = normalize(embeds, dim=-1).unflatten(0, (len(class_names), len(templates))).mean(dim=1)
     return normalize(means, dim=-1)
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raise `ValueError` for a template without a place for the name."""
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise ValueError(f"a template needs {{}} where the class name goes, got {wrong[0]!r}")
 
 
 def contrastive_loss(logits: torch.Tensor) -> torch.Tensor:

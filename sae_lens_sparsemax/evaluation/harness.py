@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +25,10 @@ from sae_lens_sparsemax.evaluation.predictions import (
     evaluate_cross_entropy_baseline,
     evaluate_divergence,
 )
-from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
+from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
 from sae_lens_sparsemax.evaluation.settings import ContextSettings, EvaluationSettings, completed
-from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text
-from sae_lens_sparsemax.models.encoding import evaluation_mode
+from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text, text_at_hook
+from sae_lens_sparsemax.models.encoding import encode_chunks, evaluation_mode, paused, unscaled
 from sae_lens_sparsemax.models.language_models import NO_NEXT_TOKENS, load_language_model, predicts_next_tokens
 
 logger = logging.getLogger(__name__)
@@ -57,18 +57,30 @@ def evaluate_sae(
         ``on`` (what it was evaluated on), ``saelens`` (the groups of ``run_evals``, over the positions that the SAE
         reads; without those of cross-entropy and KL divergence if the model predicts no next tokens),
         ``reconstruction`` (``evaluation.ReconstructionMetrics``), ``ce_degradation`` (nats; 0 is best; or None) and
-        ``features`` (SAELens's metrics per concept). Reconstruction covers the first ``batches`` batches, as SAELens's
-        cross-entropy does; SAELens takes the following ones for its sparsity and variance.
+        ``features`` (SAELens's metrics per concept), all of the first ``batches`` batches.
 
     Raises:
         ValueError: metadata that are needed are missing; model, hook, width or data do not fit.
     """
     at_hook, store, on = open_contexts(sae, settings, load=load)
     batches = [store.get_batch_tokens() for _ in range(settings.batches)]
-    reconstruction = evaluate_reconstruction(sae, _activations(at_hook, batches), progress=progress)
-    predictions = _predictions(at_hook, batches, progress)
-    config = get_eval_everything_config(settings.batch_size, settings.batches, settings.batches)
-    only_read = _OnlyRead(at_hook, store)
+    return {"on": on, **evaluate_at_hook(at_hook, batches, progress=progress)}
+
+
+def evaluate_at_hook(
+    at_hook: TextAtHook, batches: list[torch.Tensor], *, per_concept: bool = True, progress: bool = True
+) -> dict[str, Any]:
+    """What `evaluate_sae` gives but for ``on``, of some contexts at a hook, during training as after it.
+
+    Args:
+        at_hook: the model and the SAE.
+        batches: token ids, each (batch, context).
+        per_concept: whether SAELens measures each concept too.
+        progress: whether to show progress bars.
+    """
+    sae, predictions = at_hook.sae, _predictions(at_hook, batches, progress)
+    config = get_eval_everything_config(len(batches[0]), len(batches), len(batches))
+    only_read = _OnlyRead(at_hook, batches)
     with evaluation_mode(sae):
         flat = copy.copy(sae)
         flat.cfg = copy.copy(sae.cfg)
@@ -78,18 +90,63 @@ def evaluate_sae(
             only_read,  # type: ignore[arg-type]
             only_read,  # type: ignore[arg-type]
             ActivationScaler(),
-            dataclasses.replace(config, compute_kl=False, compute_ce_loss=False),
+            dataclasses.replace(
+                config,
+                compute_kl=False,
+                compute_ce_loss=False,
+                compute_featurewise_density_statistics=per_concept,
+                compute_featurewise_weight_based_metrics=per_concept,
+            ),
             exclude_special_tokens=[_OnlyRead.left_out],
             verbose=progress,
         )
+    reconstruction = only_read.reconstruction.result()
+    # The same measure, which SAELens takes as a difference of float32 sums.
+    saelens["reconstruction_quality"]["explained_variance"] = reconstruction.explained_variance
     ce = predictions.get("model_performance_preservation")
     return {
-        "on": on,
         "saelens": predictions | saelens,
         "reconstruction": dataclasses.asdict(reconstruction),
         "ce_degradation": ce and ce["ce_loss_without_sae"] - ce["ce_loss_with_sae"],
-        "features": features,
+        "features": features if per_concept else {},
     }
+
+
+class TextEvaluator:
+    """What SAELens's trainer runs meanwhile: the measures of `evaluate_sae`, on the same contexts each time.
+
+    Args:
+        model: the language model.
+        dataset: texts, or tokens; the first ones are measured on, and read apart from those for training.
+        context_size: tokens per context.
+        batch_size: contexts at a time.
+        n_batches: batches to measure on.
+    """
+
+    def __init__(self, model: Any, dataset: Any, context_size: int, batch_size: int, n_batches: int) -> None:
+        self.model, self.dataset = model, dataset
+        self.context_size, self.batch_size, self.n_batches = context_size, batch_size, n_batches
+        self._batches: list[torch.Tensor] = []
+
+    def __call__(self, sae: SAE[Any], data_provider: Any, activation_scaler: ActivationScaler) -> dict[str, Any]:
+        """Measure an SAE as it is.
+
+        Args:
+            sae: in training; its metadata say where and what it reads.
+            data_provider: a store whose second thread must not use the model meanwhile, if it has one.
+            activation_scaler: what the activations are scaled by before they reach the SAE.
+
+        Returns:
+            The groups of SAELens, ``reconstruction`` and ``ce_degradation``; nothing that does not apply to the model.
+        """
+        with paused(data_provider), evaluation_mode(sae):
+            at_hook = text_at_hook(self.model, unscaled(sae, activation_scaler))
+            if not self._batches:
+                store = at_hook.store(self.dataset, self.context_size, self.batch_size, str(at_hook.device))
+                self._batches = [store.get_batch_tokens() for _ in range(self.n_batches)]
+            found = evaluate_at_hook(at_hook, self._batches, per_concept=False, progress=False)
+        more = {key: found[key] for key in ("reconstruction", "ce_degradation") if found[key] is not None}
+        return found["saelens"] | more
 
 
 class OpenContexts(NamedTuple):
@@ -164,14 +221,18 @@ class _OnlyRead:
 
     hook_name, left_out = "activations", 0
 
-    def __init__(self, at_hook: TextAtHook, store: ActivationsStore) -> None:
-        self.at_hook, self.store, self.context_size = at_hook, store, store.context_size
+    def __init__(self, at_hook: TextAtHook, batches: list[torch.Tensor]) -> None:
+        self.at_hook, self.batches, self.context_size = at_hook, iter(batches), batches[0].shape[1]
+        self.reconstruction = ReconstructionAccumulator(at_hook.sae.cfg.d_sae)
 
-    def get_batch_tokens(self, batch_size: int) -> torch.Tensor:
+    def get_batch_tokens(self, _: int) -> torch.Tensor:
         """Where the next contexts are read, shape (batch, context): `left_out`, or 1."""
-        tokens = self.store.get_batch_tokens(batch_size)
+        tokens = next(self.batches)
         self.acts = self.at_hook.activations(tokens)
-        return self.at_hook.is_read(tokens, self.acts).long()
+        is_read = self.at_hook.is_read(tokens, self.acts)
+        for chunk in encode_chunks(self.at_hook.sae, [self.acts[is_read.to(self.acts.device)]]):
+            self.reconstruction.add(chunk)
+        return is_read.long()
 
     def run_with_cache(self, *_: Any, **__: Any) -> tuple[None, dict[str, torch.Tensor]]:
         """The activations of these contexts, shape (batch, context, d_in)."""
@@ -199,9 +260,3 @@ def _predictions(at_hook: TextAtHook, batches: list[torch.Tensor], progress: boo
             "ce_loss_without_sae": ce.ce_original,
         },
     }
-
-
-def _activations(at_hook: TextAtHook, batches: list[torch.Tensor]) -> Iterator[Any]:
-    for tokens in batches:
-        acts = at_hook.activations(tokens)
-        yield acts[at_hook.is_read(tokens, acts).to(acts.device)]

@@ -12,6 +12,7 @@ import torch
 from sae_lens import SAE
 from torch.nn.functional import normalize, one_hot
 
+from sae_lens_sparsemax.evaluation.concept_counts import check_labels
 from sae_lens_sparsemax.evaluation.naming import ConceptName, image_directions, name_concepts
 from sae_lens_sparsemax.models.encoding import encode_images
 
@@ -68,13 +69,12 @@ def evaluate_names(
     halves = (_TopImages(sae.cfg.d_sae, n_top), _TopImages(sae.cfg.d_sae, n_top))
     n_images = 0
     for acts, embeds, labels in images:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(words):
-            raise ValueError(f"{len(words)} words cannot name labels from {int(labels.min())} to {int(labels.max())}.")
+        labels = check_labels(labels, len(words))
         is_second = (torch.arange(len(labels)) + n_images) % 2 == 1
         n_images += len(labels)
         for half, part in zip(halves, (~is_second, is_second), strict=True):
             if part.any():
-                half.add(sae, acts[part], embeds[part].float().cpu(), labels[part].cpu())
+                half.add(sae, acts[part], embeds[part].float().cpu(), labels[part])
     first, second = halves
     votes = one_hot(second.label[second.image.clamp(min=0)], len(words)).sum(1)
     is_judged = (first.image >= 0).all(1) & (second.image >= 0).all(1)

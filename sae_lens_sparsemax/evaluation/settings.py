@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 from sae_lens import SAE
 
+from sae_lens_sparsemax.data.class_names import check_dataset
 from sae_lens_sparsemax.data.labelled_images import ImageData, ImageReading
 from sae_lens_sparsemax.data.texts import TextData
+from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.concept_counts import PATCHSAE_THRESHOLD
 from sae_lens_sparsemax.evaluation.zero_shot import N_CONCEPTS
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
@@ -219,6 +221,13 @@ def vision_settings(values: Mapping[str, Any], sae: SAE[Any]) -> VisionSuiteSett
     settings = completed(given, sae, (*required, "tokens"), required)
     if settings.dataset_path is None:
         raise ValueError("dataset_path must be given: images that the SAE was not trained on")
+    check_templates(settings.templates)
+    if settings.classes is not None:
+        check_dataset(settings.classes)
+    if settings.counting_dataset == settings.dataset:
+        raise ValueError(
+            "counting_dataset must be other images than those to measure on, which are halved without it, got the same"
+        )
     return settings
 
 

@@ -12,7 +12,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_sparsemax.evaluation.streaming import CountDistribution
-from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, encode_chunks, mean_over_tokens
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, encode_whole_images, mean_over_tokens
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,11 @@ def l0_of_images(sae: SAE[Any], batches: Iterable[torch.Tensor], *, chunk_size: 
     """
     per_token, per_image = CountDistribution(), CountDistribution()
     means: list[torch.Tensor] = []
-    for batch in batches:
-        n_tokens = batch.shape[1]
-        for images in batch.split(max(1, chunk_size // n_tokens)):
-            (chunk,) = encode_chunks(sae, [images], chunk_size=len(images) * n_tokens)
-            l0 = chunk.acts.l0().cpu()
-            per_token.add(l0)
-            per_image.add(mean_over_tokens(chunk.acts, n_tokens).l0())
-            means.append(l0.double().unflatten(0, (-1, n_tokens)).mean(1))
+    for chunk, n_tokens in encode_whole_images(sae, batches, chunk_size):
+        l0 = chunk.acts.l0().cpu()
+        per_token.add(l0)
+        per_image.add(mean_over_tokens(chunk.acts, n_tokens).l0())
+        means.append(l0.double().unflatten(0, (-1, n_tokens)).mean(1))
     return ImageL0(l0_distribution(per_token), l0_distribution(per_image), torch.cat(means))
 
 

@@ -1,7 +1,6 @@
 """What an SAE keeps of a vision model, measured on held-out images with its reconstruction in the model's place."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,40 +12,34 @@ from sae_lens_sparsemax.data.labelled_images import LabelledImages
 from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
 from sae_lens_sparsemax.evaluation.concept_counts import check_labels
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
-from sae_lens_sparsemax.models.encoding import EncodedChunk, evaluation_mode, sparse_acts
-from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.encoding import EncodedChunk, evaluation_mode, paused, sparse_acts, unscaled
 from sae_lens_sparsemax.models.splice import Edit
-from sae_lens_sparsemax.models.vision_at_hook import Tokens, VisionAtHook
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
 
 class VisionEvaluator:
     """Reconstruction and, for models with text, zero-shot classification on the same images each time.
 
     Args:
-        model: the vision model.
+        at_hook: the vision model where the SAE reads it and is spliced in; tokens not read pass unchanged.
         pixels: what to evaluate on, batch by batch, each `(images, channel, height, width)`; held in memory.
-        hook_name: where the SAE reads and is spliced in.
-        tokens: which tokens it reads; the others pass unchanged.
         prototypes: `(n_classes, d_embed)` text embeddings of the classes; None leaves out classification.
         labels: `(n_images,)` class numbers, needed with prototypes; images of class -1 are not classified.
 
     Raises:
-        ValueError: prototypes without labels, or a hook or tokens that the model has not.
+        ValueError: prototypes without labels.
     """
 
     def __init__(
         self,
-        model: HookedViT,
+        at_hook: VisionAtHook,
         pixels: Sequence[torch.Tensor],
-        hook_name: str,
-        tokens: Tokens = "all",
         prototypes: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ):
         if prototypes is not None and labels is None:
             raise ValueError("Zero-shot accuracy needs the labels of the images.")
-        self.at_hook = VisionAtHook(model, hook_name, tokens)
-        self.pixels, self.prototypes, self.labels = pixels, prototypes, labels
+        self.at_hook, self.pixels, self.prototypes, self.labels = at_hook, pixels, prototypes, labels
         self._plain: dict[str, float] | None = None
 
     @torch.no_grad()
@@ -67,16 +60,16 @@ class VisionEvaluator:
             is over groups with one image of every class.
         """
         measured = ReconstructionAccumulator(sae.cfg.d_sae)
-        scaler = activation_scaler or ActivationScaler()
+        view = unscaled(sae, activation_scaler or ActivationScaler())
 
         def reconstruct_and_measure(acts: torch.Tensor) -> torch.Tensor:
             x = acts.flatten(0, 1).to(sae.device, sae.dtype)
-            features = sae.encode(scaler.scale(x))
-            out = scaler.unscale(sae.decode(features))
+            features = view.encode(x)
+            out = view.decode(features)
             measured.add(EncodedChunk(x, out, sparse_acts(features)))
             return out.reshape(acts.shape)
 
-        with data_provider.paused() if hasattr(data_provider, "paused") else nullcontext():
+        with paused(data_provider):
             with evaluation_mode(sae):
                 embeds = self._embeds(reconstruct_and_measure)
             if self.prototypes is not None and self._plain is None:
@@ -105,37 +98,25 @@ class VisionEvaluator:
 
 
 def load_evaluator(
-    model: HookedViT,
-    images: LabelledImages,
-    hook_name: str,
-    tokens: Tokens,
-    *,
-    class_names: list[str] | None,
-    templates: list[str],
+    at_hook: VisionAtHook, images: LabelledImages, class_names: list[str] | None, templates: list[str]
 ) -> VisionEvaluator:
     """The evaluator on some images, with zero-shot classification of the labelled ones where the model has text.
 
     Args:
-        model: the vision model.
+        at_hook: the vision model where SAEs read it and are spliced in.
         images: prepared for the model; with classes, -1 or null for unlabelled ones, if the model classifies.
-        hook_name: where the SAE reads and is spliced in.
-        tokens: which tokens it reads.
         class_names: in the order of the classes; None for those of the data set.
         templates: prompts with one `{}` for the class name.
 
     Raises:
         ValueError: the classes or their names are missing, or no image can be used.
     """
+    model = at_hook.model
     if not model.classifies or not (labelled := images.labelled()).n_images:
-        return VisionEvaluator(model, list(images.pixels()), hook_name, tokens)
+        return VisionEvaluator(at_hook, list(images.pixels()))
     names = class_names or class_names_of(images.data, images.label_column)
     check_labels(labelled.labels, len(names))
-    batches = list(images)
+    prototypes, batches = text_prototypes(model.encode_text, names, templates), list(images)
     return VisionEvaluator(
-        model,
-        [pixels for pixels, _ in batches],
-        hook_name,
-        tokens,
-        text_prototypes(model.encode_text, names, templates),
-        torch.cat([labels for _, labels in batches]),
+        at_hook, [pixels for pixels, _ in batches], prototypes, torch.cat([labels for _, labels in batches])
     )

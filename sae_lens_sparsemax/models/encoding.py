@@ -4,12 +4,14 @@ Only `encode` and `decode` of the SAE are used, so every architecture works. The
 data set are never held: each chunk is reduced to its non-zero entries as soon as it is encoded.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
+from sae_lens.training.activation_scaler import ActivationScaler
 
 # Tokens encoded at once. At d_sae = 49,152 a dense chunk of float32 activations takes 200 MB.
 CHUNK_SIZE = 1024
@@ -93,10 +95,10 @@ def encode_chunks(
                 yield EncodedChunk(sae_in, sae_out, sparse_acts(feature_acts))
 
 
-def encode_images(
+def encode_whole_images(
     sae: SAE[Any], batches: Iterable[torch.Tensor], chunk_size: int = CHUNK_SIZE
-) -> Iterator[EncodedChunk]:
-    """Encode the tokens of images and average input, reconstruction and activations over each image's tokens.
+) -> Iterator[tuple[EncodedChunk, int]]:
+    """Encode and decode the tokens of images, in chunks of whole ones.
 
     Args:
         sae: Any SAELens SAE.
@@ -104,7 +106,7 @@ def encode_images(
         chunk_size: Tokens encoded at once; always whole images, so at least one.
 
     Yields:
-        Chunks whose rows are images.
+        Chunks whose rows are tokens, and how many tokens each image has.
 
     Raises:
         ValueError: If a batch does not have the three dimensions.
@@ -115,11 +117,19 @@ def encode_images(
         n_tokens = batch.shape[1]
         for images in batch.split(max(1, chunk_size // n_tokens)):
             (chunk,) = encode_chunks(sae, [images], chunk_size=images.shape[0] * n_tokens)
-            yield EncodedChunk(
-                chunk.sae_in.unflatten(0, (-1, n_tokens)).mean(1),
-                chunk.sae_out.unflatten(0, (-1, n_tokens)).mean(1),
-                mean_over_tokens(chunk.acts, n_tokens),
-            )
+            yield chunk, n_tokens
+
+
+def encode_images(
+    sae: SAE[Any], batches: Iterable[torch.Tensor], chunk_size: int = CHUNK_SIZE
+) -> Iterator[EncodedChunk]:
+    """As `encode_whole_images`, with input, reconstruction and activations averaged: rows are images."""
+    for chunk, n_tokens in encode_whole_images(sae, batches, chunk_size):
+        yield EncodedChunk(
+            chunk.sae_in.unflatten(0, (-1, n_tokens)).mean(1),
+            chunk.sae_out.unflatten(0, (-1, n_tokens)).mean(1),
+            mean_over_tokens(chunk.acts, n_tokens),
+        )
 
 
 def mean_over_tokens(acts: SparseActs, n_tokens: int) -> SparseActs:
@@ -166,6 +176,19 @@ def evaluation_mode(sae: SAE[Any]) -> Iterator[None]:
         sae.train(was_training)
         if was_reshaping:
             sae.turn_on_forward_pass_hook_z_reshaping()
+
+
+def unscaled(sae: SAE[Any], scaler: ActivationScaler) -> SAE[Any]:
+    """A view of an SAE in training that takes activations as the model gives them, as the SAE that is saved does."""
+    view = copy.copy(sae)
+    view.encode = lambda x: sae.encode(scaler.scale(x))
+    view.decode = lambda feature_acts: scaler.unscale(sae.decode(feature_acts))
+    return view
+
+
+def paused(data_provider: Any) -> AbstractContextManager[None]:
+    """A context in which the second thread of a store, if it has one, leaves the model alone."""
+    return data_provider.paused() if hasattr(data_provider, "paused") else nullcontext()
 
 
 def hook_name_of(sae: SAE[Any]) -> str:

@@ -143,7 +143,9 @@ def open_vision(
     name = model_name or meta.model_name
     if not name:
         raise ValueError("The SAE's metadata have no 'model_name'; give --model_name.")
-    model = HookedViT.from_pretrained(name, device, **(meta.model_from_pretrained_kwargs or {}))
+    # What was given to another model's loader says nothing about this one.
+    kwargs = meta.model_from_pretrained_kwargs if name == meta.model_name else None
+    model = HookedViT.from_pretrained(name, device, **(kwargs or {}))
     at_hook = VisionAtHook(model, hook_name or hook_name_of(sae), tokens or meta.tokens or "all")
     check_width(sae.cfg.d_in, at_hook.width, at_hook.hook_name)
     return at_hook

@@ -135,7 +135,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         """
         x = step_input.sae_in
         check_width(x, self.cfg.d_in)
-        check_finite(x, self.cfg.metadata.hook_name, step_input.n_training_steps)
+        step = step_input.n_training_steps + 1  # the host counts those that are done
+        check_finite(x, self.cfg.metadata.hook_name, step)
         self._initialise_b_dec(x)
         try:
             output = self._forward_pass(x, step_input)
@@ -146,7 +147,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
                 return output
             problem = f"the loss must be finite, got {output.loss.item()}"
         raise ValueError(
-            f"training step {step_input.n_training_steps} came to nothing: {problem}; lower the learning rate or leave "
+            f"training step {step} came to nothing: {problem}; lower the learning rate or leave "
             f"out activations as large as there (up to {x.abs().max().item():.4g})"
         )
 

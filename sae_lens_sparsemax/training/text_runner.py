@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore, ResumableActivationsStore
 from sae_lens_sparsemax.data.texts import require_one_context
+from sae_lens_sparsemax.evaluation.harness import TextEvaluator
 from sae_lens_sparsemax.models.language_models import hook_width, resolve_hook_name
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.runner import TrainingRunner
@@ -63,9 +64,11 @@ class TextTrainingRunner(TrainingRunner):
         store.is_prefetching = bool(cfg.prefetch_llm_batches)
         require_one_context(store, cfg.dataset_path)
         self.activations_store: Any = store
-        self.evaluator.activations_store = store
+        batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
+        self.evaluator: Any = TextEvaluator(
+            self.model, store.dataset, store.context_size, batch_size, cfg.n_eval_batches
+        )
         if source is not None:
-            # SAELens's evaluation still takes its contexts from the text.
             self.activations_store = MixedActivationsStore(
                 source,
                 cfg.train_batch_size_tokens,

@@ -10,8 +10,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
-from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_image_dataset
-from sae_lens_sparsemax.data.labelled_images import random_images
+from sae_lens_sparsemax.data.images import ImageDataset
+from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadata
@@ -103,28 +103,19 @@ class VisionSAETrainingRunner(TrainingRunner):
         cfg = self.cfg
         if dataset is None and cfg.eval_dataset_path is None:
             return None
-        if dataset is None:
-            dataset = load_image_dataset(
-                cfg.eval_dataset_path,
-                split=cfg.eval_dataset_split,
-                config=cfg.eval_dataset_config,
-                image_column=cfg.image_column,
-            )
-        else:
-            dataset = encoded_images(dataset, cfg.image_column, "for evaluation")
-        images = random_images(
-            dataset,
-            cfg.eval_n_images,
-            self.model.image_processor,
-            cfg.store_batch_size_images,
+        data = ImageData(
+            cfg.eval_dataset_path or "eval_dataset",
+            cfg.eval_dataset_split,
+            cfg.eval_dataset_config,
             image_column=cfg.image_column,
             label_column=cfg.eval_label_column,
-            name="for evaluation",
-            max_bad_fraction=cfg.max_bad_image_fraction,
+            max_bad_image_fraction=cfg.max_bad_image_fraction,
         )
-        names, templates = cfg.eval_class_names, cfg.eval_templates
         evaluator = load_evaluator(
-            self.model, images, cfg.hook_name, cfg.tokens, class_names=names, templates=templates
+            VisionAtHook(self.model, cfg.hook_name, cfg.tokens),
+            load_images(data, cfg.eval_n_images, self.model.image_processor, cfg.store_batch_size_images, dataset),
+            cfg.eval_class_names,
+            cfg.eval_templates,
         )
         return EvaluationLog(cfg.output_path, evaluator, cfg.eval_every_n_steps)
 

@@ -10,6 +10,7 @@ from sae_lens_sparsemax.data.images import encoded_images
 from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
 from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from tests.support.tiny_images import gray_levels
 
 HOOK = "blocks.1.hook_resid_post"
@@ -49,7 +50,7 @@ def identity_sae() -> StandardSAE:
 
 @torch.no_grad()
 def test_metrics_are_those_worked_out_by_hand(tiny_clip, sae, images, prototypes):
-    metrics = VisionEvaluator(tiny_clip, images.split(3), HOOK, "all", prototypes, LABELS)(sae)
+    metrics = VisionEvaluator(VisionAtHook(tiny_clip, HOOK), images.split(3), prototypes, LABELS)(sae)
     _, cache = tiny_clip.run_with_cache(images, names_filter=HOOK)
     x = cache[HOOK].flatten(0, 1).double()
     out = sae(cache[HOOK]).flatten(0, 1).double()
@@ -67,7 +68,7 @@ def test_metrics_are_those_worked_out_by_hand(tiny_clip, sae, images, prototypes
 
 @pytest.mark.parametrize("tokens", ["all", "cls", "patches"])
 def test_an_exact_sae_changes_nothing(tiny_clip, images, prototypes, tokens):
-    metrics = VisionEvaluator(tiny_clip, [images], HOOK, tokens, prototypes, LABELS)(identity_sae())
+    metrics = VisionEvaluator(VisionAtHook(tiny_clip, HOOK, tokens), [images], prototypes, LABELS)(identity_sae())
     assert metrics["explained_variance"] == pytest.approx(1, abs=1e-9)
     assert metrics["contrastive_loss"] == pytest.approx(metrics["contrastive_loss_without_sae"], rel=1e-5)
 
@@ -78,7 +79,7 @@ def test_only_the_chosen_tokens_are_replaced(tiny_clip, sae, images, prototypes)
         acts[:, 0] = sae(acts[:, 0])
         return acts
 
-    metrics = VisionEvaluator(tiny_clip, [images], HOOK, "cls", prototypes, LABELS)(sae)
+    metrics = VisionEvaluator(VisionAtHook(tiny_clip, HOOK, "cls"), [images], prototypes, LABELS)(sae)
     embeds = tiny_clip.run_with_hooks(images, fwd_hooks=[(HOOK, splice_cls)])
     logits = tiny_clip.zero_shot_logits(embeds, prototypes)
     expected = (contrastive_loss(logits[[0, 1, 2]]) + contrastive_loss(logits[[3, 4, 5]])) / 2
@@ -86,25 +87,27 @@ def test_only_the_chosen_tokens_are_replaced(tiny_clip, sae, images, prototypes)
 
 
 def test_scaled_activations_are_scaled_back(tiny_clip, images):
-    metrics = VisionEvaluator(tiny_clip, [images], HOOK)(identity_sae(), None, ActivationScaler(scaling_factor=0.125))
+    metrics = VisionEvaluator(VisionAtHook(tiny_clip, HOOK), [images])(
+        identity_sae(), None, ActivationScaler(scaling_factor=0.125)
+    )
     assert metrics["explained_variance"] == pytest.approx(1, abs=1e-9)
 
 
 def test_the_sae_keeps_its_mode_and_the_model_its_hooks(tiny_clip, sae, images):
     sae.train()
-    VisionEvaluator(tiny_clip, [images], HOOK)(sae)
+    VisionEvaluator(VisionAtHook(tiny_clip, HOOK), [images])(sae)
     assert sae.training
     assert not any(hook.has_hooks() for hook in tiny_clip.hook_dict.values())
 
 
 def test_heads_are_joined_for_the_sae(tiny_clip, images):
-    metrics = VisionEvaluator(tiny_clip, [images], "blocks.1.attn.hook_z")(identity_sae())
+    metrics = VisionEvaluator(VisionAtHook(tiny_clip, "blocks.1.attn.hook_z"), [images])(identity_sae())
     assert metrics["explained_variance"] == pytest.approx(1, abs=1e-9)
 
 
 def test_labels_are_needed_for_accuracy(tiny_clip, images, prototypes):
     with pytest.raises(ValueError, match="needs the labels"):
-        VisionEvaluator(tiny_clip, [images], HOOK, prototypes=prototypes)
+        VisionEvaluator(VisionAtHook(tiny_clip, HOOK), [images], prototypes=prototypes)
 
 
 def test_groups_hold_one_image_of_every_class():
@@ -126,7 +129,7 @@ def test_the_images_of_an_evaluator_are_the_usable_ones_with_their_labels(mini_c
     broken = data.from_list(rows, features=data.features)
     asked = {"class_names": None, "templates": ["{}"]}
     images = random_images(broken, 100, mini_clip.image_processor, 8)
-    evaluator = load_evaluator(mini_clip, images, HOOK, "all", **asked)
+    evaluator = load_evaluator(VisionAtHook(mini_clip, HOOK), images, **asked)
     assert sum(map(len, evaluator.pixels)) == len(evaluator.labels) == 18
     order = [
         row for row in torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist() if row not in (3, 4)
@@ -134,15 +137,15 @@ def test_the_images_of_an_evaluator_are_the_usable_ones_with_their_labels(mini_c
     assert evaluator.labels.tolist() == [row % 2 for row in order]
     with pytest.raises(ValueError, match=r"no column 'class'; its columns are 'image'"):
         images = random_images(data, 100, mini_clip.image_processor, 8, label_column="class")
-        load_evaluator(mini_clip, images, HOOK, "all", **asked)
+        load_evaluator(VisionAtHook(mini_clip, HOOK), images, **asked)
 
 
 def test_images_without_a_label_count_for_reconstruction_alone(tiny_clip, sae, images, prototypes):
     labels = torch.tensor([0, -1, 2, 0, 1, -1, 0])
     known = labels >= 0
-    metrics = VisionEvaluator(tiny_clip, images.split(3), HOOK, "all", prototypes, labels)(sae)
-    whole = VisionEvaluator(tiny_clip, images.split(3), HOOK)(sae)
-    some = VisionEvaluator(tiny_clip, [images[known]], HOOK, "all", prototypes, labels[known])(sae)
+    metrics = VisionEvaluator(VisionAtHook(tiny_clip, HOOK), images.split(3), prototypes, labels)(sae)
+    whole = VisionEvaluator(VisionAtHook(tiny_clip, HOOK), images.split(3))(sae)
+    some = VisionEvaluator(VisionAtHook(tiny_clip, HOOK), [images[known]], prototypes, labels[known])(sae)
     assert metrics["explained_variance"] == pytest.approx(whole["explained_variance"])
     for name in ("zero_shot_accuracy", "contrastive_loss"):
         for suffix in ("", "_without_sae"):
@@ -154,12 +157,14 @@ def test_without_any_label_nothing_is_classified_and_labels_beyond_the_names_are
     data = encoded_images(gray_levels(4), "image").remove_columns("label")
     data = data.add_column("label", [missing] * 4, feature=Value("int64"))
     asked = {"class_names": ["even", "odd"], "templates": ["{}"]}
-    evaluator = load_evaluator(mini_clip, random_images(data, 4, mini_clip.image_processor, 2), HOOK, "all", **asked)
+    evaluator = load_evaluator(
+        VisionAtHook(mini_clip, HOOK), random_images(data, 4, mini_clip.image_processor, 2), **asked
+    )
     assert evaluator.prototypes is None and sum(map(len, evaluator.pixels)) == 4
     assert "4 of 4 images of given have no label" in caplog.text
     data = data.remove_columns("label").add_column("label", [missing, 0, 1, 2], feature=Value("int64"))
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\), got 0 to 2"):
-        load_evaluator(mini_clip, random_images(data, 4, mini_clip.image_processor, 2), HOOK, "all", **asked)
+        load_evaluator(VisionAtHook(mini_clip, HOOK), random_images(data, 4, mini_clip.image_processor, 2), **asked)
 
 
 @torch.no_grad()

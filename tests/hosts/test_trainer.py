@@ -146,7 +146,7 @@ def test_bad_activations_stop_the_run_with_hook_and_step_and_leave_the_weights(a
             yield batch
 
     trainer.data_provider = poisoned()
-    with pytest.raises(ValueError, match=f"activations at {HOOK} in training step 3 are not finite: 1 of 256 tokens"):
+    with pytest.raises(ValueError, match=f"activations at {HOOK} in training step 4 are not finite: 1 of 256 tokens"):
         trainer.fit()
     assert all(torch.isfinite(value).all() for value in sae.state_dict().values())
 

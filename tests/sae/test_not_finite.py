@@ -48,7 +48,7 @@ def test_one_huge_coordinate_is_ranked_like_its_direction_and_never_trained_on(h
     assert acts.isfinite().all() and ordinary.count_nonzero() > 0
     assert torch.equal(acts != 0, ordinary != 0)
     before = {name: value.clone() for name, value in sae.state_dict().items()}
-    with pytest.raises(ValueError, match=r"training step 4 .*the loss must be finite, got (inf|nan).*up to [13]e\+"):
+    with pytest.raises(ValueError, match=r"training step 5 .*the loss must be finite, got (inf|nan).*up to [13]e\+"):
         sae.training_forward_pass(step_input(x, step=4))
     torch.testing.assert_close(sae.state_dict(), before, rtol=0, atol=0)
 
@@ -70,7 +70,7 @@ def test_training_names_the_step_at_which_weights_are_not_finite(structure):
     for name, _ in small_sae(structure=structure).named_parameters():
         sae = small_sae(structure=structure)
         sae.get_parameter(name).data.fill_(torch.nan)
-        with pytest.raises(ValueError, match=r"training step 6 .*must be finite"):
+        with pytest.raises(ValueError, match=r"training step 7 .*must be finite"):
             sae.training_forward_pass(step_input(inputs(), step=6))
 
 

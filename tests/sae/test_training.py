@@ -115,7 +115,7 @@ def test_nan_and_infinity_are_refused_with_hook_and_step(value):
     sae, x = small_sae(metadata=SAEMetadata(hook_name="blocks.3.hook_resid_post")), inputs()
     before = copy.deepcopy(sae.state_dict())
     x[2, 5], x[7, 0] = value, value
-    message = "activations at blocks.3.hook_resid_post in training step 17 are not finite: 2 of 40 tokens"
+    message = "activations at blocks.3.hook_resid_post in training step 18 are not finite: 2 of 40 tokens"
     with pytest.raises(ValueError, match=message):
         sae.training_forward_pass(step_input(x, step=17))
     with pytest.raises(ValueError, match=r"at blocks.3.hook_resid_post are not finite"):

@@ -48,8 +48,7 @@ def class_prompts(dataset: str, label_names: Sequence[str] | None = None) -> Cla
         ValueError: If the data set is unknown, `label_names` are needed and missing, or they do not match the
             names, in which case the message shows the first that differ.
     """
-    if dataset not in DATASETS:
-        raise must_be_one_of("classes", dataset, DATASETS)
+    check_dataset(dataset)
     file = "imagenet" if dataset == "imagenet_sketch" else dataset
     table = json.loads(files(__name__).joinpath(f"{file}.json").read_text(encoding="utf-8"))
     templates = tuple(table["templates"])
@@ -64,6 +63,12 @@ def class_prompts(dataset: str, label_names: Sequence[str] | None = None) -> Cla
     else:
         names = [_FROM_LABEL[dataset](label) for label in label_names]
     return ClassPrompts(tuple(names), templates)
+
+
+def check_dataset(dataset: str) -> None:
+    """Raise `ValueError` unless there are names for this data set."""
+    if dataset not in DATASETS:
+        raise must_be_one_of("classes", dataset, DATASETS)
 
 
 def check_order(names: Sequence[str], label_names: Sequence[str], dataset: str) -> None:

@@ -9,7 +9,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from sae_lens import SAE
 
-from sae_lens_sparsemax.evaluation.settings import text_settings, trained_on, vision_settings
+from sae_lens_sparsemax.evaluation.settings import (
+    TextSuiteSettings,
+    VisionSuiteSettings,
+    text_settings,
+    trained_on,
+    vision_settings,
+)
 from sae_lens_sparsemax.evaluation.suite.groups import run_groups, sae_digest
 from sae_lens_sparsemax.evaluation.suite.pictures import write_pictures
 from sae_lens_sparsemax.evaluation.suite.report import write_report
@@ -19,6 +25,8 @@ from sae_lens_sparsemax.files import require_writable, save_json
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.settings.checking import build
+from sae_lens_sparsemax.settings.sentences import must_be_one_of
 
 Suite = Literal["text", "vision"]
 
@@ -70,10 +78,12 @@ def evaluate_suite(
         ValueError: SAE, model, hook or data cannot be found or do not fit; the message names what was given.
     """
     settings = dict(settings or {})
+    if suite is not None and suite not in get_args(Suite):
+        raise must_be_one_of("suite", suite, get_args(Suite))
+    if suite is not None:
+        build(TextSuiteSettings if suite == "text" else VisionSuiteSettings, settings)
     sae = sae if sae is not None else load_sae(source, str(settings.get("device") or "cpu"))
     suite = suite or suite_of(sae)
-    if suite not in get_args(Suite):
-        raise ValueError(f"'suite' must be one of {', '.join(get_args(Suite))}, but {suite!r} was given.")
     folder = Path(output) if output is not None else default_folder(source, suite)
     require_writable(folder, "--output_path")
     if suite == "text":

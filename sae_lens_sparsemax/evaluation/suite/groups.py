@@ -15,7 +15,7 @@ from sae_lens_sparsemax.settings.sentences import must_be_one_of
 
 
 class NotMeasured(ValueError):
-    """A group cannot be measured with what was given; the message says what is missing."""
+    """A group cannot be measured with what was given, which is no mistake; the message says what is missing."""
 
 
 class MetricGroup(NamedTuple):
@@ -27,6 +27,8 @@ class MetricGroup(NamedTuple):
     """Everything the result depends on, besides the SAE, as plain data."""
     compute: Callable[[], Mapping[str, Any]]
     """Returns plain data or dataclasses; raises `NotMeasured` if something it needs was not given."""
+    opens: Callable[[], object] = bool
+    """Loads what other groups need too, such as the model: an error there ends the suite."""
 
 
 def run_groups(
@@ -54,13 +56,16 @@ def run_groups(
         Plain data by group; a group that could not be measured is `{"not_measured": reason}`.
 
     Raises:
-        ValueError: If `only` has a name that is no group.
+        ValueError: If `only` has a name that is no group, if what groups share cannot be opened, or if a group fails
+            and none of those asked for could be measured.
     """
     names = [group.name for group in groups]
     for name in only:
         if name not in names:
             raise must_be_one_of("groups", name, names)
     results: dict[str, Any] = {}
+    failures: list[ValueError] = []
+    is_any_measured = False
     for group in (bar := tqdm(groups, desc="Metric groups", unit="group", disable=not progress)):
         bar.set_postfix_str(group.name)
         path = folder / f"{group.name.replace('/', '-')}.json"
@@ -70,18 +75,25 @@ def run_groups(
         if kept is None and not wanted:
             continue
         if kept is not None:
+            is_any_measured |= wanted
             if wanted:
                 say(f"{group.name}: kept, it was finished earlier with the same settings ({path})")
             results[group.name] = kept
             continue
+        group.opens()
         try:
             measured = group.compute()
-        except NotMeasured as reason:
+        except ValueError as reason:
+            if not isinstance(reason, NotMeasured):
+                failures.append(reason)
             say(f"{group.name}: not measured, {reason}")
             results[group.name] = {"not_measured": str(reason)}
             continue
+        is_any_measured = True
         save_json({"fingerprint": key, "settings": group.settings, "result": measured}, path)
         results[group.name] = json.loads(path.read_text(encoding="utf-8"))["result"]
+    if failures and not is_any_measured:
+        raise failures[0]
     return results
 
 

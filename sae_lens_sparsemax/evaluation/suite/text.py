@@ -70,7 +70,7 @@ def text_groups(
             ("predictions", _predictions, settings.n_prediction_tokens),
         ):
             compute = partial(measured, measure, name, n_tokens)
-            groups.append(MetricGroup(f"{name}/{group}", on | {"n_tokens": n_tokens}, compute))
+            groups.append(MetricGroup(f"{name}/{group}", on | {"n_tokens": n_tokens}, compute, at_hook))
     return groups
 
 

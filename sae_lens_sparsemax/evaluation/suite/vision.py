@@ -74,7 +74,10 @@ def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool =
         "names": metrics.names,
     }
     return [
-        MetricGroup(name, on | {key: plain[key] for key in keys}, compute[name]) for name, keys in _OWN_SETTINGS.items()
+        MetricGroup(
+            name, on | {key: plain[key] for key in keys}, compute[name], lambda: (metrics.model, metrics.images)
+        )
+        for name, keys in _OWN_SETTINGS.items()
     ]
 
 
@@ -107,6 +110,10 @@ class VisionMetrics:
     def images(self) -> LabelledImages:
         """The images to measure on."""
         return self._load(self.settings.dataset, self.settings.n_images)
+
+    def open(self) -> None:
+        """Load the model and the images, if they are not."""
+        _ = self.model, self.images
 
     def geometry(self, level: Literal["token", "image"]) -> dict[str, Any]:
         """Reconstruction, CKNNA and decoder orthogonality, over tokens or over images."""
@@ -193,11 +200,6 @@ class VisionMetrics:
         """Images to count on and images to test on, none in both."""
         settings = self.settings
         if settings.counting_dataset is not None:
-            if settings.counting_dataset == settings.dataset:
-                raise ValueError(
-                    "counting_dataset must be other images than those to measure on, which are halved without it, "
-                    "got the same"
-                )
             counting_images = self._load(settings.counting_dataset, settings.n_counting_images)
             return _labelled(counting_images), self._labelled
         counting, test = disjoint_splits(self._labelled.labels, seed=settings.seed)
@@ -221,10 +223,7 @@ class VisionMetrics:
 
 
 def _labelled(images: LabelledImages) -> LabelledImages:
-    try:
-        labelled = images.labelled()
-    except ValueError as error:
-        raise NotMeasured(str(error)) from error
+    labelled = images.labelled()
     if not labelled.n_images:
         raise NotMeasured(f"no image of {images.name} has a label in {images.label_column!r}")
     return labelled

@@ -94,3 +94,22 @@ def test_the_digest_sees_weights_and_settings_and_no_metadata():
     with torch.no_grad():
         other.W_dec[0, 0] += 1e-6
     assert sae_digest(one) != sae_digest(other)
+
+
+def test_a_group_that_fails_is_left_out_with_its_reason_unless_nothing_else_was_measured(tmp_path):
+    def fails():
+        raise ValueError("labels must lie in [0, 3), got 0 to 9")
+
+    def no_model():
+        raise ValueError("there is no such model")
+
+    bad, good, said = MetricGroup("bad", {}, fails), Counter("good"), []
+    groups = [bad, good.group, MetricGroup("other", {}, fails)]
+    found = run_groups(groups, tmp_path, "", say=said.append, progress=False)
+    assert found["good"] == {"value": 1} and "[0, 3)" in found["bad"]["not_measured"] == found["other"]["not_measured"]
+    assert said[0].startswith("bad: not measured, labels must lie")
+    for only in (["bad"], ["bad", "other"]):
+        with pytest.raises(ValueError, match="labels must lie"):
+            run_groups(groups, tmp_path, "", only=only, say=said.append, progress=False)
+    with pytest.raises(ValueError, match="no such model"):  # which all would need
+        run_groups([good.group, bad._replace(opens=no_model)], tmp_path, "", say=said.append, progress=False)

@@ -202,6 +202,37 @@ def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder)
 
 
 @pytest.mark.parametrize(
+    ("given", "zero_shot", "names"),
+    [
+        ({"min_plain_accuracy": 0.99}, "below 99.0%", None),
+        ({"class_names": ["cat", "dog"]}, "has 2 names for 10 classes", "has 2 names for 10 classes"),
+        (
+            {"label_column": "number", "class_names": ["a", "b"]},
+            "labels must lie in [0, 2)",
+            "labels must lie in [0, 2)",
+        ),
+        ({"classes": "eurosat"}, "label", "label"),
+        ({"threshold_quantile": 1.5}, "must lie in [0, 1]", None),
+        ({"encoder": "/no/such/encoder"}, None, None),
+    ],
+)
+def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_path, given, zero_shot, names):
+    data = load_image_dataset(TEST.path)
+    data = data.add_column("number", data["label"])
+    data.to_parquet(tmp_path / "images.parquet")
+    settings = {key: value for key, value in SETTINGS.items() if key != "counting_dataset"}
+    settings |= {"dataset_path": str(tmp_path / "images.parquet"), "controls": False, "n_concepts": [1]}
+    result = evaluate_suite(str(folder), settings=settings | given, progress=False)
+    groups = result.results["groups"]
+    assert "geometry" in groups["tokens"] and "per_token" in groups["sparsity"]
+    for name, reason in (("zero_shot", zero_shot), ("names", names)):
+        assert reason in groups[name]["not_measured"] if reason else name in groups[name]
+    if "encoder" in given:
+        assert "/no/such/encoder" in groups["monosemanticity"]["not_measured"]
+        assert "/no/such/encoder" in result.report.read_text()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "dataset_path must be given"),
@@ -209,6 +240,8 @@ def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder)
         (["--dataset_path", TEST.path, "--image_column", "img"], "has no column 'img'"),
         (["--dataset_path", TEST.path, "--dataset_split", "test"], "split"),
         (["--dataset_path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),
+        (["--dataset_path", TEST.path, "--templates", "[a photo]"], "a template needs {}"),
+        (["--dataset_path", TEST.path, "--counting_dataset.path", TEST.path], "must be other images"),
         (["--dataset_path", TEST.path, "--min_plain_accuracy", "0.95", "--n_images", "40"], "below 95.0%"),
         (
             ["--dataset_path", TEST.path, "--hook_name", "blocks.9.hook_resid_post"],
