@@ -35,18 +35,18 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Serve the page until Ctrl-C; returns the exit status."""
-    from sae_lens_sparsemax.explore.app.server import AppServer
+    from sae_lens_sparsemax.explore.app.server import AppServer, listen
     from sae_lens_sparsemax.explore.app.session import open_session
     from sae_lens_sparsemax.explore.settings import AppSettings
     from sae_lens_sparsemax.settings.checking import build
     from sae_lens_sparsemax.settings.command_line import apply_overrides
 
     given = build(AppSettings, apply_overrides({}, overrides))
-    session = open_session(options.path, given)
-    with AppServer(session, options.path, given.port) as server:
+    with listen(given.port) as listener:
+        server = AppServer(open_session(options.path, given), options.path, listener)
         print(f"Open in a browser: {server.url}  (Ctrl-C ends it)", flush=True)
         try:
-            server.serve_forever()
+            server.serve()
         except KeyboardInterrupt:
             print("\nEnded.")
     return 0

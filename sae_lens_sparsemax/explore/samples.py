@@ -20,8 +20,6 @@ class SampleBatch(NamedTuple):
     """Whether each token counts, shape (n_samples, n_tokens); None if all do."""
     labels: torch.Tensor | None = None
     """Class of each sample, shape (n_samples,)."""
-    tokens: torch.Tensor | None = None
-    """Token ids, shape (n_samples, n_tokens)."""
     embeddings: torch.Tensor | None = None
     """Embeddings of the samples by an independent encoder, shape (n_samples, d_embedding)."""
 

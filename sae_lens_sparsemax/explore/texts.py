@@ -48,10 +48,8 @@ class TextStream:
         while group := list(itertools.islice(contexts, self.settings.batch_size)):
             tokens, last = torch.stack(group), first + len(group)
             acts = self.at_hook.activations(tokens)
-            acts, keep, tokens = (
-                each[:, self.at_hook.seqpos] for each in (acts, self.at_hook.is_read(tokens, acts).cpu(), tokens.cpu())
-            )
-            yield SampleBatch(acts, torch.arange(first, last), keep=keep, tokens=tokens), last
+            keep = self.at_hook.is_read(tokens, acts)[:, self.at_hook.seqpos].cpu()
+            yield SampleBatch(acts[:, self.at_hook.seqpos], torch.arange(first, last), keep=keep), last
             first = last
 
     def contexts(self, ids: torch.Tensor, *, progress: bool = True) -> Iterator[tuple[int, torch.Tensor]]:

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
-from sae_lens_sparsemax.explore.concepts.text import concepts_of_text
+from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 
 

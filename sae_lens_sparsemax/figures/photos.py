@@ -10,7 +10,7 @@ from PIL import Image
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.display.plots import INK, NORMAL, ORANGE, SMALL, concept_label, new_figure
-from sae_lens_sparsemax.explore.concepts.image import ImageConcepts, Pooling
+from sae_lens_sparsemax.explore.concepts import ImageConcepts, Pooling
 from sae_lens_sparsemax.figures.spikes import draw_spikes
 from sae_lens_sparsemax.models.encoding import top_concepts
 

@@ -126,15 +126,23 @@ class TextAtHook:
             activations: what `activations` gives for them; without, no norm is checked.
 
         Returns:
-            Bool, shape (batch, context): False outside `seqpos_slice`, at special tokens that were left out of the
-            training, and at activations of too large a norm.
+            Bool, shape (batch, context): False where `left_out` has a reason.
         """
-        in_slice = torch.zeros_like(tokens, dtype=torch.bool)
-        in_slice[:, self.seqpos] = True
-        mask = in_slice & keep_mask(tokens, self.excluded)
+        return ~torch.stack(list(self.left_out(tokens, activations).values())).any(0)
+
+    def left_out(self, tokens: torch.Tensor, activations: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The positions that the SAE was not trained on, by why: bool, shape (batch, context); see `is_read`."""
+        outside = torch.ones_like(tokens, dtype=torch.bool)
+        outside[:, self.seqpos] = False
+        found = {
+            f"positions outside seqpos_slice {self.sae.cfg.metadata.seqpos_slice}": outside,
+            "special tokens": ~keep_mask(tokens, self.excluded),
+        }
         if activations is not None and self.max_norm < math.inf:
-            mask &= (activations.norm(dim=-1) <= self.max_norm).to(mask.device)
-        return mask
+            found[f"activations of a norm above {self.max_norm:.4g}"] = ~(activations.norm(dim=-1) <= self.max_norm).to(
+                tokens.device
+            )
+        return found
 
     def hooks(self, edit: Edit, mask: torch.Tensor | None = None) -> list[tuple[str | Callable[..., Any], Hook]]:
         """What `run_with_hooks` takes so that the model goes on with an edit of what the SAE reads.

@@ -1,128 +1,339 @@
-"""The page and its answers over HTTP, to browsers on this machine alone.
+"""The page and its answers over HTTP, to browsers on this machine alone, by starlette on uvicorn.
 
-Python's own server is enough: one person asks one question at a time. Requests that another site makes a browser send
-are refused by their host name and content type.
+What they do not bring is here: other sites, which a browser may be made to ask for, are refused by the host and origin
+they name; bodies, waiting and slow clients have limits; whatever is refused is told as JSON with one sentence.
 """
 
-import json
-import threading
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
 
-from sae_lens_sparsemax.explore import app
+import h11
+import uvicorn
+from pydantic_core import from_json
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from sae_lens_sparsemax.explore.app.session import Session
 from sae_lens_sparsemax.models.splice import Change
+from sae_lens_sparsemax.settings.checking import build
+from sae_lens_sparsemax.settings.sentences import must_be
+
+logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
-_LARGEST_REQUEST = 32 * 1024 * 1024
+_SECONDS_FOR_HEAD = 10
+_SECONDS_FOR_BODY = 30
+_SECONDS_AFTER_ANSWER = 5
+_MOST_QUESTIONS = 64
+_MOST_CONNECTIONS = 500
+_MOST_CHANGES = 1_000
 _FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/app.css": ("app.css", "text/css; charset=utf-8"),
+    "/": ("app/static/index.html", "text/html"),
+    "/app.js": ("app/static/app.js", "text/javascript"),
+    "/app.css": ("app/static/app.css", "text/css"),
+    "/base.js": ("pages/assets/base.js", "text/javascript"),
+    "/base.css": ("pages/assets/base.css", "text/css"),
 }
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
 
 
-class AppServer(ThreadingHTTPServer):
-    """A server for one session.
+def listen(port: int) -> socket.socket:
+    """A socket of this machine alone; port 0 picks a free one.
+
+    Raises:
+        ValueError: the port is taken, not ours, or no port.
+    """
+    try:
+        return socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or "ports end at 65535"
+        raise ValueError(
+            f"port must be one to listen on, got {port}: {why}. Choose another with --port; 0 takes any."
+        ) from error
+
+
+class AppServer:
+    """Serves one session.
 
     Args:
         session: what to show.
         title: what to call it on the page.
-        port: 0 picks a free one, see `url`.
-
-    Raises:
-        ValueError: the port is taken.
+        listener: as `listen` gives it; its connections wait until the server runs.
     """
 
-    daemon_threads = True
-
-    def __init__(self, session: Session, title: str, port: int = 0):
-        self.session, self.title = session, title
-        self.lock = threading.Lock()  # hooks are attached to the one model while it runs
-        try:
-            super().__init__((HOST, port), _Handler)
-        except (OSError, OverflowError) as error:
-            raise ValueError(f"Port {port} cannot be used: {error}. Choose another with --port.") from error
-
-    @property
-    def url(self) -> str:
+    def __init__(self, session: Session, title: str, listener: socket.socket) -> None:
+        self.session, self.title, self.listener = session, title, listener
+        self.port = listener.getsockname()[1]
+        self.url = f"http://{HOST}:{self.port}/"
         """Where the page is."""
-        return f"http://{HOST}:{self.server_address[1]}/"
+        self._turn = asyncio.Lock()  # hooks are attached to the one model while it runs
+        self._n_questions = 0
+        routes = [Route(path, self._file, methods=["GET"]) for path in _FILES]
+        routes.append(Route("/api/session", self._session, methods=["GET"]))
+        routes.append(Route("/api/inspect", self._inspect, methods=["POST"]))
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _told})
+        app.router.redirect_slashes = False
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                _Guarded(app, self.port),
+                http=_Protocol,
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,  # requests are one person's clicks
+                log_level="critical",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
 
+    def serve(self) -> None:
+        """Answer until Ctrl-C or `stop`."""
+        self._server.run(sockets=[self.listener])
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Any  # the AppServer
+    def stop(self) -> None:
+        """End `serve`, from another thread."""
+        self._server.should_exit = True
 
-    def do_GET(self) -> None:
-        if not self._is_local():
-            return
-        if self.path == "/api/session":
-            self._send_json(HTTPStatus.OK, {"kind": self.server.session.kind, "title": self.server.title})
-        elif self.path in _FILES:
-            name, content_type = _FILES[self.path]
-            self._send(HTTPStatus.OK, (files(app) / "static" / name).read_bytes(), content_type)
-        else:
-            self._send_json(HTTPStatus.NOT_FOUND, {"error": "There is no such page."})
+    async def _file(self, request: Request) -> Response:
+        name, media_type = _FILES[request.url.path]
+        return Response((files("sae_lens_sparsemax.explore") / name).read_bytes(), media_type=media_type)
 
-    def do_POST(self) -> None:
-        if not self._is_local():
-            return
-        if self.path != "/api/inspect" or self.headers.get_content_type() != "application/json":
-            self._send_json(HTTPStatus.NOT_FOUND, {"error": "There is no such question."})
-            return
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > _LARGEST_REQUEST:
-            self.close_connection = True
-            self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": "At most 24 MB are taken."})
-            return
+    async def _session(self, _: Request) -> Response:
+        return JSONResponse({"kind": self.session.kind, "title": self.title})
+
+    async def _inspect(self, request: Request) -> Response:
+        with self._counted():
+            body = await _body(request, self.session.most_bytes)
+            async with self._turn:
+                return await run_in_threadpool(self._answer, body)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self._n_questions >= _MOST_QUESTIONS:
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "Too many questions wait already; ask again later.")
+        self._n_questions += 1
         try:
-            given, position, changes = _parse(self.rfile.read(int(length)))
-            with self.server.lock:
-                answer = self.server.session.inspect(given, position, changes)
+            yield
+        finally:
+            self._n_questions -= 1
+
+    def _answer(self, body: bytes) -> Response:
+        try:
+            question = _parse(body)
+            changes = {concept: Change(factor, add) for concept, factor, add in question.changes}
+            return JSONResponse(self.session.inspect(question.given, question.position, changes))
         except ValueError as error:
-            self._send_json(HTTPStatus.BAD_REQUEST, {"error": " ".join(str(error).split())})
-            return
-        self._send_json(HTTPStatus.OK, answer)
-
-    def _is_local(self) -> bool:
-        port = self.server.server_address[1]
-        if self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}"):
-            return True
-        self._send_json(HTTPStatus.FORBIDDEN, {"error": "This page is for browsers on the same machine."})
-        return False
-
-    def _send_json(self, status: HTTPStatus, answer: dict[str, Any]) -> None:
-        self._send(status, json.dumps(answer).encode(), "application/json")
-
-    def _send(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", _POLICY)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged: they are one person's clicks."""
+            return _refusal(HTTPStatus.BAD_REQUEST, str(error))
+        except Exception as error:
+            logger.error("A question could not be answered: %s: %s", type(error).__name__, error)
+            return _refusal(
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+                f"The question could not be answered: {type(error).__name__}: {str(error)[:500]}",
+            )
 
 
-def _parse(body: bytes) -> tuple[str, int | None, dict[int, Change]]:
+@dataclass
+class _Question:
+    given: str
+    position: int | None = None
+    changes: list[tuple[int, float, float]] = field(default_factory=list)
+
+
+def _parse(body: bytes) -> _Question:
     """The question in a request.
 
     Raises:
         ValueError: it is not one.
     """
     try:
-        question = json.loads(body)
-        given, position = question["given"], question.get("position")
-        changes = {int(c): Change(float(factor), float(add)) for c, factor, add in question.get("changes", [])}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError("The question could not be understood.") from error
-    if not isinstance(given, str) or not (position is None or type(position) is int):
-        raise ValueError("The question could not be understood.")
-    return given, position, changes
+        values = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ValueError(f"The question must be JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise must_be("The question", "an object with the key given", values)
+    question = build(_Question, values)
+    if len(question.changes) > _MOST_CHANGES:
+        raise must_be("changes", f"at most {_MOST_CHANGES}", len(question.changes))
+    return question
+
+
+async def _body(request: Request, most_bytes: int) -> bytes:
+    """What a question holds, as far as it is taken.
+
+    Raises:
+        HTTPException: it is not JSON by its type, too large, or too slow.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "A question must be of the type application/json.")
+    too_large = HTTPException(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"A question must have at most {most_bytes // 2**20} MB, and an image file three quarters of that.",
+    )
+    if int(request.headers.get("content-length", 0)) > most_bytes:
+        raise too_large
+    body = bytearray()
+
+    async def read() -> None:
+        async for part in request.stream():
+            body.extend(part)
+            if len(body) > most_bytes:
+                raise too_large
+
+    try:
+        await asyncio.wait_for(read(), _SECONDS_FOR_BODY)
+    except asyncio.TimeoutError as error:
+        raise HTTPException(
+            HTTPStatus.REQUEST_TIMEOUT, f"A question must arrive within {_SECONDS_FOR_BODY} seconds."
+        ) from error
+    except ClientDisconnect as error:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "The question ended too early.") from error
+    return bytes(body)
+
+
+def _refusal(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"error": " ".join(sentence.split())}, status)
+
+
+async def _told(_: Request, error: Exception) -> Response:
+    """starlette's own refusals and ours, as JSON."""
+    assert isinstance(error, HTTPException)
+    sentence = {404: "There is no such page.", 405: "There is no such question."}.get(error.status_code, error.detail)
+    return _refusal(error.status_code, sentence)
+
+
+class _Guarded:
+    """An app that answers this machine's own page alone, and that hears a client out.
+
+    A connection closed while a client still sends would take the answer with it, so what comes after a refusal is read
+    and dropped for a while.
+    """
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        hosts = [f"{name}:{port}" for name in (HOST, "localhost")] + ([HOST, "localhost"] if port == 80 else [])
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        all_read = False
+
+        async def hear() -> Message:
+            nonlocal all_read
+            message = await receive()
+            all_read = message["type"] == "http.disconnect" or not message.get("more_body", False)
+            return message
+
+        async def hear_out() -> None:
+            while not all_read:
+                await hear()
+
+        async def say(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *own]}
+            elif not message.get("more_body", False) and not all_read:
+                await send({**message, "more_body": True})
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(hear_out(), _SECONDS_AFTER_ANSWER)
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await (self.app if self._is_local(scope) else _stranger)(scope, hear, say)
+
+    def _is_local(self, scope: Scope) -> bool:
+        found = dict(scope["headers"])
+        host, origin = (found.get(name, b"").decode("latin-1").lower() for name in (b"host", b"origin"))
+        return host in self.hosts and origin in ("", *(f"http://{host}" for host in self.hosts))
+
+
+_stranger = _refusal(HTTPStatus.FORBIDDEN, "This page is for browsers on the same machine.")
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's HTTP, that waits for a request only so long and says what is wrong with it as JSON."""
+
+    _clock: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > _MOST_CONNECTIONS:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections.")
+        self._start_clock()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    @override
+    def eof_received(self) -> bool:  # type: ignore[override]  asyncio takes True for "keep it open"
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and not self.cycle.more_body:
+            self.cycle.keep_alive = False  # whoever has asked may still read
+            return True
+        if answering or self.conn.trailing_data[0]:
+            self._refuse(HTTPStatus.BAD_REQUEST, "The request ended too early.")
+        return False
+
+    @override
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._stop_clock()
+
+    @override
+    def on_response_complete(self) -> None:
+        self._start_clock()
+        super().on_response_complete()
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(HTTPStatus.BAD_REQUEST, "This is no request in HTTP/1.1 that can be understood.")
+
+    def _start_clock(self) -> None:
+        self._stop_clock()
+        sentence = f"A request must arrive within {_SECONDS_FOR_HEAD} seconds."
+        self._clock = self.loop.call_later(_SECONDS_FOR_HEAD, self._refuse, HTTPStatus.REQUEST_TIMEOUT, sentence)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+
+    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
+        if self.transport.is_closing():
+            return
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer is on its way
+            refusal = _refusal(status, sentence)
+            headers = [*refusal.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=status.phrase),
+                h11.Data(data=bytes(refusal.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # the app is not to answer as well
+        self.transport.close()

@@ -15,8 +15,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.data.class_names import known_words, read_words, shipped_words
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
-from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
-from sae_lens_sparsemax.explore.concepts.text import concepts_of_text
+from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.settings import AppSettings
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of, top_concepts
@@ -38,6 +37,9 @@ class Session(Protocol):
         """What is given to it."""
         ...
 
+    most_bytes: int
+    """Largest question, as JSON."""
+
     def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
         """Concepts of an input at a position, and the model's outcomes with and without the changes, as JSON values.
 
@@ -50,7 +52,8 @@ class Session(Protocol):
             `position`, `d_sae`, `n_active`, `spikes` (concept and activation of all that are active at the position),
             `concepts` (`concept`, `act`, and `places`: activation at each patch or token; the top ones, and those
             changed), `outcomes` (`label`, `before`, `after`: probabilities; the likeliest of either; None for a model
-            without) and, for images, `size`, `box` and `grid` of the patches, for texts `tokens`.
+            without) and, for images, `size`, `box` and `grid` of the patches, for texts `tokens` and `left_out` (why
+            the SAE was trained without each token, None for the others).
 
         Raises:
             ValueError: what was given is no image, or no text, or does not fit.
@@ -62,6 +65,7 @@ class ImageSession:
     """An SAE on a vision model; outcomes are CLIP's scores of `words`, if the model has a text tower."""
 
     kind: Literal["image"] = "image"
+    most_bytes = 32 * 2**20
 
     def __init__(self, model: HookedViT, sae: SAE[Any], words: list[str] | None = None):
         self.model, self.sae, self.words = model, sae, words or []
@@ -71,7 +75,7 @@ class ImageSession:
     @torch.no_grad()
     def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
         """See `Session`."""
-        image = _image(given)
+        edit, image = change_concepts(self.sae, changes), _image(given)
         found = concepts_of_image(self.model, self.sae, image)
         geometry = found.geometry
         n_patches = geometry.n_patches if geometry else 0
@@ -90,7 +94,7 @@ class ImageSession:
             pixels = self.model.preprocess(image)
             before = after = self._scores(self.at_hook.embeddings(pixels))
             if changes:
-                after = self._scores(self.at_hook.embeddings(pixels, change_concepts(self.sae, changes)))
+                after = self._scores(self.at_hook.embeddings(pixels, edit))
             answer["outcomes"] = _outcomes(before, after, lambda indices: [self.words[i] for i in indices])
         return answer
 
@@ -103,6 +107,7 @@ class TextSession:
     """An SAE on a language model; outcomes are next tokens after the position, if the model predicts them."""
 
     kind: Literal["text"] = "text"
+    most_bytes = 2**20
 
     def __init__(self, model: Any, sae: SAE[Any]):
         self.model, self.sae = model, sae
@@ -112,19 +117,20 @@ class TextSession:
     @torch.no_grad()
     def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
         """See `Session`."""
-        found = concepts_of_text(self.model, self.sae, given)
+        edit, found = change_concepts(self.sae, changes), concepts_of_text(self.model, self.sae, given)
         n_tokens = len(found.tokens)
         position = n_tokens - 1 if position is None else position
         if not 0 <= position < n_tokens:
             raise ValueError(f"There is no token {position}; this text has {n_tokens}.")
         answer = _concepts(found.feature_acts[position], found.feature_acts, changes)
-        answer |= {"position": position, "tokens": found.tokens, "outcomes": None}
+        left_out = [next((why for why, mask in found.left_out.items() if mask[i]), None) for i in range(n_tokens)]
+        answer |= {"position": position, "tokens": found.tokens, "left_out": left_out, "outcomes": None}
         if not self.has_outcomes:
             return answer
         token_ids = found.token_ids[None].to(self.at_hook.device)
         before = after = self.model.run_with_hooks(token_ids, return_type="logits")
         if changes:
-            hooks = self.at_hook.hooks(change_concepts(self.sae, changes), found.is_read[None])
+            hooks = self.at_hook.hooks(edit, found.is_read[None])
             after = self.model.run_with_hooks(token_ids, return_type="logits", fwd_hooks=hooks)
         before, after = (logits[0, position].float().softmax(-1).cpu() for logits in (before, after))
         outcomes = _outcomes(before, after, lambda indices: [self.at_hook.token_text(i) for i in indices])
@@ -189,6 +195,8 @@ def _concepts(acts: torch.Tensor, places: torch.Tensor, changes: Mapping[int, Ch
 
 def _outcomes(before: torch.Tensor, after: torch.Tensor, labels_of: Any) -> list[dict[str, Any]]:
     """The likeliest outcomes before or after a change, likeliest before first."""
+    if not (before.isfinite().all() and after.isfinite().all()):
+        raise ValueError("changes must be small enough for the model to compute with; its outcomes are not finite.")
     n = min(_N_OUTCOMES, len(before))
     indices = sorted({*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}, key=lambda i: -before[i])
     return [

@@ -14,7 +14,7 @@ from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 
 MANIFEST = "explore"
 """The script with what all pages know, by which a folder is known to be one of these."""
-_SHARED = ("core", "charts", "levels", "pictures", "texts", "cards")
+_SHARED = ("charts", "levels", "pictures", "texts", "cards")
 _PAGES = {
     "index": ("Concepts", ("table",)),
     "concept": ("Concept", ()),
@@ -36,8 +36,7 @@ def write_pages(folder: Path) -> None:
         if asset.name.endswith((".js", ".css")):
             (folder / "assets" / asset.name).write_bytes(asset.read_bytes())
     for page, (title, needs) in _PAGES.items():
-        scripts = [name for name in (*_SHARED, *needs, page) if name != "core"]
-        tags = "\n".join(f'<script src="assets/{name}.js"></script>' for name in scripts)
+        tags = "\n".join(f'<script src="assets/{name}.js"></script>' for name in (*_SHARED, *needs, page))
         values = {"title": html.escape(title), "page": page, "scripts": tags}
         text = template
         for name, value in values.items():

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.explore.app.server import AppServer
+from sae_lens_sparsemax.explore.app.server import AppServer, listen
 from sae_lens_sparsemax.explore.app.session import open_session
 from tests.support.sites import save_clip, save_image_sae, save_images, save_text, save_text_sae
 
 
 class Echo:
-    kind = "text"
+    kind, most_bytes = "text", 2**20
 
     def inspect(self, given, position, changes):
         if not given:
@@ -24,21 +24,23 @@ class Echo:
 
 @pytest.fixture
 def serve():
-    servers = []
+    running = []
 
     def start(session, title="an SAE") -> AppServer:
-        servers.append(AppServer(session, title))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return servers[-1]
+        server = AppServer(session, title, listen(0))
+        running.append((server, threading.Thread(target=server.serve)))
+        running[-1][1].start()
+        return server
 
     yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    for server, thread in running:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def request(server, method, path, body=None, **headers):
-    connection = http.client.HTTPConnection(*server.server_address, timeout=30)
+    connection = http.client.HTTPConnection(*server.listener.getsockname(), timeout=30)
     connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
     response = connection.getresponse()
     return response, response.read()
@@ -69,22 +71,22 @@ def test_other_sites_and_floods_are_refused(serve):
     body = json.dumps({"given": "a"})
     assert request(server, "POST", "/api/inspect", body, Host="evil.example")[0].status == 403
     assert request(server, "GET", "/", Host="evil.example")[0].status == 403
-    assert request(server, "POST", "/api/inspect", body, **{"Content-Type": "text/plain"})[0].status == 404
+    assert request(server, "POST", "/api/inspect", body, **{"Content-Type": "text/plain"})[0].status == 415
     assert request(server, "POST", "/api/inspect", "", **{"Content-Length": str(10**9)})[0].status == 413
-    assert server.server_address[0] == "127.0.0.1"
+    assert server.listener.getsockname()[0] == "127.0.0.1"
 
 
 def test_the_page_asks_nobody_else(serve):
     server = serve(Echo())
-    for path in ("/", "/app.js", "/app.css"):
+    for path in ("/", "/app.js", "/app.css", "/base.js", "/base.css"):
         response, page = request(server, "GET", path)
         assert response.status == 200 and "default-src 'self'" in response.headers["Content-Security-Policy"]
-        assert b"https://" not in page
+        assert b"://" not in page.replace(b"http://www.w3.org/2000/svg", b"")
 
 
 def test_a_port_in_use_is_told(serve):
     with pytest.raises(ValueError, match="Choose another with --port"):
-        AppServer(Echo(), "", serve(Echo()).server_address[1])
+        listen(serve(Echo()).port)
 
 
 def test_wrong_saes_and_words_are_one_line(tmp_path, capsys):

@@ -1,23 +1,13 @@
 "use strict";
-// All text from models and people goes in as text, never as markup.
+// Asks what is at a place of an image or a text, and shows the answer.
+const { h, spelt, count, percent } = explorer;
 const at = (id) => document.getElementById(id);
 const state = { kind: null, given: null, position: null, changes: new Map(), shown: null, turn: 0 };
-const SIGNS = { "\n": "↵", "\t": "→" };
-
-function make(tag, text, attributes = {}) {
-  const element = document.createElement(tag);
-  if (text !== null) element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
 
 function say(sentence, isError = false) {
   at("message").textContent = sentence;
   at("message").className = isError ? "error" : "";
 }
-
-const spelt = (token) => [...token].map((c) => SIGNS[c] ?? c).join("") || "∅";
-const shade = (act, most) => `rgb(${act < 0 ? "86 180 233" : "230 159 0"} / ${most > 0 ? 0.1 + 0.7 * Math.abs(act) / most : 0})`;
 
 async function ask() {
   if (state.given === null) return;
@@ -55,7 +45,9 @@ function show(answer) {
   const where = isImage
     ? answer.position === null ? "Image as a whole" : `Patch ${answer.position}`
     : `Token ${answer.position} “${spelt(answer.tokens[answer.position])}”`;
-  at("where").textContent = `${where}: ${answer.n_active} of ${answer.d_sae.toLocaleString("en")} concepts`;
+  at("where").textContent = `${where}: ${answer.n_active} of ${count(answer.d_sae)} concepts`;
+  const why = answer.left_out?.[answer.position];
+  at("left-out").textContent = why ? `No concept is active here: the SAE was trained without ${why}.` : "";
   at("number").max = answer.d_sae - 1;
   if (isImage) drawPatches(answer, shown); else drawTokens(answer, shown);
   drawSpikes(answer);
@@ -80,76 +72,59 @@ function drawPatches(answer, shown) {
   const [width, height] = answer.size, [rows, columns] = answer.grid, [left, top, right, bottom] = answer.box;
   const most = shown ? Math.max(...shown.places.map(Math.abs)) : 0;
   // What the model does not see is dark too.
-  const seen = make("div", null, { class: "seen" });
+  const seen = h("div", { class: "seen" });
   place(seen, left, top, right - left, bottom - top, width, height);
   at("patches").replaceChildren(seen, ...Array.from({ length: rows * columns }, (_, i) => {
     const act = shown ? shown.places[i] : 0;
-    const patch = make("button", null, {
+    const patch = h("button", {
       type: "button", "aria-pressed": String(i === answer.position), "data-key": `patch${i}`,
       "aria-label": `Patch ${i}` + (shown ? `, activation ${act.toFixed(2)} of concept ${shown.concept}` : ""),
+      onclick: () => look(i),
     });
-    const w = (right - left) / columns, h = (bottom - top) / rows;
-    place(patch, left + (i % columns) * w, top + Math.floor(i / columns) * h, w, h, width, height);
+    const w = (right - left) / columns, tall = (bottom - top) / rows;
+    place(patch, left + (i % columns) * w, top + Math.floor(i / columns) * tall, w, tall, width, height);
     // Dark where the concept is not, as in the other pictures.
     patch.style.backgroundColor = `rgb(0 0 0 / ${most > 0 ? 0.65 * (1 - Math.abs(act) / most) : 0})`;
-    patch.onclick = () => { state.position = i; state.shown = null; ask(); };
     return patch;
   }));
 }
 
 function drawTokens(answer, shown) {
-  const most = shown ? Math.max(...shown.places.map(Math.abs)) : 0;
+  const most = (shown && Math.max(...shown.places.map(Math.abs))) || 1;
   at("tokens").replaceChildren(...answer.tokens.map((token, i) => {
-    const act = shown ? shown.places[i] : 0;
-    const button = make("button", spelt(token), {
-      type: "button", "aria-pressed": String(i === answer.position), "data-key": `token${i}`,
-      title: shown ? `concept ${shown.concept}: ${act.toFixed(2)}` : "",
-    });
-    button.style.backgroundColor = act ? shade(act, most) : "transparent";
-    button.onclick = () => { state.position = i; state.shown = null; ask(); };
-    return button;
+    const act = shown ? shown.places[i] : 0, why = answer.left_out[i];
+    return h("button", {
+      type: "button", "aria-pressed": String(i === answer.position), "data-key": `token${i}`, "data-token": i,
+      class: why ? "token left-out" : act < 0 ? "token negative" : "token", style: { "--level": Math.abs(act) / most },
+      title: why ? `the SAE was trained without ${why}` : shown ? `concept ${shown.concept}: ${act.toFixed(2)}` : null,
+      onclick: () => look(i),
+    }, spelt(token));
   }));
 }
 
 function drawSpikes(answer) {
-  const svg = at("spikes"), top = new Set(answer.concepts.slice(0, 5).map((c) => c.concept));
-  const most = Math.max(0, ...answer.spikes.map(([, act]) => Math.abs(act)));
-  svg.setAttribute("viewBox", `0 0 ${answer.d_sae} 100`);
-  svg.setAttribute("aria-label", `Activations over all concepts; the largest: ${[...top].join(", ") || "none"}`);
-  svg.replaceChildren(...answer.spikes.map(([concept, act]) => {
-    const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-    const place = { x1: concept + 0.5, x2: concept + 0.5, y1: 100, y2: 100 - 95 * Math.abs(act) / most };
-    for (const [name, value] of Object.entries(place)) line.setAttribute(name, value);
-    if (top.has(concept)) line.setAttribute("class", "top");
-    return line;
-  }));
+  const ranked = [...answer.spikes].sort((a, b) => b[1] - a[1]);
+  at("spikes").replaceChildren(explorer.spikeChart(
+    answer.d_sae, ranked.map(([concept]) => concept), ranked.map(([, act]) => act), { label: "Activations", marked: 5, width: 400 },
+  ));
 }
 
 function row({ concept, act }) {
-  const line = make("tr", null);
-  const number = make("button", String(concept), {
-    type: "button", "aria-pressed": String(concept === state.shown), "data-key": `show${concept}`,
-    title: "show where it is",
-  });
-  number.onclick = () => { state.shown = concept; ask(); };
   const change = state.changes.get(concept) ?? { factor: 1, add: 0 };
-  const choices = make("td", null);
-  for (const [label, factor] of [["off", 0], ["×1", 1], ["×2", 2], ["×5", 5]]) {
-    const choice = make("button", label, {
-      type: "button", "aria-pressed": String(change.factor === factor), "data-key": `change${concept}:${factor}`,
-      "aria-label": `Concept ${concept} ${label}`,
-    });
-    choice.onclick = () => {
+  const choices = [["off", 0], ["×1", 1], ["×2", 2], ["×5", 5]].map(([label, factor]) => h("button", {
+    type: "button", "aria-pressed": String(change.factor === factor), "data-key": `change${concept}:${factor}`,
+    "aria-label": `Concept ${concept} ${label}`,
+    onclick: () => {
       if (factor === 1) state.changes.delete(concept); else state.changes.set(concept, { factor, add: change.add });
       ask();
-    };
-    choices.append(choice);
-  }
-  if (change.add) choices.append(make("span", `${change.add > 0 ? "+" : "−"}${Math.abs(change.add)} everywhere`));
-  const first = make("td", null);
-  first.append(number);
-  line.append(first, make("td", act.toFixed(2)), choices);
-  return line;
+    },
+  }, label));
+  const number = h("button", {
+    type: "button", "aria-pressed": String(concept === state.shown), "data-key": `show${concept}`,
+    title: "show where it is", onclick: () => { state.shown = concept; ask(); },
+  }, concept);
+  const added = change.add ? h("span", {}, `${change.add > 0 ? "+" : "−"}${Math.abs(change.add)} everywhere`) : null;
+  return h("tr", {}, h("td", {}, number), h("td", {}, act.toFixed(2)), h("td", {}, choices, added));
 }
 
 function drawOutcomes(answer) {
@@ -157,23 +132,24 @@ function drawOutcomes(answer) {
   if (!answer.outcomes) return;
   at("effect-title").textContent = state.kind === "image" ? "Classes" : "Next token";
   const likeliest = Math.max(...answer.outcomes.map(({ before, after }) => Math.max(before, after)));
-  const percent = (p) => `${(100 * p).toFixed(1)} %`;
   at("outcomes").replaceChildren(...answer.outcomes.map(({ label, before, after }) => {
-    const line = make("div", null, { class: "outcome" }), bars = make("div", null, { "aria-hidden": "true" });
-    for (const [name, p] of [["before", before], ["after", after]]) {
-      const bar = make("div", null, { class: `bar ${name}` });
-      bar.style.width = `${100 * p / likeliest}%`;
-      bars.append(bar);
-    }
-    const text = state.kind === "image" ? label : `‹${spelt(label)}›`;
-    line.append(make("div", text), bars, make("div", state.changes.size ? `${percent(before)} → ${percent(after)}` : percent(before)));
-    return line;
+    const bars = [["before", before], ["after", after]].map(([name, p]) =>
+      h("div", { class: `bar ${name}`, style: { width: `${100 * p / likeliest}%` } }));
+    return h("div", { class: "outcome" },
+      h("div", {}, state.kind === "image" ? label : `‹${spelt(label)}›`),
+      h("div", { "aria-hidden": "true" }, bars),
+      h("div", {}, state.changes.size ? `${percent(before)} → ${percent(after)}` : percent(before)));
   }));
 }
 
-function begin(given) {
-  Object.assign(state, { given, position: null, shown: null });
+function look(position) {
+  Object.assign(state, { position, shown: null });
   ask();
+}
+
+function begin(given) {
+  state.given = given;
+  look(null);
 }
 
 at("file").onchange = (event) => {
@@ -197,7 +173,7 @@ at("add-form").onsubmit = (event) => {
   state.shown = concept;
   ask();
 };
-at("whole").onclick = () => { Object.assign(state, { position: null, shown: null }); ask(); };
+at("whole").onclick = () => look(null);
 at("reset").onclick = () => { state.changes.clear(); ask(); };
 
 fetch("api/session").then((response) => response.json()).then(({ kind, title }) => {

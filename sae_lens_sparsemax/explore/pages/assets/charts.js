@@ -1,7 +1,7 @@
 "use strict";
-// Charts as SVG: bars over numbers, and spikes over all concepts.
+// Charts as SVG: bars over numbers, and shares.
 {
-  const { h, svg, number } = explorer;
+  const { h, svg, number, chart } = explorer;
 
   /** Round numbers between two ends, at most `most` of them; `whole` for whole numbers alone. */
   function ticks(low, high, most, whole = false) {
@@ -13,10 +13,6 @@
       found.push(Number((k * step).toPrecision(12)));
     return found;
   }
-
-  /** A figure with one drawing of that size; `attributes` say what it is to those who do not see it. */
-  const chart = (W, H, attributes, content, caption = null) =>
-    h("figure", { class: "chart" }, svg("svg", { viewBox: `0 0 ${W} ${H}`, ...attributes }, content), caption);
 
   /**
    * Bars of equal width.
@@ -81,55 +77,12 @@
     );
   };
 
-  /**
-   * Activations over all concepts, the strongest marked.
-   * @param concepts ids of the active concepts, strongest first
-   * @param values their activations
-   */
-  explorer.spikes = (sae, concepts, values, options) => {
-    const W = 640,
-      H = 212,
-      left = 8,
-      bottom = 34,
-      top = 34;
-    const n = explorer.site.saes[sae].d_sae;
-    const highest = Math.max(options.highest ?? 0, ...values, 1e-12),
-      lowest = Math.min(0, ...values);
-    const x = (id) => left + ((id + 0.5) / n) * (W - 2 * left);
-    const y = (value) => H - bottom - ((value - lowest) / (highest - lowest)) * (H - bottom - top);
-    const path = concepts.map((id, i) => `M${x(id).toFixed(1)} ${y(0).toFixed(1)}V${y(values[i]).toFixed(1)}`).join("");
-    const marked = concepts.slice(0, options.marked ?? 3);
-    const placed = [];
-    const labels = marked.map((id, i) => {
-      let at = Math.min(Math.max(x(id), 24), W - 24),
-        height = y(values[i]) - 6;
-      while (placed.some(([px, py]) => Math.abs(px - at) < 44 && Math.abs(py - height) < 12)) height += 12;
-      placed.push([at, height]);
-      return svg(
-        "a",
-        { href: explorer.link("concept", sae, id) },
-        svg("path", { class: "spike top", d: `M${x(id)} ${y(0)}V${y(values[i])}` }),
-        svg("text", { class: "tick top", x: at, y: height, "text-anchor": "middle" }, `#${id}`),
-      );
+  /** `explorer.spikeChart` of an SAE, its concepts linked. */
+  explorer.spikes = (sae, concepts, values, options) =>
+    explorer.spikeChart(explorer.site.saes[sae].d_sae, concepts, values, {
+      ...options,
+      link: (id) => explorer.link("concept", sae, id),
     });
-    return chart(
-      W,
-      H,
-      {
-        role: "group",
-        "aria-label": `${options.label}: ${concepts.length} of ${explorer.count(n)} concepts are active; the strongest are ${marked.map((id) => `#${id}`).join(", ")}.`,
-      },
-      [
-        svg("path", { class: "spike", d: path }),
-        svg("line", { class: "axis", x1: left, x2: W - left, y1: y(0), y2: y(0) }),
-        labels,
-        svg("text", { class: "tick", x: left, y: 10 }, `up to ${number(highest)}`),
-        svg("text", { class: "tick", x: left, y: H - 18 }, "0"),
-        svg("text", { class: "tick", x: W - left, y: H - 18, "text-anchor": "end" }, explorer.count(n - 1)),
-        svg("text", { class: "tick", x: W / 2, y: H - 5, "text-anchor": "middle" }, "concept"),
-      ],
-    );
-  };
 
   /** Shares as bars beside their names, the largest as wide as there is room. */
   explorer.shares = (rows, label) => {

@@ -1,7 +1,7 @@
 "use strict";
-// What all pages share: loading data, making elements, numbers, the head of the page.
+// What all pages share: loading data, and the head of the page.
 // Data come as scripts, since a page opened from disk may not read other files in any other way.
-const explorer = {
+Object.assign(explorer, {
   site: null,
   received: new Map(),
   waiting: new Map(),
@@ -37,44 +37,6 @@ const explorer = {
     const size = explorer.site.shard;
     return (await explorer.need(`${sae}/concepts-${Math.floor(id / size)}`))[id % size];
   },
-
-  /** An element. Texts become text nodes and never markup; null children are left out. */
-  h(tag, attributes = {}, ...children) {
-    return explorer.fill(document.createElement(tag), attributes, children);
-  },
-
-  svg(tag, attributes = {}, ...children) {
-    return explorer.fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-  },
-
-  fill(element, attributes, children) {
-    for (const [name, value] of Object.entries(attributes)) {
-      if (value === null || value === undefined || value === false) continue;
-      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (name === "style")
-        for (const [property, setting] of Object.entries(value)) element.style.setProperty(property, setting);
-      else element.setAttribute(name, value === true ? "" : value);
-    }
-    element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
-    return element;
-  },
-
-  /** A number with three significant digits. */
-  number(value) {
-    if (value === null || value === undefined || Number.isNaN(value)) return "–";
-    if (value === 0) return "0";
-    const size = Math.abs(value);
-    if (size >= 1e6 || size < 1e-3) return value.toExponential(1).replace("e+", "e");
-    return size >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
-  },
-
-  percent(share) {
-    if (share === 0) return "0 %";
-    const value = 100 * share;
-    return value < 0.001 ? "< 0.001 %" : `${value >= 10 ? value.toFixed(1) : Number(value.toPrecision(2))} %`;
-  },
-
-  count: (value) => value.toLocaleString("en"),
 
   /** The SAE and the number in the page's address: "#12" or "#1/12". */
   address() {
@@ -163,4 +125,4 @@ const explorer = {
     });
     again();
   },
-};
+});

@@ -1,18 +1,16 @@
 "use strict";
 // Contexts of text with the tokens on which a concept fires shaded.
 {
-  const { h, number } = explorer;
+  const { h, number, spelt } = explorer;
   const BEFORE = 14,
     AFTER = 8;
-
-  const shown = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "⇥") || "·";
 
   /** The tokens of a context: a list of texts. */
   explorer.context = async (id) => (await explorer.need(`contexts-${Math.floor(id / explorer.site.contextShard)}`))[id];
 
   const span = (token, level, peak) =>
     level === 0
-      ? document.createTextNode(shown(token))
+      ? document.createTextNode(spelt(token))
       : h(
           "mark",
           {
@@ -20,7 +18,7 @@
             class: level < 0 ? "negative" : null,
             title: number(level * peak),
           },
-          shown(token),
+          spelt(token),
         );
 
   /** A context around its strongest token, and the whole of it on demand. */
@@ -71,7 +69,7 @@
             style: { "--level": Math.max(0, levels[k]) },
             onclick: () => choose(k),
           },
-          shown(token),
+          spelt(token),
         ),
       ),
     );

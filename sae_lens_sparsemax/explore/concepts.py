@@ -1,7 +1,7 @@
-"""The concepts of one image: of its class token, of any patch, or of the image as a whole."""
+"""The concepts of single inputs: what an image or a text activates, and where."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from PIL import Image
 from sae_lens import SAE
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
+from sae_lens_sparsemax.models.at_hook import text_at_hook
 from sae_lens_sparsemax.models.encoding import encode_tokens, hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.patch_geometry import Interpolation, PatchGeometry, patch_geometry
@@ -63,6 +64,21 @@ class ImageConcepts:
         return self.geometry.mask(self.patch_acts[:, concept], interpolation)
 
 
+class TextConcepts(NamedTuple):
+    """What an SAE makes of one text."""
+
+    token_ids: torch.Tensor
+    """`(n_tokens,)`, with the token that the model puts before a text."""
+    tokens: list[str]
+    """Each token as it reads in the text; of a character that is cut into several, the first has it all."""
+    feature_acts: torch.Tensor
+    """`(n_tokens, d_sae)`; zero at tokens that the SAE was trained without."""
+    left_out: dict[str, torch.Tensor]
+    """Why the SAE was trained without tokens, and which, `(n_tokens,)` bool; see `TextAtHook.left_out`."""
+    is_read: torch.Tensor
+    """`(n_tokens,)` bool: the others."""
+
+
 @torch.no_grad()
 def concepts_of_image(model: HookedViT, sae: SAE[Any], image: Image.Image) -> ImageConcepts:
     """Run one image through a vision model and an SAE on it.
@@ -82,3 +98,33 @@ def concepts_of_image(model: HookedViT, sae: SAE[Any], image: Image.Image) -> Im
         return ImageConcepts(image, acts, len(acts), None)
     geometry = patch_geometry(model.image_processor, image.size, model.cfg.patch_size)
     return ImageConcepts(image, acts, len(acts) - geometry.n_patches, geometry)
+
+
+@torch.no_grad()
+def concepts_of_text(model: Any, sae: SAE[Any], text: str, *, max_tokens: int | None = None) -> TextConcepts:
+    """Run one text through a language model and an SAE on it.
+
+    Args:
+        model: a hooked language model, as `load_language_model` gives it.
+        sae: any SAELens SAE whose metadata name the hook.
+        text: not empty.
+        max_tokens: longer texts are refused; None for the context the SAE was trained on.
+
+    Raises:
+        ValueError: empty or too long text, no such hook, or another width.
+    """
+    if not text.strip():
+        raise ValueError("The text is empty.")
+    at_hook = text_at_hook(model, sae)
+    limit = max_tokens or sae.cfg.metadata.context_size
+    tokens = at_hook.tokens(text)[None]
+    if limit and tokens.shape[1] > limit:
+        raise ValueError(f"The text has {tokens.shape[1]} tokens, more than the {limit} that the SAE was trained on.")
+    if not tokens.numel():
+        raise ValueError("The text has no tokens.")
+    activations = at_hook.activations(tokens)
+    left_out = {why: mask[0].cpu() for why, mask in at_hook.left_out(tokens, activations).items()}
+    is_read = ~torch.stack(list(left_out.values())).any(0)
+    token_ids = tokens[0].cpu()
+    acts = encode_tokens(sae, activations[0]) * is_read[:, None]
+    return TextConcepts(token_ids, at_hook.token_texts(token_ids.tolist()), acts, left_out, is_read)

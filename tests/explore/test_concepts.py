@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sae_lens_sparsemax.explore.concepts.image import concepts_of_image
+from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.models.encoding import top_concepts
 from tests.support.sites import BRIGHT, DEAD
 
@@ -54,3 +54,21 @@ def test_wrong_concepts_and_saes_are_refused(clip_and_sae):
 def test_top_concepts_are_the_largest_that_are_active():
     assert top_concepts(torch.tensor([0.0, 1, -3, 0, 2]), 4) == [2, 4, 1]
     assert top_concepts(torch.zeros(3), 2) == []
+
+
+def test_each_token_has_its_text_and_the_saes_activations(language_model_and_sae):
+    model, sae = language_model_and_sae
+    found = concepts_of_text(model, sae, "The river of stone")
+    assert "".join(found.tokens[1:]) == "The river of stone"
+    assert found.is_read.tolist() == [False] + [True] * (len(found.tokens) - 1)
+    assert not found.feature_acts[0].any()  # the SAE was trained without the token before a text
+    _, cache = model.run_with_cache(found.token_ids[None], names_filter=[sae.cfg.metadata.hook_name])
+    expected = sae.encode(cache[sae.cfg.metadata.hook_name])[0]
+    assert torch.allclose(found.feature_acts[1:], expected[1:], atol=1e-5)
+
+
+def test_empty_and_overlong_texts_are_refused(language_model_and_sae):
+    with pytest.raises(ValueError, match="empty"):
+        concepts_of_text(*language_model_and_sae, " \n")
+    with pytest.raises(ValueError, match="more than the 32"):
+        concepts_of_text(*language_model_and_sae, "river " * 50)

@@ -1,1 +1,0 @@
-"""The concepts of single inputs: what an image or a text activates, and where."""
