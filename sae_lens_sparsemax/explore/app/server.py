@@ -125,8 +125,8 @@ class AppServer:
         return JSONResponse({"kind": self.session.kind, "title": self.title})
 
     async def _inspect(self, request: Request) -> Response:
+        body = await _body(request, self.session.most_bytes)
         with self._counted():
-            body = await _body(request, self.session.most_bytes)
             async with self._turn:
                 return await run_in_threadpool(self._answer, body)
 
