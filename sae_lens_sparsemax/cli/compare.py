@@ -33,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
     """The settings of a comparison."""
-    from sae_lens_sparsemax.compare.config import CompareConfig
-    from sae_lens_sparsemax.compare.image_settings import ImageSettings
+    from sae_lens_sparsemax.compare.config import CompareConfig, ImageSettings
     from sae_lens_sparsemax.settings.command_line import Group
 
     return [Group("settings", CompareConfig), Group("settings for a vision model", ImageSettings, "images")]
@@ -42,8 +41,9 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Compare as the file and the keys say; returns the exit status."""
-    from sae_lens_sparsemax.compare.runner import compare_from_yaml
+    from sae_lens_sparsemax.compare.config import config_from_yaml
+    from sae_lens_sparsemax.compare.runner import compare
 
-    table = compare_from_yaml(options.recipe, overrides)
+    table = compare(config_from_yaml(options.recipe, overrides))
     print(f"\n{table.read_text(encoding='utf-8')}\nTables and plots: {table.parent}")
     return 0

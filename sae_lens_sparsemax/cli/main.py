@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -21,7 +23,6 @@ from sae_lens_sparsemax.cli import (
     suggest_k,
     train,
 )
-from sae_lens_sparsemax.training.memory import keep_freed_memory
 
 COMMANDS: dict[str, Any] = {
     "quickstart": quickstart,
@@ -37,6 +38,9 @@ COMMANDS: dict[str, Any] = {
 }
 STOPPED = 130
 """The shell's status for a command ended by Ctrl-C."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of glibc's malloc.h
+_LARGEST = 2**31 - 1
 
 _DESCRIPTION = "Train and evaluate sparse autoencoders with SAELens; the architecture 'sparsemax' is the default."
 _EPILOG = """\
@@ -97,6 +101,25 @@ def _run(words: list[str]) -> int:
             refuse_unknown_keys({f"--{key}": value for key, value in overrides.items()}, own._option_string_actions)
     options = parser.parse_args(words)
     return COMMANDS[options.command].run(options, overrides)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for the next allocation, however large; for processes that train.
+
+    Scores and gradients of a wide dictionary are tens of megabytes that are freed and asked for again in every step.
+    glibc hands pieces of that size back to the system at once, which then clears every page anew: up to a fifth of a
+    step. The process stays at its peak size in return.
+
+    Returns:
+        Whether it took effect: false where malloc is not glibc's, and where the user's environment tunes it already.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _LARGEST))
 
 
 class _Parser(argparse.ArgumentParser):

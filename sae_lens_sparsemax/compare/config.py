@@ -5,14 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig
 
-from sae_lens_sparsemax.compare.image_settings import ImageSettings
+from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.checking import Word, build, convert, refuse_unknown_keys
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
@@ -75,6 +76,39 @@ class Arm:
         config_class = get_sae_training_class(self.architecture)[1]
         # The type of the field decides whether 32 is a whole number, as TopK's k must be.
         return build(config_class, {**common, **self.sae, self.sparsity_field: sparsity}, f"arms.{self.name}.sae")
+
+
+@dataclass
+class ImageSettings:
+    """What only concerns images: how a vision model reads and classifies them."""
+
+    tokens: Tokens = "all"
+    """Which tokens of an image are reconstructed: `all`, `cls` or `patches`; the others are never replaced."""
+    image_column: str = "image"
+    """Column that holds the images."""
+    label_column: str = "label"
+    """Column that holds the classes of the evaluation images, for zero-shot accuracy."""
+    class_names: list[str] | None = None
+    """Names in the order of the labels; by default those of the data set."""
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}"])
+    """Prompts; a class's text embedding is the mean over them."""
+    n_zero_shot_images: int = 2000
+    """Evaluation images that are classified with the SAE spliced in; 0 leaves it out."""
+    batch_size: int = 256
+    """Images per forward pass."""
+    n_decode_workers: int = 0
+    """Processes that decode images; 0 does it in the main one."""
+    max_bad_image_fraction: float = MAX_BAD_IMAGE_FRACTION
+    """Share of the images that may be broken, beyond the first ten."""
+    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed to `HookedViT.from_pretrained`, for example a revision."""
+
+    def __post_init__(self) -> None:
+        if self.tokens not in get_args(Tokens):
+            raise must_be_one_of("images.tokens", self.tokens, get_args(Tokens))
+        bad = [template for template in self.templates if template.count("{}") != 1]
+        if bad or not self.templates:
+            raise ValueError(f"images.templates must each hold one {{}} for the class name, got {bad or 'none'}")
 
 
 @dataclass

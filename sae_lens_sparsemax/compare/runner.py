@@ -1,14 +1,12 @@
 """The whole comparison, which goes on where it was interrupted when it is started again."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.compare.config import CompareConfig, config_from_yaml
-from sae_lens_sparsemax.compare.pareto import write_plots
+from sae_lens_sparsemax.compare.config import CompareConfig
+from sae_lens_sparsemax.compare.report import write_plots, write_tables
 from sae_lens_sparsemax.compare.runs import (
     RunResult,
     all_runs,
@@ -19,7 +17,6 @@ from sae_lens_sparsemax.compare.runs import (
 from sae_lens_sparsemax.compare.selection import best_points
 from sae_lens_sparsemax.compare.sources import ComparedActivations
 from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
-from sae_lens_sparsemax.compare.tables import write_tables
 from sae_lens_sparsemax.compare.text_source import TextSource
 from sae_lens_sparsemax.compare.vision_source import VisionSource
 from sae_lens_sparsemax.files import only_writer, save_json
@@ -53,12 +50,12 @@ def _compare(cfg: CompareConfig, folder: Path) -> Path:
     results: list[RunResult] = []
     for run in (bar := tqdm(runs, desc="Runs", unit="run")):
         bar.set_postfix_str(run.name)
-        results.append(finished_run(cfg, run, source) or train_and_evaluate(cfg, run, source))
+        results.append(finished_run(run, source) or train_and_evaluate(run, source))
     points = best_points(cfg, results)
     chosen = {(result.arm, result.sparsity, result.lr) for point in points for result in point.results}
     for i, run in enumerate(tqdm(runs, desc="Evaluation at the best learning rates", unit="run")):
         if (run.arm.name, run.sparsity, run.lr) in chosen:
-            results[i] = evaluate_chosen(cfg, run, source)
+            results[i] = evaluate_chosen(run, source)
     points = best_points(cfg, results)
     write_plots(cfg, points, folder)
     return write_tables(cfg, points, results, folder)
@@ -68,16 +65,3 @@ def _source(cfg: CompareConfig) -> ComparedActivations:
     if cfg.synthetic_model is not None:
         return SyntheticSource(cfg)
     return VisionSource(cfg) if cfg.images is not None else TextSource(cfg)
-
-
-def compare_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Path:
-    """`compare` with the settings of a YAML file.
-
-    Args:
-        path: The YAML file, or the name of a recipe.
-        overrides: Entries that replace those of the file, by dotted key; see `config_from_yaml`.
-
-    Returns:
-        The Markdown table that was written.
-    """
-    return compare(config_from_yaml(path, overrides))

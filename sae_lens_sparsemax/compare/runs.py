@@ -41,9 +41,9 @@ class RunSettings:
         """Name of the run's folder."""
         return f"{self.arm.name}_{self.arm.sparsity_field}-{self.sparsity:g}_lr-{self.lr:g}_seed-{self.seed}"
 
-    def fingerprint(self, cfg: CompareConfig, source: ComparedActivations) -> str:
+    def fingerprint(self, source: ComparedActivations) -> str:
         """Hash of everything that a result depends on, so that a stale result is not taken for this one."""
-        run = {key: getattr(cfg, key) for key in ("d_sae", "steps", "batch_size", "trainer", "b_dec_init")}
+        run = {key: getattr(source.cfg, key) for key in ("d_sae", "steps", "batch_size", "trainer", "b_dec_init")}
         arm = {"architecture": self.arm.architecture, "field": self.arm.sparsity_field, "sae": self.arm.sae}
         return fingerprint(
             {**run, **arm, "activations": source.fingerprint, "run": [self.sparsity, self.lr, self.seed]}
@@ -91,21 +91,21 @@ def all_runs(cfg: CompareConfig) -> list[RunSettings]:
     ]
 
 
-def finished_run(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> RunResult | None:
+def finished_run(run: RunSettings, source: ComparedActivations) -> RunResult | None:
     """The saved result of a run, if there is one with the same settings."""
-    path = run_folder(cfg, run) / _RESULT
+    path = run_folder(source.cfg, run) / _RESULT
     if not path.exists():
         return None
     try:
         result = load_json(RunResult, path)
     except ValueError:  # written by a version that kept other things
         return None
-    return result if result.fingerprint == run.fingerprint(cfg, source) else None
+    return result if result.fingerprint == run.fingerprint(source) else None
 
 
-def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> RunResult:
+def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResult:
     """Train one SAE, save its inference form and its result in the run's folder, and return the result."""
-    sae = _untrained_sae(cfg, run, source)
+    cfg, sae = source.cfg, _untrained_sae(run, source)
     trainer_cfg = SAETrainerConfig(
         **{
             "lr_end": run.lr / 10,
@@ -137,7 +137,7 @@ def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ComparedAct
         sparsity=run.sparsity,
         lr=run.lr,
         seed=run.seed,
-        fingerprint=run.fingerprint(cfg, source),
+        fingerprint=run.fingerprint(source),
         training_seconds=seconds,
         training_l0=trainer.feature_sparsity.sum().item(),
         training_dead_fraction=(trainer.n_forward_passes_since_fired >= window).double().mean().item(),
@@ -147,14 +147,15 @@ def train_and_evaluate(cfg: CompareConfig, run: RunSettings, source: ComparedAct
     return result
 
 
-def evaluate_chosen(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> RunResult:
+def evaluate_chosen(run: RunSettings, source: ComparedActivations) -> RunResult:
     """Add the slow measures to a finished run, unless it has them already, and return its result."""
-    result = load_json(RunResult, run_folder(cfg, run) / _RESULT)
+    path = run_folder(source.cfg, run) / _RESULT
+    result = load_json(RunResult, path)
     if result.chosen_fingerprint != source.chosen_fingerprint:
-        for name, metrics in source.evaluate_chosen(load_run(cfg, run)).items():
+        for name, metrics in source.evaluate_chosen(load_run(source.cfg, run)).items():
             result.metrics[name] = {**result.metrics.get(name, {}), **metrics}
         result.chosen_fingerprint = source.chosen_fingerprint
-        save_json(result, run_folder(cfg, run) / _RESULT)
+        save_json(result, path)
     return result
 
 
@@ -168,8 +169,8 @@ def load_run(cfg: CompareConfig, run: RunSettings) -> SAE[Any]:
     return load_sae(str(run_folder(cfg, run)), cfg.device)
 
 
-def _untrained_sae(cfg: CompareConfig, run: RunSettings, source: ComparedActivations) -> TrainingSAE[Any]:
-    common: dict[str, Any] = {"d_in": source.d_in, "d_sae": cfg.d_sae, "device": cfg.device}
+def _untrained_sae(run: RunSettings, source: ComparedActivations) -> TrainingSAE[Any]:
+    common: dict[str, Any] = {"d_in": source.d_in, "d_sae": source.cfg.d_sae, "device": source.cfg.device}
     common["metadata"] = SAEMetadata(**source.metadata)
     sae_cfg = run.arm.sae_config(run.sparsity, **common)
     torch.manual_seed(run.seed)

@@ -30,6 +30,8 @@ Metrics = dict[str, float | int]
 class ComparedActivations(Protocol):
     """Training batches that are the same for every SAE, and the measures an SAE is judged by."""
 
+    cfg: CompareConfig
+    """The settings of the comparison."""
     d_in: int
     """Width of the activations."""
     fingerprint: str

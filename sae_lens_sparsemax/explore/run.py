@@ -11,11 +11,10 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
 from sae_lens_sparsemax.explore.gather import gather
-from sae_lens_sparsemax.explore.images import ImageStream, guess_names
 from sae_lens_sparsemax.explore.pages.concepts import SAEReport
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.explore.streams import ImageStream, TextStream, guess_names
 from sae_lens_sparsemax.explore.weights import nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.files import atomic_directory, only_writer
 from sae_lens_sparsemax.models.at_hook import load_sae

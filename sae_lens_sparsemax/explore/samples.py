@@ -1,4 +1,7 @@
-"""What a data set is to the explorer: samples (images or contexts of text) of equally many tokens each."""
+"""What a data set is to the explorer: samples (images or contexts of text) of equally many tokens each.
+
+And for every concept, the samples on which it is strongest, with its activation at each token.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol
@@ -82,3 +85,86 @@ def encode_batch(sae: SAE[Any], batch: SampleBatch) -> EncodedBatch:
         return EncodedBatch([], empty, empty._replace(n_rows=n * n_tokens))
     kept = SparseActs(torch.cat(row), torch.cat(col), torch.cat(value), start, d_sae)
     return EncodedBatch(chunks, kept, kept._replace(row=place[kept.row], n_rows=n * n_tokens))
+
+
+LEVELS = 127
+"""Activations of an example are stored as whole numbers from -LEVELS to LEVELS, in units of its peak / LEVELS."""
+
+
+class SampleActs:
+    """The activations of some samples, as one entry per token and as one score per (sample, concept) pair."""
+
+    def __init__(self, acts: SparseActs, n_tokens: int, score: str) -> None:
+        """Args:
+        acts: Activations whose rows are the tokens of one sample after the other, `n_tokens` of each.
+        n_tokens: Tokens of a sample.
+        score: `"mean"` over the sample's tokens, for images, or `"max"`, for contexts.
+        """
+        self.row, self.col, self.value = acts.row.cpu(), acts.col.cpu(), acts.value.cpu().float()
+        self.n_tokens, self.d_sae, self.n_samples = n_tokens, acts.d_sae, acts.n_rows // n_tokens
+        key = torch.div(self.row, n_tokens, rounding_mode="floor") * acts.d_sae + self.col
+        pairs, self.pair = key.unique(return_inverse=True)
+        """`pair` is the pair that each entry belongs to, shape (nnz,)."""
+        self.sample, self.concept = pairs // acts.d_sae, pairs % acts.d_sae
+        """Sample, counted from 0, and concept of each pair; pairs are ordered by sample."""
+        self.mean = torch.zeros(len(pairs)).index_add_(0, self.pair, self.value) / n_tokens
+        highest = torch.full((len(pairs),), -torch.inf).scatter_reduce_(0, self.pair, self.value, "amax")
+        self.score = self.mean if score == "mean" else highest
+        self.peak = torch.zeros(len(pairs)).scatter_reduce_(0, self.pair, self.value.abs(), "amax")
+        """Largest absolute activation of each pair."""
+
+
+class TopExamples:
+    """The k samples of highest score of every concept; of equal ones, those that came first."""
+
+    def __init__(self, d_sae: int, k: int, n_tokens: int) -> None:
+        self.sample = torch.full((d_sae, k), -1, dtype=torch.int64)
+        """Sample of each example, best first, shape (d_sae, k); -1 where there are fewer than k."""
+        self.score = torch.full((d_sae, k), -torch.inf)
+        """Score of each example, shape (d_sae, k)."""
+        self.peak = torch.zeros(d_sae, k)
+        """Largest absolute activation in each example, shape (d_sae, k)."""
+        self.levels = torch.zeros(d_sae, k, n_tokens, dtype=torch.int8)
+        """Activation at each token in units of peak / LEVELS, shape (d_sae, k, n_tokens)."""
+
+    def add(self, acts: SampleActs, sample_ids: torch.Tensor) -> None:
+        """Add samples with their ids, shape (n_samples,); ids must grow from call to call."""
+        k = self.sample.shape[1]
+        better = (acts.score > self.score[acts.concept, -1]).nonzero().flatten()
+        if not len(better):
+            return
+        concepts, local = acts.concept[better].unique(return_inverse=True)
+        n = len(concepts)
+        # Old examples first, then new ones, sorted by score within each concept: stable sorts keep that order.
+        concept = torch.cat([torch.arange(n).repeat_interleave(k), local])
+        score = torch.cat([self.score[concepts].flatten(), acts.score[better]])
+        order = score.argsort(descending=True, stable=True)
+        order = order[concept[order].argsort(stable=True)]
+        counts = torch.bincount(concept, minlength=n)
+        rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[concept[order]]
+        kept = order[rank < k]
+        place = torch.full((len(order),), -1, dtype=torch.int64)
+        place[kept] = torch.arange(n * k)
+
+        sample = torch.cat([self.sample[concepts].flatten(), sample_ids[acts.sample[better]]])
+        peak = torch.cat([self.peak[concepts].flatten(), acts.peak[better]])
+        levels = torch.zeros(n * k, self.levels.shape[2], dtype=torch.int8)
+        old = kept[kept < n * k]
+        levels[place[old]] = self.levels[concepts].flatten(0, 1)[old]
+        self._fill(levels, acts, better, place[n * k :])
+        self.sample[concepts] = sample[kept].view(n, k)
+        self.score[concepts] = score[kept].view(n, k)
+        self.peak[concepts] = peak[kept].view(n, k)
+        self.levels[concepts] = levels.view(n, k, -1)
+
+    @staticmethod
+    def _fill(levels: torch.Tensor, acts: SampleActs, better: torch.Tensor, place: torch.Tensor) -> None:
+        """Write the entries of those of the pairs `better` that have a place among the examples."""
+        place_of_pair = torch.full((len(acts.score),), -1, dtype=torch.int64)
+        place_of_pair[better] = place
+        goes_to = place_of_pair[acts.pair]
+        entry = (goes_to >= 0).nonzero().flatten()
+        relative = acts.value[entry] / acts.peak[acts.pair[entry]] * LEVELS
+        # What is active must not round to zero.
+        level = torch.where(relative > 0, relative.round().clamp(min=1), relative.round().clamp(max=-1))
+        levels[goes_to[entry], acts.row[entry] % acts.n_tokens] = level.to(torch.int8)

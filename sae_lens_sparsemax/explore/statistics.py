@@ -5,8 +5,7 @@ import torch
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
 from sae_lens_sparsemax.explore.cofiring import TokenSample
-from sae_lens_sparsemax.explore.examples import SampleActs, TopExamples
-from sae_lens_sparsemax.explore.samples import EncodedBatch, SampleBatch, SampleStream
+from sae_lens_sparsemax.explore.samples import EncodedBatch, SampleActs, SampleBatch, SampleStream, TopExamples
 from sae_lens_sparsemax.models.encoding import SparseActs, mean_over_tokens
 
 N_BINS = 128

@@ -12,21 +12,23 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from sae_lens import SAE
+from sae_lens.analysis.hooked_sae_transformer import HookedSAETransformer, _SAEWrapper
 from torch import nn
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.models.families import ViTShape, family_of, module_at
 from sae_lens_sparsemax.models.hooked_block import HookedNorm, HookedViTBlock
-from sae_lens_sparsemax.models.sae_hooks import SAEHooks
 
 Returned = Literal["embeds", "tokens"]
 
 
-class HookedViT(SAEHooks):
+class HookedViT(HookedRootModule):
     """A `transformers` vision model with hook points named as in TransformerLens.
 
     `hook_embed` `(batch, pos, d_model)` holds patches, prefix tokens and positions; then `ln_pre` (CLIP),
@@ -42,9 +44,12 @@ class HookedViT(SAEHooks):
     """
 
     tower: Any
+    _acts_to_saes: dict[str, _SAEWrapper]
+    _transcoder_output_hooks: dict[str, str]
 
     def __init__(self, hf_model: Any, image_processor: Any = None, tokenizer: Any = None):
         super().__init__()
+        self._acts_to_saes, self._transcoder_output_hooks = {}, {}
         self.model = hf_model.eval()
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.family = family_of(hf_model.config.model_type)
@@ -185,6 +190,48 @@ class HookedViT(SAEHooks):
                 f"{', '.join(near or ['blocks.0.hook_resid_post'])}."
             )
         return full
+
+    def add_sae(
+        self,
+        sae: SAE[Any],
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | list[int] = False,
+    ) -> None:
+        """Attach an SAE at the hook named in its metadata, until `reset_saes`; one already there is replaced.
+
+        But: there are no tokens with an id in an image, so `exclude_special_tokens` is refused; and a hook that the
+        model does not have is an error, where SAELens warns and goes on without the SAE.
+
+        Args:
+            sae: the SAE, or a transcoder (`metadata.hook_name_out`).
+            use_error_term: add what the SAE misses back to its output, so that the model computes what it
+                would without it; None keeps the SAE's own setting.
+            exclude_special_tokens: must be False.
+
+        Raises:
+            ValueError: the SAE names no hook, or one that the model has not; or tokens were to be excluded.
+        """
+        if exclude_special_tokens is not False:
+            raise ValueError("exclude_special_tokens has no meaning for images; leave it out.")
+        names = [sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out]
+        if not names[0]:
+            raise ValueError("The SAE does not say where it belongs: its metadata has no hook_name.")
+        for name in filter(None, names):
+            if name not in self._acts_to_saes and self.resolve_hook_name(name) != name:
+                raise ValueError(
+                    f"The SAE's hook {name!r} is written in a short form; set it to "
+                    f"{self.resolve_hook_name(name)!r} before attaching it."
+                )
+        HookedSAETransformer.add_sae(self, sae, use_error_term)  # type: ignore[arg-type]
+
+    # They touch nothing but hook points, so they are taken from SAELens as they are.
+    acts_to_saes = HookedSAETransformer.acts_to_saes
+    reset_saes = HookedSAETransformer.reset_saes
+    saes = HookedSAETransformer.saes
+    run_with_saes = HookedSAETransformer.run_with_saes
+    run_with_cache_with_saes = HookedSAETransformer.run_with_cache_with_saes
+    run_with_hooks_with_saes = HookedSAETransformer.run_with_hooks_with_saes
+    _reset_sae = HookedSAETransformer._reset_sae
 
     def preprocess(self, images: Image.Image | list[Image.Image]) -> torch.Tensor:
         """Resize, crop and normalise images of any mode and size as the model expects.

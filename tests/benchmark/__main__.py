@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.training.memory import keep_freed_memory
+from sae_lens_sparsemax.cli.main import keep_freed_memory
 from tests.benchmark.machine import machine
 from tests.benchmark.measure import median_seconds, peak_extra_bytes
 from tests.benchmark.passes import Problem, floor_pass, naive_pass, sparsemax_pass, topk_pass

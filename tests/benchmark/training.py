@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from sae_lens_sparsemax.cli.main import keep_freed_memory
 from sae_lens_sparsemax.display.tables import markdown_table
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 from sae_lens_sparsemax.settings.command_line import split_overrides
 from sae_lens_sparsemax.training.config_file import load_config
-from sae_lens_sparsemax.training.memory import keep_freed_memory
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.benchmark.measure import peak_bytes
 from tests.benchmark.naive import NaiveTrainingSAE

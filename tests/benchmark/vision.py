@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from sae_lens_sparsemax.training.memory import keep_freed_memory
+from sae_lens_sparsemax.cli.main import keep_freed_memory
 from tests.benchmark.machine import machine
 from tests.benchmark.vision_problem import RANDOM_VIT, VisionProblem
 from tests.benchmark.vision_step import PARTS, step_cost

@@ -10,7 +10,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.activations import cache_writer
 from sae_lens_sparsemax.activations.cache_reader import ActivationTable
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.compare import compare_from_yaml
+from sae_lens_sparsemax.compare import compare, config_from_yaml
 from sae_lens_sparsemax.compare.runs import all_runs, load_run, train_and_evaluate
 from tests.support.tiny_language_model import documents, save_tiny_llama
 
@@ -74,7 +74,7 @@ def write(folder, settings):
 
 @pytest.fixture(scope="module")
 def synthetic_table(tmp_path_factory):
-    return compare_from_yaml(write(tmp_path_factory.mktemp("synthetic"), SYNTHETIC))
+    return compare(config_from_yaml(write(tmp_path_factory.mktemp("synthetic"), SYNTHETIC)))
 
 
 def test_synthetic_comparison_writes_a_row_for_each_sparsity_and_plots_of_what_was_measured(synthetic_table):
@@ -108,16 +108,16 @@ def test_a_repeated_comparison_trains_only_what_is_missing_or_changed(tmp_path, 
     assert len(results) == 10
     before = [json.loads(result.read_text()) for result in results]
     results[0].write_text('{"arm": "of another version"}')
-    compare_from_yaml(path)
+    compare(config_from_yaml(path))
     after = [json.loads(result.read_text()) for result in results]
     assert after[1:] == before[1:]  # down to the wall time of the training
     assert after[0]["metrics"] == before[0]["metrics"]
-    compare_from_yaml(path, {"steps": "21"})
+    compare(config_from_yaml(path, {"steps": "21"}))
     assert all(json.loads(r.read_text())["metrics"] != b["metrics"] for r, b in zip(results, before, strict=True))
 
 
 def test_language_model_comparison_measures_reconstruction_and_cross_entropy(tmp_path, language_model_settings):
-    table = compare_from_yaml(write(tmp_path, language_model_settings))
+    table = compare(config_from_yaml(write(tmp_path, language_model_settings)))
     rows = list(csv.DictReader((table.parent / "table.csv").open()))
     assert len(rows) == 3
     for row in rows:
@@ -148,26 +148,26 @@ def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, langu
 
     monkeypatch.setattr(cache_writer, "write_shard", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
-        compare_from_yaml(path)
+        compare(config_from_yaml(path))
     monkeypatch.setattr(cache_writer, "write_shard", whole)
-    table = compare_from_yaml(path)
+    table = compare(config_from_yaml(path))
     (train,) = table.parent.glob("activations/*/train")
     resumed = ActivationTable(train, 640)
     rows = resumed.rows(torch.arange(len(resumed)))
 
     other = write(tmp_path / "afresh", language_model_settings)
-    fresh_table = compare_from_yaml(other)
+    fresh_table = compare(config_from_yaml(other))
     (train,) = fresh_table.parent.glob("activations/*/train")
     fresh = ActivationTable(train, 640)
     assert torch.equal(rows, fresh.rows(torch.arange(len(fresh))))
 
     monkeypatch.setattr(text_source, "load_language_model", None)  # nothing is left to do for the model
-    compare_from_yaml(path)
+    compare(config_from_yaml(path))
 
 
 def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_path, language_model_settings):
     language_model_settings["n_cross_entropy_tokens"] = 0
-    table = compare_from_yaml(write(tmp_path, language_model_settings), {"max_norm_over_median": 1.05})
+    table = compare(config_from_yaml(write(tmp_path, language_model_settings), {"max_norm_over_median": 1.05}))
     (folder,) = table.parent.glob("activations/*")
     norms = json.loads((folder / "norms.json").read_text())
     assert norms["max"] == pytest.approx(1.05 * norms["median"])
@@ -181,7 +181,7 @@ def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_pa
 
 def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settings):
     language_model_settings["n_cross_entropy_tokens"] = 0
-    table = compare_from_yaml(write(tmp_path, language_model_settings))
+    table = compare(config_from_yaml(write(tmp_path, language_model_settings)))
     sae = SAE.load_from_disk(next(iter(sorted(table.parent.glob("runs/BatchTopK*")))))
     assert sae.cfg.architecture() == "jumprelu"
     assert sae.cfg.metadata.hook_name == "model.layers.0"
@@ -191,7 +191,7 @@ def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settin
 def test_too_little_text_is_an_error_that_says_how_much_there_is(tmp_path, language_model_settings):
     path = write(tmp_path, language_model_settings)
     with pytest.raises(ValueError, match=r"the data gave only \d+ of 102400 activations"):
-        compare_from_yaml(path, {"steps": 3200})
+        compare(config_from_yaml(path, {"steps": 3200}))
 
 
 def test_command_line_takes_overrides_and_reports_mistakes_in_one_line(tmp_path, capsys):
@@ -232,6 +232,6 @@ def test_decoder_biases_start_at_the_mean_in_whatever_units_the_sae_works(tmp_pa
     cfg = build(CompareConfig, {**settings, "steps": 2, "seeds": [0]})
     source = SyntheticSource(cfg)
     (run,) = all_runs(cfg)
-    train_and_evaluate(cfg, run, source)
+    train_and_evaluate(run, source)
     assert torch.allclose(load_run(cfg, run).b_dec, source.mean(), atol=1e-5)
     assert source.mean().abs().max() > 0.01

@@ -9,7 +9,7 @@ import yaml
 from sae_lens import SAE
 
 from sae_lens_sparsemax.activations import cache_writer
-from sae_lens_sparsemax.compare import compare_from_yaml, sources
+from sae_lens_sparsemax.compare import compare, config_from_yaml, sources
 from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig
 from sae_lens_sparsemax.compare.sources import VALIDATION
 from sae_lens_sparsemax.compare.vision_source import VisionSource
@@ -94,14 +94,14 @@ def test_captures_that_were_interrupted_give_the_same_activations(settings, monk
 def test_a_model_without_a_tokenizer_is_compared_by_reconstruction_alone(settings, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
-    table = compare_from_yaml(path)
+    table = compare(config_from_yaml(path))
     (row,) = csv.DictReader((table.parent / "table.csv").open())
     assert float(row[f"{IMAGE_SET}/l0"]) <= 2 and int(float(row[f"{IMAGE_SET}/n_tokens"])) == 60
     assert f"{IMAGE_SET}/zero_shot_accuracy" not in row
     metadata = SAE.load_from_disk(next(table.parent.glob("runs/*"))).cfg.metadata
     assert (metadata.hook_name, metadata.tokens) == ("blocks.1.hook_resid_post", "all")
     with pytest.raises(ValueError, match="the data gave only 150 of 155 activations"):
-        compare_from_yaml(path, {"n_training_tokens": 155})
+        compare(config_from_yaml(path, {"n_training_tokens": 155}))
 
 
 def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(settings, tmp_path, shared_data, mini_clip):
@@ -116,7 +116,7 @@ def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(setting
     settings |= {"n_training_tokens": 8 * 17, "n_validation_tokens": 17}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
-    table = compare_from_yaml(path)
+    table = compare(config_from_yaml(path))
     (row,) = csv.DictReader((table.parent / "table.csv").open())
     sae = SAE.load_from_disk(next(table.parent.glob("runs/*")))
     import datasets
@@ -134,7 +134,7 @@ def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(setting
     assert (table.parent / "pareto_zero_shot_accuracy.png").exists()
     result = next(table.parent.glob("runs/*/result.json"))
     before = json.loads(result.read_text())
-    compare_from_yaml(path, {"images.templates": "['{}']"})
+    compare(config_from_yaml(path, {"images.templates": "['{}']"}))
     after = json.loads(result.read_text())
     assert after["chosen_fingerprint"] != before["chosen_fingerprint"]
     assert after["training_seconds"] == before["training_seconds"]  # not trained again

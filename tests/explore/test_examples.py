@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_lens_sparsemax.explore.examples import LEVELS, SampleActs, TopExamples
+from sae_lens_sparsemax.explore.samples import LEVELS, SampleActs, TopExamples
 from tests.support.streams import sparse
 
 N_TOKENS, D_SAE = 4, 9

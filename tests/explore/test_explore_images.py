@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from sae_lens_sparsemax.data.images import load_image_dataset
-from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.run import explore, short_names
 from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.explore.streams import ImageStream
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.settings.checking import build
 from tests.explore.test_page_data import decode_levels

@@ -6,7 +6,7 @@ from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.explore.pages.shown_samples import peak_tokens
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.explore.streams import TextStream
 from sae_lens_sparsemax.models.at_hook import load_sae
 from tests.explore.test_explore_images import read
 from tests.explore.test_page_data import decode_levels
@@ -74,7 +74,7 @@ def test_concepts_have_promoted_and_suppressed_tokens(text_pages):
 
 
 def test_peak_tokens_are_read_where_the_activation_is_highest(text_world):
-    from sae_lens_sparsemax.explore.examples import TopExamples
+    from sae_lens_sparsemax.explore.samples import TopExamples
 
     top = TopExamples(2, 2, 4)
     top.sample[0] = torch.tensor([5, 9])

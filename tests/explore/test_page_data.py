@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.explore.examples import LEVELS, TopExamples
 from sae_lens_sparsemax.explore.pages.scripts import DIGITS, FULL, encode_levels, fit_examples, rounded, write_script
 from sae_lens_sparsemax.explore.pages.site import density_histogram, l0_histogram
+from sae_lens_sparsemax.explore.samples import LEVELS, TopExamples
 
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",

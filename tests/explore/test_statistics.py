@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.explore.examples import SampleActs
+from sae_lens_sparsemax.explore.samples import SampleActs
 from sae_lens_sparsemax.explore.statistics import N_BINS, ActivationHistograms, ClassProfile
 from tests.support.streams import sparse
 

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import resource
 import torch
-from sae_lens_sparsemax.training.memory import keep_freed_memory
+from sae_lens_sparsemax.cli.main import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 def faults():
@@ -38,7 +38,7 @@ def test_memory_is_reused_only_when_asked_for():
 
 
 def test_the_users_own_tuning_is_left_alone(monkeypatch):
-    from sae_lens_sparsemax.training.memory import keep_freed_memory
+    from sae_lens_sparsemax.cli.main import keep_freed_memory
 
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert not keep_freed_memory()

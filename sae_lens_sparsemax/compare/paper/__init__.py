@@ -1,7 +1,7 @@
 """The tables and figures of the sparsemax paper, one command each, full-size or small.
 
-`recipe` reads what a table needs, `runner` trains the SAEs that are not there yet and measures them with a suite,
-`table` sets what was measured beside what the paper says.
+`recipe` reads what a table needs, `runner` trains the SAEs that are not there yet, measures them with a suite and sets
+the figures beside the paper's.
 """
 
 from sae_lens_sparsemax.compare.paper.recipe import Recipe, load_recipe

@@ -9,10 +9,9 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.evaluation.naming import ConceptName
 from sae_lens_sparsemax.explore.cofiring import Neighbours
-from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.pages.scripts import encode_levels, rounded, write_script
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
-from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 from sae_lens_sparsemax.explore.weights import TokenLogits
 
 SHARD = 128

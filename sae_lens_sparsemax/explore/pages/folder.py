@@ -7,13 +7,12 @@ from typing import Any
 import torch
 
 from sae_lens_sparsemax.explore import failures
-from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.pages import shown_samples
 from sae_lens_sparsemax.explore.pages.concepts import SHARD, SAEReport, class_labels, write_concepts, write_table
 from sae_lens_sparsemax.explore.pages.scripts import Fit, fit_examples, write_script
 from sae_lens_sparsemax.explore.pages.site import MANIFEST, summary, write_pages, write_showcase
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 
 logger = logging.getLogger(__name__)
 _FAILURES_SHOWN = 20

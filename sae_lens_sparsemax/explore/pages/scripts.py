@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae_lens_sparsemax.explore.examples import LEVELS, TopExamples
+from sae_lens_sparsemax.explore.samples import LEVELS, TopExamples
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 FULL = 61

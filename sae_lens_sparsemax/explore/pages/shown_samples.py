@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.explore.examples import TopExamples
-from sae_lens_sparsemax.explore.images import ImageStream
 from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
-from sae_lens_sparsemax.explore.texts import TextStream
+from sae_lens_sparsemax.explore.samples import TopExamples
+from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 from sae_lens_sparsemax.models.patch_geometry import patch_geometry
 
 logger = logging.getLogger(__name__)

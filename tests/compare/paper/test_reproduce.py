@@ -9,7 +9,7 @@ import yaml
 
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare.paper.recipe import load_recipe
-from sae_lens_sparsemax.compare.paper.table import averaged, flat, row
+from sae_lens_sparsemax.compare.paper.runner import averaged, flat, row
 from tests.support.tiny_language_model import documents
 
 
