@@ -1,7 +1,7 @@
 """The page and its answers over HTTP, to browsers on this machine alone, by starlette on uvicorn.
 
-What they do not bring is here: other sites, which a browser may be made to ask for, are refused by the host and origin
-they name; bodies, waiting and slow clients have limits; whatever is refused is told as JSON with one sentence.
+A question is read up to a limit of size and time, one is computed at a time while others wait, and whatever is refused
+is told as JSON with one sentence; `guard` refuses what need not reach the app.
 """
 
 import asyncio
@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any
 
-import h11
 import uvicorn
 from pydantic_core import from_json
 from starlette.applications import Starlette
@@ -23,10 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from typing_extensions import override
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sae_lens_sparsemax.explore.app.guard import HOST, Guarded, Protocol, refusal
 from sae_lens_sparsemax.explore.app.session import Session
 from sae_lens_sparsemax.models.splice import Change
 from sae_lens_sparsemax.settings.checking import build
@@ -34,12 +30,8 @@ from sae_lens_sparsemax.settings.sentences import must_be
 
 logger = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
-_SECONDS_FOR_HEAD = 10
 _SECONDS_FOR_BODY = 30
-_SECONDS_AFTER_ANSWER = 5
 _MOST_QUESTIONS = 64
-_MOST_CONNECTIONS = 500
 _MOST_CHANGES = 1_000
 _FILES = {
     "/": ("app/static/index.html", "text/html"),
@@ -47,13 +39,6 @@ _FILES = {
     "/app.css": ("app/static/app.css", "text/css"),
     "/base.js": ("pages/assets/base.js", "text/javascript"),
     "/base.css": ("pages/assets/base.css", "text/css"),
-}
-_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_HEADERS = {
-    "Content-Security-Policy": _POLICY,
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
 }
 
 
@@ -95,8 +80,8 @@ class AppServer:
         app.router.redirect_slashes = False
         self._server = uvicorn.Server(
             uvicorn.Config(
-                _Guarded(app, self.port),
-                http=_Protocol,
+                Guarded(app, self.port),
+                http=Protocol,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -146,10 +131,10 @@ class AppServer:
             changes = {concept: Change(factor, add) for concept, factor, add in question.changes}
             return JSONResponse(self.session.inspect(question.given, question.position, changes))
         except ValueError as error:
-            return _refusal(HTTPStatus.BAD_REQUEST, str(error))
+            return refusal(HTTPStatus.BAD_REQUEST, str(error))
         except Exception as error:
             logger.error("A question could not be answered: %s: %s", type(error).__name__, error)
-            return _refusal(
+            return refusal(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
                 f"The question could not be answered: {type(error).__name__}: {str(error)[:500]}",
             )
@@ -213,127 +198,8 @@ async def _body(request: Request, most_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _refusal(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(sentence.split())}, status)
-
-
 async def _told(_: Request, error: Exception) -> Response:
     """starlette's own refusals and ours, as JSON."""
     assert isinstance(error, HTTPException)
     sentence = {404: "There is no such page.", 405: "There is no such question."}.get(error.status_code, error.detail)
-    return _refusal(error.status_code, sentence)
-
-
-class _Guarded:
-    """An app that answers this machine's own page alone, and that hears a client out.
-
-    A connection closed while a client still sends would take the answer with it, so what comes after a refusal is read
-    and dropped for a while.
-    """
-
-    def __init__(self, app: ASGIApp, port: int) -> None:
-        hosts = [f"{name}:{port}" for name in (HOST, "localhost")] + ([HOST, "localhost"] if port == 80 else [])
-        self.app, self.hosts = app, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        all_read = False
-
-        async def hear() -> Message:
-            nonlocal all_read
-            message = await receive()
-            all_read = message["type"] == "http.disconnect" or not message.get("more_body", False)
-            return message
-
-        async def hear_out() -> None:
-            while not all_read:
-                await hear()
-
-        async def say(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
-            elif not message.get("more_body", False) and not all_read:
-                await send({**message, "more_body": True})
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(hear_out(), _SECONDS_AFTER_ANSWER)
-                message = {"type": "http.response.body"}
-            await send(message)
-
-        await (self.app if self._is_local(scope) else _stranger)(scope, hear, say)
-
-    def _is_local(self, scope: Scope) -> bool:
-        found = dict(scope["headers"])
-        host, origin = (found.get(name, b"").decode("latin-1").lower() for name in (b"host", b"origin"))
-        return host in self.hosts and origin in ("", *(f"http://{host}" for host in self.hosts))
-
-
-_stranger = _refusal(HTTPStatus.FORBIDDEN, "This page is for browsers on the same machine.")
-
-
-class _Protocol(H11Protocol):
-    """uvicorn's HTTP, that waits for a request only so long and says what is wrong with it as JSON."""
-
-    _clock: asyncio.TimerHandle | None = None
-
-    @override
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        if len(self.connections) > _MOST_CONNECTIONS:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections.")
-        self._start_clock()
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_clock()
-        super().connection_lost(exc)
-
-    @override
-    def eof_received(self) -> bool:  # type: ignore[override]  asyncio takes True for "keep it open"
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if answering and not self.cycle.more_body:
-            self.cycle.keep_alive = False  # whoever has asked may still read
-            return True
-        if answering or self.conn.trailing_data[0]:
-            self._refuse(HTTPStatus.BAD_REQUEST, "The request ended too early.")
-        return False
-
-    @override
-    def handle_events(self) -> None:
-        before = self.cycle
-        super().handle_events()
-        if self.cycle is not before:
-            self._stop_clock()
-
-    @override
-    def on_response_complete(self) -> None:
-        self._start_clock()
-        super().on_response_complete()
-
-    @override
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, "This is no request in HTTP/1.1 that can be understood.")
-
-    def _start_clock(self) -> None:
-        self._stop_clock()
-        sentence = f"A request must arrive within {_SECONDS_FOR_HEAD} seconds."
-        self._clock = self.loop.call_later(_SECONDS_FOR_HEAD, self._refuse, HTTPStatus.REQUEST_TIMEOUT, sentence)
-
-    def _stop_clock(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-
-    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
-        if self.transport.is_closing():
-            return
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer is on its way
-            refusal = _refusal(status, sentence)
-            headers = [*refusal.raw_headers, (b"connection", b"close")]
-            for event in (
-                h11.Response(status_code=status, headers=headers, reason=status.phrase),
-                h11.Data(data=bytes(refusal.body)),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
-        if self.cycle is not None:
-            self.cycle.disconnected = True  # the app is not to answer as well
-        self.transport.close()
+    return refusal(error.status_code, sentence)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.explore.app import guard
 from sae_lens_sparsemax.explore.app import server as server_module
 from sae_lens_sparsemax.explore.app.server import AppServer, listen
 from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession
@@ -107,8 +108,9 @@ def test_huge_changes_and_failures_of_the_model_are_told(texts, monkeypatch):
 
 
 def test_those_who_stop_half_way_hold_nobody_up(texts, monkeypatch):
-    for name in ("_SECONDS_FOR_HEAD", "_SECONDS_FOR_BODY", "_SECONDS_AFTER_ANSWER"):
-        monkeypatch.setattr(server_module, name, 0.3)
+    monkeypatch.setattr(server_module, "_SECONDS_FOR_BODY", 0.3)
+    for name in ("_SECONDS_FOR_HEAD", "_SECONDS_AFTER_ANSWER"):
+        monkeypatch.setattr(guard, name, 0.3)
     host = f"{HOST}:{texts.port}"
     whole = post(question(), host)
     for part in (b"", b"POST", whole[:60], whole[:-3]):
