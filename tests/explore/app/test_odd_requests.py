@@ -161,6 +161,11 @@ def test_a_taken_port_is_told_before_anything_is_loaded(texts, capsys):
     assert f"got {texts.port}: Address already in use" in capsys.readouterr().err
 
 
+def test_at_port_80_the_host_need_not_name_it():
+    assert {"127.0.0.1", "localhost:80"} <= set(guard.Guarded(None, 80).hosts)  # type: ignore[arg-type]
+    assert "localhost" not in guard.Guarded(None, 7860).hosts  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_it_quietly(tmp_path):
     sae = save_text_sae(tmp_path / "sae", save_text(tmp_path))

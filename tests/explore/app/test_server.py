@@ -129,6 +129,9 @@ def test_a_text_in_a_browser(serve, chromium, tmp_path):
     page.keyboard.press("Enter")
     page.wait_for_selector("#outcomes .outcome")
     assert page.locator("#tokens b").count() == 0
+    page.click("#tokens button:nth-child(1)")
+    page.wait_for_selector("#left-out:has-text('trained without special tokens')")
+    assert "trained without special tokens" in page.locator("#tokens button:nth-child(1)").get_attribute("title")
     page.click("#tokens button:nth-child(3)")
     page.wait_for_selector("#where:has-text('Token 2')")
     page.click("tbody tr:first-child button:text('off')")

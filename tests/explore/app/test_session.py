@@ -68,6 +68,17 @@ def test_next_tokens_change_with_a_concept(language_model_and_sae):
     assert earlier["tokens"] == plain["tokens"] and earlier["outcomes"] != plain["outcomes"]
 
 
+def test_a_token_without_concepts_says_why(language_model_and_sae, monkeypatch):
+    model, sae = language_model_and_sae
+    monkeypatch.setattr(sae.cfg.metadata, "seqpos_slice", (0, 3))
+    plain = TextSession(model, sae).inspect("The river of stone", 0, {})
+    assert plain["left_out"][:3] == ["special tokens", None, None] and plain["n_active"] == 0
+    assert set(plain["left_out"][3:]) == {"positions outside seqpos_slice (0, 3)"}
+    session = TextSession(model, sae)
+    monkeypatch.setattr(sae.cfg.metadata, "max_norm", 1e-6)
+    assert session.inspect("The river", 1, {})["left_out"][1] == "activations of a norm above 1e-06"
+
+
 def test_what_is_no_input_is_refused(image_session, language_model_and_sae):
     for given in ("%%%", base64.b64encode(b"not an image").decode(), encoded(photo())[:100]):
         with pytest.raises(ValueError, match="no image that can be read"):
