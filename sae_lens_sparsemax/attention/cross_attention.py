@@ -24,6 +24,7 @@ from sae_lens_sparsemax.attention import kernels
 from sae_lens_sparsemax.attention.gate import gate, support_activations, support_gradient
 from sae_lens_sparsemax.attention.rows import coo, sampled_product, transpose, weighted_rows
 from sae_lens_sparsemax.attention.support import Support, select_support
+from sae_lens_sparsemax.attention.traceable import full_precision
 
 # Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
 MIN_BLOCK_ROWS = 512
@@ -76,7 +77,7 @@ def attend(
         ValueError: shapes do not fit, or gate_scale is not positive.
     """
     _check(query, keys, values, bias, gate_scale)
-    with torch.autocast(query.device.type, enabled=False):
+    with full_precision(query):
         shared = keys is values
         query, keys = _full(query), _full(keys)
         values = keys if shared else _full(values)

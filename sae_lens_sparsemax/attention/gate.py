@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from sae_lens_sparsemax.attention.support import Support, select_support
+from sae_lens_sparsemax.attention.traceable import is_traced, traceable_gate
 
 
 def support_activations(support: Support, gate_scale: float, probabilities: bool) -> torch.Tensor:
@@ -62,13 +63,15 @@ def gate(z: torch.Tensor, gate_scale: float = 1.0, probabilities: bool = True) -
         (..., M), zero outside the support, in the dtype of z.
 
     Raises:
-        ValueError: z has no last dimension to select from, its scores are not finite (−inf is, beside finite ones), or
-            g is not positive.
+        ValueError: z has no last dimension to select from, its scores are not finite (−inf is, beside finite ones;
+            not asked where the call is traced), or g is not positive.
     """
     if z.ndim == 0:
         raise ValueError("scores must have at least one dimension, got a scalar")
     if not gate_scale > 0:
         raise ValueError(f"gate_scale must be positive, got {gate_scale}")
+    if is_traced(z):
+        return traceable_gate(z, gate_scale, probabilities)
     rows = z.reshape(-1, z.shape[-1])
     return _Gate.apply(rows, gate_scale, probabilities).reshape(z.shape)  # type: ignore[no-any-return]
 

@@ -8,6 +8,7 @@ from torch import nn
 from sae_lens_sparsemax.attention.cross_attention import select
 from sae_lens_sparsemax.attention.gate import gate, support_activations
 from sae_lens_sparsemax.attention.rows import row_offsets, weighted_rows
+from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 
 # Share of non-zero activations below which a weighted sum of decoder rows beats the matrix product.
 MAX_LIST_DENSITY = 0.05
@@ -15,7 +16,7 @@ MAX_LIST_DENSITY = 0.05
 
 def dense_scores(query: torch.Tensor, W_enc: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """(..., M) scores in the dtype of the query, whatever autocast says: rounded scores select wrong supports."""
-    with torch.autocast(query.device.type, enabled=False):
+    with full_precision(query):
         scores = query @ W_enc.to(query.dtype)
         return scores if bias is None else scores + bias.to(query.dtype)
 
@@ -40,7 +41,7 @@ def dense_activations(
         gate_scale: g. probabilities: activations g·z − τ if true, else z.
     """
     rows = query.reshape(-1, query.shape[-1])
-    with torch.autocast(query.device.type, enabled=False):
+    with full_precision(query):
         found = select(rows, keys, bias, gate_scale, max_density=1.0)
     assert found is not None  # with a density of 1 allowed, selection never gives up
     support = found[0]
@@ -56,9 +57,11 @@ def linear_decode(feature_acts: torch.Tensor, table: torch.Tensor) -> torch.Tens
     activations is wanted at inactive concepts as well.
     """
     if feature_acts.is_sparse:
-        with torch.autocast(table.device.type, enabled=False):
+        with full_precision(table):
             return torch.sparse.mm(feature_acts.to(table.dtype), table)
-    if torch.is_grad_enabled() and (feature_acts.requires_grad or table.requires_grad):
+    if is_traced(feature_acts, table) or (
+        torch.is_grad_enabled() and (feature_acts.requires_grad or table.requires_grad)
+    ):
         return feature_acts @ table
     rows = feature_acts.reshape(-1, feature_acts.shape[-1])
     if rows.is_floating_point() and rows.dtype in (torch.float32, torch.float64) and rows.dtype == table.dtype:
@@ -73,10 +76,10 @@ def rounded(computed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What was computed in float32 or float64, in the dtype of the SAE.
 
     Raises:
-        ValueError: it is too large for float16.
+        ValueError: it is too large for float16 (infinite where the call is traced).
     """
     result = computed.to(dtype)
-    if dtype == torch.float16 and not bool(torch.isfinite(result).all()):
+    if dtype == torch.float16 and not is_traced(computed) and not bool(torch.isfinite(result).all()):
         raise ValueError(
             f"activations of an SAE in float16 must be at most {torch.finfo(dtype).max:g}, got "
             f"{computed.abs().max():.3g}: use it in bfloat16 or float32"

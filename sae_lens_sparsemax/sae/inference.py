@@ -13,6 +13,7 @@ from typing_extensions import override
 from sae_lens_sparsemax.attention.cross_attention import select
 from sae_lens_sparsemax.attention.gate import support_activations
 from sae_lens_sparsemax.attention.rows import weighted_rows
+from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig
 from sae_lens_sparsemax.sae.encoding import (
@@ -76,7 +77,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             return super().forward(x)
         query, factor = checked_queries(self, x)
         rows = query.reshape(-1, query.shape[-1])
-        with torch.autocast(rows.device.type, enabled=False):
+        with full_precision(rows):
             found = select(rows, self.W_enc.T.to(rows.dtype), self.b_enc.to(rows.dtype), self.cfg.gate_scale)
             if found is None:
                 return super().forward(x)
@@ -95,7 +96,9 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
 
     def _runs_unobserved(self, x: torch.Tensor) -> bool:
-        """Whether nobody needs the dense scores: no hook on them, no gradient through them, no ReLU of them."""
+        """Whether nobody needs the dense scores: no hook on them, no derivative through them, no ReLU of them."""
+        if is_traced(x, *self.parameters()):
+            return False
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad)
         return self.cfg.gate == "sparsemax" and not needs_grad and not is_hooked(self.hook_sae_acts_pre)
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from sae_lens.saes.sae import SAE
 
+from sae_lens_sparsemax.attention.traceable import is_traced
+
 
 def checked_queries(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries of raw inputs, through the SAE's own hook, normalisation and b_dec; see `split_norm`.
@@ -30,11 +32,13 @@ def checked_queries(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch
 def check_finite(sae_in: torch.Tensor, hook_name: str | None, step: int | None = None) -> None:
     """Refuse NaN and infinite activations, which sparsemax cannot rank and which would ruin the weights.
 
+    Where the call is traced there are no values to look at.
+
     Raises:
         ValueError: naming the hook, the training step where there is one, and how many tokens are affected.
     """
     # A sum is one pass without a temporary; only when it is not finite is the culprit looked for.
-    if torch.isfinite(sae_in.sum()):
+    if is_traced(sae_in) or torch.isfinite(sae_in.sum()):
         return
     bad = ~torch.isfinite(sae_in).reshape(-1, sae_in.shape[-1]).all(-1)
     if not bad.any():

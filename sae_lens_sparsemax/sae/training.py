@@ -14,6 +14,7 @@ from typing_extensions import override
 from sae_lens_sparsemax.attention.cross_attention import Attention, attend
 from sae_lens_sparsemax.attention.rows import scale_rows
 from sae_lens_sparsemax.attention.support import UnrankableScores
+from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.dictionaries import build_dictionary
@@ -107,7 +108,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Dense activations (..., d_sae); without gradients or hooks on scores, in the memory of one such matrix."""
-        if torch.is_grad_enabled() or is_hooked(self.hook_sae_acts_pre) or self.cfg.gate != "sparsemax":
+        observed = torch.is_grad_enabled() or is_hooked(self.hook_sae_acts_pre) or is_traced(x, *self.parameters())
+        if observed or self.cfg.gate != "sparsemax":
             return super().encode(x)
         query, factor = checked_queries(self, x)
         bias = self.dictionary.bias
@@ -208,7 +210,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         with torch.no_grad():
             sae_in = self.process_sae_in(x)
         wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
-        with torch.autocast(wide.device.type, enabled=False):
+        with full_precision(wide):
             return projected_query(
                 wide,
                 self.b_dec if self.cfg.apply_b_dec_to_input else None,
@@ -218,7 +220,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     def _project(self, query: torch.Tensor) -> torch.Tensor:
         # Scores of rounded queries select wrong concepts, so autocast stays out of here as of the scores.
-        with torch.autocast(query.device.type, enabled=False):
+        with full_precision(query):
             return self.dictionary.project_query(query)
 
     def _finish(self, context: torch.Tensor) -> torch.Tensor:

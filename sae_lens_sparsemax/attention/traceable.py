@@ -1,0 +1,98 @@
+"""The gate in plain tensor operations, for whatever looks through a call: torch.func, compilers, export, meta tensors.
+
+The lists of `support` have lengths that depend on the scores, and its errors ask for values, neither of which exists
+while a call is traced, batched by vmap or run on shapes alone. Here everything is dense and nothing branches: ranks
+are found by bisection over the sorted row, with one question to it per bit of the number of concepts. Slower, so only
+`is_traced` calls come here.
+
+But: scores that are not finite cannot be refused. Such a row is selected whole, so that what it holds shows.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.autograd.forward_ad import unpack_dual
+
+_INTERPRETERS = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
+_NO_INTERPRETER: Any = torch.Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+
+
+def is_traced(*tensors: torch.Tensor) -> bool:
+    """Whether values of these tensors must not be asked for, or operations need rules for forward-mode or batches.
+
+    True under torch.compile, torch.export and tracing, in torch.func's transformations, and for meta tensors, fake
+    tensors and their like, and tensors with a forward-mode tangent.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        # torch.func has no public way to ask.
+        or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
+        or any(torch._C._get_dispatch_mode(key) is not None for key in _INTERPRETERS)
+        or any(_stands_for_others(tensor) for tensor in tensors)
+    )
+
+
+def _stands_for_others(tensor: torch.Tensor) -> bool:
+    interprets = type(tensor).__torch_dispatch__ is not _NO_INTERPRETER  # type: ignore[attr-defined]
+    return tensor.is_meta or interprets or unpack_dual(tensor).tangent is not None
+
+
+def full_precision(tensor: torch.Tensor) -> Any:
+    """A context without autocast on the device of the tensor; scores of rounded numbers select wrong supports."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def traceable_gate(z: torch.Tensor, gate_scale: float, probabilities: bool) -> torch.Tensor:
+    """`gate.gate` in differentiable operations without branches.
+
+    Args:
+        z: (..., M) scores of any float dtype; −inf is never selected beside finite ones.
+        gate_scale: g > 0. probabilities: activations g·z − τ if true, else z.
+
+    Returns:
+        (..., M), zero outside the support, in the dtype of z. Its derivatives of any order and mode are exact on the
+        support and zero elsewhere.
+    """
+    budget = 1.0 / gate_scale
+    wide = z if z.dtype == torch.float64 else z.float()
+    row_max = wide.detach().amax(-1, keepdim=True).double()
+    on_support = _support(wide.detach().double() - row_max, budget)
+    if not probabilities:
+        return torch.where(on_support, z, torch.zeros_like(z))
+    shifted = wide.double() - row_max
+    shifted = torch.where(on_support, shifted, torch.zeros_like(shifted))
+    tau = (shifted.sum(-1, keepdim=True) - budget) / on_support.sum(-1, keepdim=True)
+    acts = gate_scale * (shifted - tau)
+    return torch.where(on_support, acts, torch.zeros_like(acts)).to(wide.dtype).to(z.dtype)
+
+
+def _support(shifted: torch.Tensor, budget: float) -> torch.Tensor:
+    """(..., M) bool: which scores are selected, of float64 ones less the largest of their row.
+
+    A score is selected if those above it would not spend the budget down to it: Σ_j max(z_j − z_i, 0) < b, which holds
+    for every score up to some rank and for none after it.
+    """
+    n_concepts = int(shifted.shape[-1])
+    # Whatever lies further than b below the largest is out; the clamp keeps −inf out of the sums.
+    clamped = shifted.clamp_min(-2 * budget)
+    ranked = clamped.sort(-1, descending=True).values
+    level = ranked[..., :1]
+    last = torch.zeros_like(level, dtype=torch.int64)
+    for bit in reversed(range(n_concepts.bit_length())):
+        further = last + 2**bit
+        next_level = ranked.gather(-1, further.clamp_max(n_concepts - 1))
+        spent = (clamped - next_level).clamp_min(0).sum(-1, keepdim=True)
+        is_selected = (further < n_concepts) & (spent < budget)
+        last = torch.where(is_selected, further, last)
+        level = torch.where(is_selected, next_level, level)
+    # Not `shifted >= level`, which is false of NaN.
+    return ~(shifted < level)
