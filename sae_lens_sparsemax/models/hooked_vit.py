@@ -16,8 +16,7 @@ from sae_lens import SAE
 from sae_lens.analysis.hooked_sae_transformer import HookedSAETransformer, _SAEWrapper
 from torch import nn
 from transformer_lens.ActivationCache import ActivationCache
-from transformer_lens.hook_points import HookPoint
-from transformer_lens.hook_points import HookedRootModule
+from transformer_lens.hook_points import HookedRootModule, HookPoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
