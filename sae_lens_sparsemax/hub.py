@@ -29,6 +29,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens_sparsemax.display.tables import markdown_table
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
+from sae_lens_sparsemax.settings.sentences import must_be
 
 __all__ = ["model_card", "upload_saes"]
 
@@ -91,9 +92,9 @@ def upload_saes(
         ValueError: an id, the repository's name, or an SAE is not usable; nothing has been uploaded then.
     """
     if not saes:
-        raise ValueError("no SAEs to upload: the dictionary is empty")
+        raise must_be("saes", "at least one SAE", dict(saes))
     if repo_id.count("/") != 1:
-        raise ValueError(f"repo_id must have the form 'user/name', got {repo_id!r}")
+        raise must_be("repo_id", "of the form 'user/name'", repo_id)
     with TemporaryDirectory() as scratch:
         folders: dict[str, SAE[Any] | Path | str] = {}
         described: dict[str, SAE[Any]] = {}
@@ -170,7 +171,7 @@ def _check_folded(sae_id: str, sae: SAE[Any]) -> None:
 def _check_id(sae_id: str) -> None:
     path = PurePosixPath(sae_id)
     if not sae_id or path.is_absolute() or ".." in path.parts or "\\" in sae_id or sae_id == ".":
-        raise ValueError(f"an SAE's id is its folder in the repository, such as 'layer_6/l0_32', got {sae_id!r}")
+        raise must_be("an SAE's id", "a folder in the repository, such as 'layer_6/l0_32'", sae_id)
 
 
 def model_card(repo_id: str, saes: Mapping[str, SAE[Any]]) -> str:
@@ -184,7 +185,7 @@ def model_card(repo_id: str, saes: Mapping[str, SAE[Any]]) -> str:
         ValueError: there are no SAEs.
     """
     if not saes:
-        raise ValueError("a model card needs at least one SAE")
+        raise must_be("saes", "at least one SAE", dict(saes))
     parts = [
         FRONT_MATTER,
         LOADING.format(repo_id=repo_id, sae_id=next(iter(saes))),

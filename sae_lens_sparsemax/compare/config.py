@@ -108,7 +108,7 @@ class ImageSettings:
             raise must_be_one_of("images.tokens", self.tokens, get_args(Tokens))
         bad = [template for template in self.templates if template.count("{}") != 1]
         if bad or not self.templates:
-            raise ValueError(f"images.templates must each hold one {{}} for the class name, got {bad or 'none'}")
+            raise must_be("images.templates", "texts with one {} each for the class name", bad)
 
 
 @dataclass
@@ -197,9 +197,9 @@ class CompareConfig:
             raise must_be("held_out_fraction", "between 0 and 0.5", self.held_out_fraction)
         names = [arm.name for arm in self.arms]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"arms must have names that differ from each other, got {names}")
+            raise must_be("arms", "at least one, of names that differ from each other", names)
         if reserved := {"train", "validation"} & set(self.eval_datasets):
-            raise ValueError(f"eval_datasets must not use the names {sorted(reserved)}, which mean splits")
+            raise must_be("eval_datasets", "of other names, since these mean splits", sorted(reserved))
         self._check_paths()
         if not all(l0 > 0 for l0 in self.matched_l0):
             raise must_be("matched_l0", "positive", self.matched_l0)
@@ -208,21 +208,20 @@ class CompareConfig:
         _check_trainer(self.trainer)
         for arm in self.arms:
             if not arm.sparsities or not arm.lrs:
-                raise ValueError(f"arm {arm.name} needs at least one value in sparsities and one in lrs")
+                given = {"sparsities": arm.sparsities, "lrs": arm.lrs}
+                raise must_be(f"arms.{arm.name}", "given at least one value of each", given)
             # Building the config now finds a mistake before the language model has run for an hour.
             sae_cfg = arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
             refuse_float16(f"arms.{arm.name}.sae.dtype", sae_cfg.dtype)
             per_token = sae_cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
             if per_token and self.b_dec_init == "mean" and "b_dec_init" not in arm.sae:
-                raise ValueError(
-                    f"arm {arm.name} normalises every activation by itself, so that their mean is not that of the "
-                    "stored ones: b_dec_init must be 'zeros'"
-                )
+                why = f"as arms.{arm.name} normalises every activation by itself, so that their mean is another"
+                raise must_be("b_dec_init", f"'zeros', {why}", self.b_dec_init)
 
     def _check_images(self) -> None:
         for name in ("synthetic_model", "max_norm_over_median"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} cannot be combined with images, got {getattr(self, name)!r}")
+                raise must_be(name, "left out beside images", getattr(self, name))
         if len(self.eval_datasets) != 1:
             raise must_be("eval_datasets", "one set of images", list(self.eval_datasets))
         if self.training_dataset == self.evaluation_images:

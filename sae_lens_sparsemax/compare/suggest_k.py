@@ -13,6 +13,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens_sparsemax.evaluation.suite.evaluate import evaluate_suite
 from sae_lens_sparsemax.files import atomic_write_text
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.settings.sentences import must_be
 from sae_lens_sparsemax.training.log import METRICS_FILENAME, read_metrics
 
 MATCHED_ARCHITECTURES = ("topk", "batchtopk")
@@ -100,7 +101,7 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
     """
     sae = require_sae(settings)
     if not 1 <= round(mean_l0) <= sae["d_sae"]:
-        raise ValueError(f"the mean L0 must lie between 1 and d_sae = {sae['d_sae']}, got {mean_l0}")
+        raise must_be("l0", f"between 1 and d_sae = {sae['d_sae']}", mean_l0)
     shared = {f.name for f in fields(TrainingSAEConfig)} - {"metadata"}
     matched = {}
     for architecture in MATCHED_ARCHITECTURES:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from sae_lens_sparsemax.files import atomic_write_bytes
+from sae_lens_sparsemax.settings.sentences import must_be
 
 # Of the palette by Okabe and Ito, whose colours are told apart with any colour vision and differ in lightness too.
 BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
@@ -144,7 +145,7 @@ def as_vector(values: Any, name: str) -> np.ndarray:
     """
     array = torch.as_tensor(values).detach().to("cpu", torch.float64).numpy()
     if array.ndim != 1:
-        raise ValueError(f"{name} must have one dimension, but has shape {array.shape}.")
+        raise must_be(name, "of one dimension", array.shape)
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds values that are not finite.")
+        raise must_be(name, "finite everywhere", "NaN or infinite values")
     return array

@@ -14,6 +14,7 @@ from sae_lens_sparsemax.models.encoding import encode_tokens, hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.patch_geometry import Interpolation, PatchGeometry, patch_geometry
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
+from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 Pooling = Literal["first", "mean"]
 
@@ -47,7 +48,7 @@ class ImageConcepts:
             ValueError: another word.
         """
         if how not in get_args(Pooling):
-            raise ValueError(f"how is {how!r}; it must be one of {', '.join(get_args(Pooling))}.")
+            raise must_be_one_of("how", how, get_args(Pooling))
         return self.feature_acts[0] if how == "first" and self.n_prefix_tokens else self.feature_acts.mean(0)
 
     def mask(self, concept: int, interpolation: Interpolation = "nearest") -> np.ndarray:
@@ -58,7 +59,7 @@ class ImageConcepts:
         """
         d_sae = self.feature_acts.shape[1]
         if not 0 <= concept < d_sae:
-            raise ValueError(f"There is no concept {concept}; concepts are numbered from 0 to {d_sae - 1}.")
+            raise must_be("concept", f"between 0 and {d_sae - 1}", concept)
         if self.geometry is None:
             raise ValueError("This SAE reads the class token alone, so its concepts have no place in the image.")
         return self.geometry.mask(self.patch_acts[:, concept], interpolation)

@@ -20,6 +20,7 @@ from sae_lens_sparsemax.files import atomic_directory, only_writer
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.settings.sentences import must_be
 
 logger = logging.getLogger(__name__)
 DEFAULT_EXAMPLES = 12
@@ -53,7 +54,7 @@ def explore(
             cannot be written to, or is being written by another process.
     """
     if names is not None and len(names) != len(paths):
-        raise ValueError(f"{len(paths)} SAEs need as many names, but {len(names)} were given: {', '.join(names)}.")
+        raise must_be("names", f"as many as the {len(paths)} SAEs", list(names))
     settings, output = settings or ExploreSettings(), Path(output).expanduser()
     # Files are gathered beside the folder, which is replaced as a whole.
     with only_writer(output.parent, "--output_path", f".{output.name}.lock"):

@@ -24,6 +24,7 @@ from sae_lens_sparsemax.display.plots import (
 )
 from sae_lens_sparsemax.figures.photos import draw_patch_mask
 from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
+from sae_lens_sparsemax.settings.sentences import must_be
 
 _WIDTH = 9.0
 _PER_ROW = 5
@@ -59,7 +60,7 @@ def image_concept_card(
         ValueError: not one mask for each image, or a mask of another size.
     """
     if len(images) != len(masks):
-        raise ValueError(f"There are {len(images)} images, but {len(masks)} masks.")
+        raise must_be("masks", f"as many as the {len(images)} images", len(masks))
     acts = _active(activations)
     if len(acts) == 0:
         return _dead_card(concept, n_seen)

@@ -13,6 +13,7 @@ from sae_lens_sparsemax.display.plots import INK, NORMAL, ORANGE, SMALL, concept
 from sae_lens_sparsemax.explore.concepts import ImageConcepts, Pooling
 from sae_lens_sparsemax.figures.spikes import draw_spikes
 from sae_lens_sparsemax.models.encoding import top_concepts
+from sae_lens_sparsemax.settings.sentences import must_be
 
 _DARKEST = 0.7
 _LONG_SIDE = 4.0
@@ -50,9 +51,9 @@ def draw_patch_mask(
     width, height = image.size
     values = np.abs(np.asarray(mask, dtype=np.float64))
     if values.shape != (height, width):
-        raise ValueError(f"The mask has shape {values.shape}, but the image is {height} pixels high and {width} wide.")
+        raise must_be("mask", f"of the image's shape {(height, width)}", values.shape)
     if not np.isfinite(values).all():
-        raise ValueError("The mask holds values that are not finite.")
+        raise must_be("mask", "finite everywhere", "NaN or infinite values")
     largest = values.max() if max_value is None else max_value
     shown = np.clip(values / largest, 0, 1) if largest > 0 else np.zeros_like(values)
     extent = (0, width, height, 0)
@@ -108,7 +109,7 @@ def comparison_strip(image: Image.Image, rows: Sequence[ComparedSAE]) -> Figure:
         ValueError: there are no SAEs, or a mask has not the image's size.
     """
     if not rows:
-        raise ValueError("A comparison needs at least one SAE.")
+        raise must_be("rows", "at least one SAE", rows)
     n_masks = max(1, *(len(row.masks) for row in rows))
     figure = new_figure(_WIDTH, _ROW * len(rows) + 0.2)
     grid = figure.add_gridspec(len(rows), n_masks + 2, width_ratios=[1, _SPIKES] + [1] * n_masks)

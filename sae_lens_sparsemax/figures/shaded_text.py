@@ -13,6 +13,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 
 from sae_lens_sparsemax.display.plots import BLUE, INK, ORANGE, as_vector, say
+from sae_lens_sparsemax.settings.sentences import must_be
 
 _FONT = "DejaVu Sans Mono"  # comes with matplotlib
 _EM = 0.602  # width of its characters, in font sizes
@@ -51,7 +52,7 @@ def draw_shaded_text(
     """
     acts = as_vector(feature_acts, "feature_acts")
     if len(acts) != len(tokens):
-        raise ValueError(f"There are {len(tokens)} tokens, but {len(acts)} activations.")
+        raise must_be("feature_acts", f"as many as the {len(tokens)} tokens", len(acts))
     axes.set_axis_off()
     if not len(tokens):
         say(axes, "There are no tokens.")

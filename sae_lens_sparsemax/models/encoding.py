@@ -13,6 +13,8 @@ import torch
 from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_lens_sparsemax.settings.sentences import must_be
+
 # Tokens encoded at once. At d_sae = 49,152 a dense chunk of float32 activations takes 200 MB.
 CHUNK_SIZE = 1024
 
@@ -58,7 +60,7 @@ def sparse_acts(feature_acts: torch.Tensor) -> SparseActs:
     is active where its activation differs from zero, as in SAELens.
     """
     if feature_acts.ndim != 2:
-        raise ValueError(f"feature_acts must have shape (n, d_sae), but has {tuple(feature_acts.shape)}")
+        raise must_be("feature_acts", "of shape (n, d_sae)", tuple(feature_acts.shape))
     n_rows, d_sae = feature_acts.shape
     if feature_acts.layout != torch.strided:
         feature_acts = feature_acts.to_sparse_coo().coalesce()
@@ -84,9 +86,7 @@ def encode_chunks(
     with evaluation_mode(sae):
         for batch in batches:
             if batch.shape[-1] != sae.cfg.d_in:
-                raise ValueError(
-                    f"the activations have {batch.shape[-1]} coordinates, but the SAE expects {sae.cfg.d_in}"
-                )
+                raise must_be("activations", f"of the SAE's width {sae.cfg.d_in}", batch.shape[-1])
             for chunk in tokens_2d(batch).split(chunk_size):
                 sae_in = chunk.to(device=sae.device, dtype=sae.dtype)
                 with torch.no_grad():
@@ -113,7 +113,7 @@ def encode_whole_images(
     """
     for batch in batches:
         if batch.ndim != 3:
-            raise ValueError(f"images need shape (images, tokens, d_in), got {tuple(batch.shape)}")
+            raise must_be("activations", "of shape (images, tokens, d_in)", tuple(batch.shape))
         n_tokens = batch.shape[1]
         for images in batch.split(max(1, chunk_size // n_tokens)):
             (chunk,) = encode_chunks(sae, [images], chunk_size=images.shape[0] * n_tokens)
@@ -157,7 +157,7 @@ def encode_tokens(sae: SAE[Any], tokens: torch.Tensor) -> torch.Tensor:
     """
     flat = tokens.flatten(1)
     if flat.shape[1] != sae.cfg.d_in:
-        raise ValueError(f"The activations have {flat.shape[1]} coordinates, but the SAE expects {sae.cfg.d_in}.")
+        raise must_be("activations", f"of the SAE's width {sae.cfg.d_in}", flat.shape[1])
     with torch.no_grad(), evaluation_mode(sae):
         acts = sae.encode(flat.to(sae.device, sae.dtype))
     return (acts.to_dense() if acts.is_sparse else acts).float().cpu()

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from sae_lens_sparsemax.settings.sentences import must_be_one_of
+
 
 @dataclass(frozen=True)
 class ViTFamily:
@@ -129,10 +131,7 @@ def family_of(model_type: str) -> ViTFamily:
         ValueError: the family is not in the table.
     """
     if model_type not in FAMILIES:
-        raise ValueError(
-            f"A model of type {model_type!r} cannot be hooked; the vision families known here are "
-            f"{', '.join(FAMILIES)}."
-        )
+        raise must_be_one_of("the model's type", model_type, FAMILIES)
     return FAMILIES[model_type]
 
 

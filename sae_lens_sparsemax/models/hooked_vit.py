@@ -23,6 +23,7 @@ from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.models.families import ViTShape, family_of, module_at
 from sae_lens_sparsemax.models.hooked_block import HookedNorm, HookedViTBlock
+from sae_lens_sparsemax.settings.sentences import must_be
 
 Returned = Literal["embeds", "tokens"]
 
@@ -85,7 +86,7 @@ class HookedViT(HookedRootModule):
                 repository would have to be run.
         """
         if kwargs.pop("trust_remote_code", False):
-            raise ValueError("trust_remote_code is refused: no code from a model's repository is run here.")
+            raise must_be("trust_remote_code", "false, as code from a model's repository is never run", True)
         if name_or_path == QUICKSTART:
             name_or_path = str(quickstart_vision_model_path())
         revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
@@ -211,7 +212,7 @@ class HookedViT(HookedRootModule):
             ValueError: the SAE names no hook, or one that the model has not; or tokens were to be excluded.
         """
         if exclude_special_tokens is not False:
-            raise ValueError("exclude_special_tokens has no meaning for images; leave it out.")
+            raise must_be("exclude_special_tokens", "False, as no token of an image has an id", exclude_special_tokens)
         names = [sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out]
         if not names[0]:
             raise ValueError("The SAE does not say where it belongs: its metadata has no hook_name.")

@@ -15,6 +15,8 @@ from transformers.image_processing_backends import PilBackend, TorchvisionBacken
 from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
 from transformers.image_utils import ChannelDimension, get_image_size_for_max_height_width
 
+from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
+
 Interpolation = Literal["nearest", "bilinear"]
 
 
@@ -70,42 +72,30 @@ class PatchGeometry:
             ValueError: another number of values, or another interpolation.
         """
         if interpolation not in get_args(Interpolation):
-            raise ValueError(
-                f"interpolation is {interpolation!r}; it must be one of {', '.join(get_args(Interpolation))}."
-            )
-        values = torch.as_tensor(patch_values).detach().to("cpu", torch.float32).numpy()
+            raise must_be_one_of("interpolation", interpolation, get_args(Interpolation))
+        values = torch.as_tensor(patch_values).detach().to("cpu", torch.float32)
         if values.shape not in [(self.n_patches,), self.grid]:
-            raise ValueError(
-                f"patch_values has shape {values.shape}; this image has {self.grid[0]} x {self.grid[1]} patches, so it "
-                f"must be ({self.n_patches},) or {self.grid}. Tokens before the patches must be left out."
-            )
-        width, height = self.image_size
-        x, in_columns = self._sample(width, 0, interpolation)
-        y, in_rows = self._sample(height, 1, interpolation)
-        return (y @ values.reshape(self.grid) @ x.T) * np.outer(in_rows, in_columns)
+            shapes = f"of shape {(self.n_patches,)} or {self.grid}, without the tokens before the patches"
+            raise must_be("patch_values", shapes, tuple(values.shape))
+        axes = [self._grid_position(np.arange(n_pixels) + 0.5, axis) for axis, n_pixels in enumerate(self.image_size)]
+        covered = [(at >= 0) & (at < n) for at, n in zip(axes, reversed(self.grid), strict=True)]
+        if interpolation == "nearest":  # of a pixel between two patches, the second
+            axes = [np.floor(at) + 0.5 for at in axes]
+        x, y = (torch.from_numpy(2 * at / n - 1).float() for at, n in zip(axes, reversed(self.grid), strict=True))
+        # Beyond the centres of the outermost patches there is nothing to blend with: their own value stays.
+        sampled = torch.nn.functional.grid_sample(
+            values.reshape(1, 1, *self.grid),
+            torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None],
+            mode=interpolation,
+            padding_mode="border",
+            align_corners=False,
+        )
+        return sampled[0, 0].numpy() * np.outer(covered[1], covered[0])
 
     def _grid_position(self, pixel: Any, axis: int) -> Any:
         """From original pixels to patches, along x (axis 0) or y (axis 1)."""
         processed = pixel * self.resized_size[axis] / self.image_size[axis] - self.crop_offset[axis]
         return processed / self.patch_size
-
-    def _sample(self, n_pixels: int, axis: int, interpolation: Interpolation) -> tuple[np.ndarray, np.ndarray]:
-        """Weights `(n_pixels, n_patches)` of the patches along an axis for each pixel's centre, and which pixels the
-        grid covers."""
-        n_patches = self.grid[1 - axis]
-        position = self._grid_position(np.arange(n_pixels) + 0.5, axis)
-        covered = (position >= 0) & (position < n_patches)
-        if interpolation == "nearest":
-            lower, fraction = np.floor(position), np.zeros(n_pixels)
-        else:
-            lower = np.floor(position - 0.5)
-            fraction = position - 0.5 - lower
-        weights = np.zeros((n_pixels, n_patches), dtype=np.float32)
-        pixels = np.arange(n_pixels)
-        for index, weight in ((lower, 1 - fraction), (lower + 1, fraction)):
-            # Beyond the centres of the outermost patches there is nothing to blend with: their own value stays.
-            weights[pixels, np.clip(index, 0, n_patches - 1).astype(int)] += weight
-        return weights, covered
 
 
 def patch_geometry(image_processor: Any, image_size: tuple[int, int], patch_size: int) -> PatchGeometry:
@@ -123,7 +113,7 @@ def patch_geometry(image_processor: Any, image_size: tuple[int, int], patch_size
     backend = _backend(image_processor)
     width, height = image_size
     if width < 1 or height < 1:
-        raise ValueError(f"image_size is {image_size}; an image has at least one pixel in both directions.")
+        raise must_be("image_size", "at least one pixel in both directions", image_size)
     resized_height, resized_width = _resized(image_processor, height, width)
     processed_height, processed_width = resized_height, resized_width
     left = top = 0

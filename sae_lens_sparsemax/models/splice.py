@@ -15,6 +15,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, SparseActs, evaluation_mode, sparse_acts
+from sae_lens_sparsemax.settings.sentences import must_be
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 """Takes activations of shape (batch, positions, d_in), heads side by side, and returns what the model goes on with."""
@@ -89,9 +90,9 @@ def change_concepts(sae: SAE[Any], changes: Mapping[int, Change]) -> Edit:
     """
     for concept, change in changes.items():
         if not 0 <= concept < sae.cfg.d_sae:
-            raise ValueError(f"There is no concept {concept}; concepts are numbered from 0 to {sae.cfg.d_sae - 1}.")
+            raise must_be("concept", f"between 0 and {sae.cfg.d_sae - 1}", concept)
         if not all(map(math.isfinite, change)):
-            raise ValueError(f"Concept {concept} cannot be changed by factor {change.factor} and {change.add} added.")
+            raise must_be(f"the change of concept {concept}", "finite", tuple(change))
 
     def edit(activations: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), evaluation_mode(sae):
@@ -132,7 +133,7 @@ class MaskedReconstruction:
         def apply(activations: torch.Tensor) -> torch.Tensor:
             n_images, n_tokens, _ = activations.shape
             if keep is not None and len(keep) != n_images:
-                raise ValueError(f"there are masks for {len(keep)} images, but {n_images} images")
+                raise must_be("keep", f"a mask for each of the {n_images} images", len(keep))
             step = max(1, self.chunk_size // n_tokens)
             masks = [None] * -(-n_images // step) if keep is None else keep.split(step)
             parts = []

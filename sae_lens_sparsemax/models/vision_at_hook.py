@@ -17,6 +17,7 @@ from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import check_width
 from sae_lens_sparsemax.models.splice import Edit, edit_hook
+from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 VISION_MODEL_CLASS = "HookedViT"
 """The class that the metadata of an SAE on a vision model name."""
@@ -43,9 +44,9 @@ class VisionAtHook:
         self.hook_name = model.resolve_hook_name(hook_name)
         n_prefix = model.cfg.n_prefix_tokens
         if tokens not in get_args(Tokens):
-            raise ValueError(f"tokens is {tokens!r}; it must be one of {', '.join(get_args(Tokens))}.")
+            raise must_be_one_of("tokens", tokens, get_args(Tokens))
         if tokens == "cls" and n_prefix == 0:
-            raise ValueError("tokens is 'cls', but this model has no such token; use 'all' or 'patches'.")
+            raise must_be("tokens", "'all' or 'patches', as this model has no class token", tokens)
         self.positions = {"all": slice(None), "cls": slice(0, 1), "patches": slice(n_prefix, None)}[tokens]
         self._layer = _layer_before(self.hook_name)
         # Pixels, the residual stream they come to, and what the SAE reads of it.

@@ -130,7 +130,7 @@ def check_run(
     for key in devices:
         _check_device(key, getattr(cfg, key))
     if (getattr(cfg, "model_from_pretrained_kwargs", None) or {}).get("trust_remote_code"):
-        raise ValueError("trust_remote_code must be false, got True: code from a model's repository is never run")
+        raise must_be("trust_remote_code", "false, as code from a model's repository is never run", True)
     mixing = getattr(cfg, "activations_mixing_fraction", 0.0)
     if not 0 <= mixing <= 1:
         raise must_be("activations_mixing_fraction", "between 0 and 1", mixing)

@@ -35,6 +35,7 @@ from sae_lens_sparsemax.display.plots import (
 )
 from sae_lens_sparsemax.files import atomic_write_text
 from sae_lens_sparsemax.models.encoding import sparse_acts
+from sae_lens_sparsemax.settings.sentences import must_be
 
 METRICS_FILENAME = "metrics.jsonl"
 EVALUATION_FILENAME = "evaluation.jsonl"
@@ -57,7 +58,7 @@ class TrainingLog:
 
     def __init__(self, folder: Path | str, every: int = 10, histogram_steps: int = 10) -> None:
         if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}")
+            raise must_be("every", "at least 1 step", every)
         self.folder = Path(folder)
         self.every = every
         self._l0_per_step: deque[torch.Tensor] = deque(maxlen=histogram_steps)
@@ -223,7 +224,7 @@ def plot_l0_histogram(l0_values: torch.Tensor, png: Path | str) -> None:
         ValueError: there are no values.
     """
     if not len(l0_values):
-        raise ValueError("An L0 histogram needs at least one token.")
+        raise must_be("l0_values", "of at least one token", 0)
     figure, (axes,) = panels(1, 7.2, 4.2)
     draw_l0_histogram(axes, torch.bincount(l0_values.cpu().long()).numpy(), "Active concepts per token")
     save_figure(figure, Path(png))

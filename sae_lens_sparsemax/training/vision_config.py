@@ -9,7 +9,7 @@ from sae_lens.registry import get_sae_training_class
 
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
-from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.settings.sentences import Mistake, must_be
 from sae_lens_sparsemax.training.config import check_choice, check_run
 
 
@@ -177,7 +177,7 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
             ValueError: there is no SAE or no architecture in it.
         """
         if "architecture" not in cfg_dict.get("sae", {}):
-            raise ValueError("The configuration must have the group 'sae' with the key 'architecture'.")
+            raise Mistake("sae.architecture", "must be given")
         sae_config_class = get_sae_training_class(cfg_dict["sae"]["architecture"])[1]
         sae = sae_config_class.from_dict(cfg_dict["sae"])
         return cls(**{**cfg_dict, "sae": sae, "logger": LoggingConfig(**cfg_dict.get("logger", {}))})

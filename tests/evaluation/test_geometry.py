@@ -117,7 +117,7 @@ def test_images_are_averaged_over_their_tokens_before_anything_is_measured(sae):
     assert metrics.reconstruction.explained_variance == pytest.approx(expected.item())
     assert metrics.reconstruction.zero_fraction == pytest.approx((acts == 0).double().mean().item())
     assert metrics.cknna_acts == pytest.approx(cknna(linear_kernel(pooled), linear_kernel(acts)))
-    with pytest.raises(ValueError, match=r"images need shape \(images, tokens, d_in\), got \(24, 8\)"):
+    with pytest.raises(ValueError, match=r"activations must be of shape \(images, tokens, d_in\), got \(24, 8\)"):
         evaluate_geometry(sae, [pooled], level="image", progress=False)
 
 

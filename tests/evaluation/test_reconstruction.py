@@ -83,7 +83,7 @@ def test_evaluation_leaves_a_training_sae_as_it_was(x):
 
 
 def test_tokens_of_the_wrong_width_and_no_tokens_are_refused(sae):
-    with pytest.raises(ValueError, match="the activations have 13 coordinates, but the SAE expects 12"):
+    with pytest.raises(ValueError, match="activations must be of the SAE's width 12, got 13"):
         evaluate_reconstruction(sae, [torch.zeros(4, 13)], progress=False)
     with pytest.raises(ValueError, match="no tokens"):
         evaluate_reconstruction(sae, [], progress=False)

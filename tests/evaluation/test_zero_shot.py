@@ -108,7 +108,7 @@ def test_masked_reconstruction_decodes_only_what_each_image_keeps(sae, sparse):
         acts = (acts.to_dense() if sparse else acts).reshape(9, TOKENS, D_SAE)
         expected = sae.decode(acts * keep[:, None])
     assert torch.allclose(MaskedReconstruction(sae, chunk_size=3 * TOKENS).edit(keep)(x), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="masks for 8 images, but 9 images"):
+    with pytest.raises(ValueError, match="keep must be a mask for each of the 9 images, got 8"):
         MaskedReconstruction(sae).edit(keep[:8])(x)
 
 

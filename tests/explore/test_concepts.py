@@ -35,7 +35,7 @@ def test_activations_are_those_of_the_sae_at_its_hook(clip_and_sae):
 def test_wrong_concepts_and_saes_are_refused(clip_and_sae):
     model, sae = clip_and_sae
     found = concepts_of_image(model, sae, photo()[0])
-    with pytest.raises(ValueError, match="no concept 8; concepts are numbered from 0 to 7"):
+    with pytest.raises(ValueError, match="concept must be between 0 and 7, got 8"):
         found.mask(8)
     with pytest.raises(ValueError, match="max"):
         found.of_image("max")  # type: ignore[arg-type]

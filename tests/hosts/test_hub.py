@@ -139,10 +139,10 @@ def test_a_checkpoint_with_its_normalisation_still_to_fold_is_published_folded(h
 @pytest.mark.parametrize(
     ("saes", "repo_id", "message"),
     [
-        ({}, "user/saes", "dictionary is empty"),
+        ({}, "user/saes", "saes must be at least one SAE"),
         ({"a": "nowhere"}, "user/saes", "there is no cfg.json in nowhere"),
-        ({"a": "nowhere"}, "saes", "repo_id must have the form 'user/name', got 'saes'"),
-        ({"../a": "nowhere"}, "user/saes", r"an SAE's id is its folder.*got '\.\./a'"),
+        ({"a": "nowhere"}, "saes", "repo_id must be of the form 'user/name', got 'saes'"),
+        ({"../a": "nowhere"}, "user/saes", r"an SAE's id must be a folder.*got '\.\./a'"),
         ({"": "nowhere"}, "user/saes", "got ''"),
         ({"a": TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2))}, "user/saes", "'a' is a TopKSAE"),
     ],

@@ -165,7 +165,7 @@ def test_models_without_text_say_so(pixels):
 
 
 def test_other_families_are_refused():
-    with pytest.raises(ValueError, match="'bert' cannot be hooked"):
+    with pytest.raises(ValueError, match="the model's type must be one of clip, .* got 'bert'"):
         HookedViT(transformers.BertModel(transformers.BertConfig(hidden_size=8, num_attention_heads=2)))
 
 

@@ -30,7 +30,7 @@ def test_no_change_changes_nothing():
 
 def test_impossible_changes_are_refused():
     sae = small_sae(d_in=6, d_sae=12)
-    with pytest.raises(ValueError, match="no concept 12; concepts are numbered from 0 to 11"):
+    with pytest.raises(ValueError, match="concept must be between 0 and 11, got 12"):
         change_concepts(sae, {12: Change(0.0)})
     with pytest.raises(ValueError, match="nan"):
         change_concepts(sae, {1: Change(math.nan)})

@@ -87,7 +87,7 @@ def test_what_is_no_input_is_refused(image_session, language_model_and_sae):
         image_session.inspect(encoded(Image.new("L", (500, 2))), None, {})
     with pytest.raises(ValueError, match="no patch 16; this image has 16"):
         image_session.inspect(encoded(photo()), 16, {})
-    with pytest.raises(ValueError, match="no concept 8"):
+    with pytest.raises(ValueError, match="concept must be between 0 and 7, got 8"):
         image_session.inspect(encoded(photo()), None, {8: Change(0.0)})
     text = TextSession(*language_model_and_sae)
     with pytest.raises(ValueError, match="empty"):
