@@ -15,6 +15,7 @@ from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import MEASURES, Point, matched_values
 from sae_lens_sparsemax.display.plots import INK, SMALL, log_scale, panels, save_figure, series_style, style
 from sae_lens_sparsemax.display.tables import csv_table, markdown_table, mean_and_std, number
+from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
 from sae_lens_sparsemax.files import atomic_write_text
 
 # Measures shown in the Markdown table, where they exist, with their heading and number of digits. The CSV
@@ -24,7 +25,7 @@ COLUMNS = {
     "l0_p5": ("p5", 0),
     "l0_p50": ("p50", 0),
     "l0_p95": ("p95", 0),
-    "explained_variance": ("EV", 4),
+    "explained_variance": (EXPLAINED_VARIANCE, 4),
     "ce_loss_score": ("CE score", 4),
     "ce_degradation": ("CE degradation", 4),
     "zero_shot_accuracy": ("zero-shot", 4),
@@ -121,7 +122,8 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
         ]
         for result in results
     ]
-    header = ["arm", "setting", "lr", "seed", "EV validation", f"EV {first}", f"L0 {first}", "dead", ""]
+    explained = (f"{EXPLAINED_VARIANCE}, validation", f"the same, {first}")
+    header = ["arm", "setting", "lr", "seed", *explained, f"L0 {first}", "dead", ""]
     return "\n".join([*lines, "", "## All runs", "", markdown_table(header, rows), ""])
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.sources import VALIDATION
+from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
 
 MEASURES = {
-    "explained_variance": "Explained variance",
+    "explained_variance": EXPLAINED_VARIANCE,
     "ce_loss_score": "Cross-entropy loss score",
     "zero_shot_accuracy": "Zero-shot accuracy",
     "mcc": "MCC with the true features",

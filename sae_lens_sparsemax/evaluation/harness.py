@@ -25,7 +25,7 @@ from sae_lens_sparsemax.evaluation.predictions import (
     evaluate_cross_entropy_baseline,
     evaluate_divergence,
 )
-from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
+from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE, ReconstructionAccumulator
 from sae_lens_sparsemax.evaluation.settings import ContextSettings, EvaluationSettings, completed
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import encode_chunks, evaluation_mode, paused, unscaled
@@ -205,7 +205,7 @@ def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
     return [
         ("L0, mean", ours["l0"]),
         ("L0, 5th / 50th / 95th percentile", " / ".join(f"{ours[f'l0_p{p}']:.0f}" for p in (5, 50, 95))),
-        ("explained variance", ours["explained_variance"]),
+        (EXPLAINED_VARIANCE, ours["explained_variance"]),
         ("cosine similarity", ours["cosine_similarity"]),
         *predictions,
         ("norm out / norm in", result["saelens"]["shrinkage"]["l2_ratio"]),

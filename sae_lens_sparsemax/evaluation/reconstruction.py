@@ -3,7 +3,9 @@
 Where sources differ in what they call "NMSE" or "FVU", each variant has its own name here:
 
 - `nmse` = Σ‖x − x̂‖² / Σ‖x‖²
-- `fvu` = Σ‖x − x̂‖² / Σ‖x − mean‖², and `explained_variance` = 1 − `fvu` as in SAELens
+- `fvu` = Σ‖x − x̂‖² / Σ‖x − mean‖², and `explained_variance` = 1 − `fvu` as in SAELens; the mean is that of all tokens
+  measured, which in the log of a training are those of one step
+- `explained_variance_legacy`, in SAELens's results and log alone = mean over tokens of 1 − ‖x − x̂‖² / ‖x − mean‖²
 - `fvu_per_sample` = mean over tokens of var(x − x̂) / var(x), variances over the coordinates (MSAE)
 - `nmse_batchtopk` = mean squared error in the space of standardised tokens (BatchTopK)
 """
@@ -18,6 +20,9 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.evaluation.streaming import CountDistribution, RunningMean, TotalVariance
 from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, EncodedChunk, encode_chunks, tokens_2d
+
+EXPLAINED_VARIANCE = "explained variance (1 − FVU)"
+"""What `explained_variance` is called wherever it is shown."""
 
 # Added to the standard deviation by the BatchTopK code, so that constant tokens stay finite.
 STANDARDISATION_EPSILON = 1e-5

@@ -4,6 +4,7 @@ And a guess at a name of each concept from its best images: the nearest of a lis
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.patch_geometry import patch_geometry
 from sae_lens_sparsemax.models.vision_at_hook import blank_pixels, open_vision
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_IMAGES = 5_000
 SHIPPED = "shipped"
@@ -58,7 +61,14 @@ class ImageStream:
         self.n_samples = self.images.n_images
         self.n_tokens = self.at_hook.n_tokens
         self.n_prefix_tokens = self.model.cfg.n_prefix_tokens if self.tokens == "all" else 0
-        has_classes = self.images.class_labels() is not None and self.images.labelled().n_images > 0
+        names_classes = self.images.class_labels() is not None
+        if not names_classes and settings.label_column in self.images.data.column_names:
+            logger.warning(
+                "The column %r of %s names no classes, so none are shown; `Dataset.class_encode_column` makes them.",
+                settings.label_column,
+                self.images.name,
+            )
+        has_classes = names_classes and self.images.labelled().n_images > 0
         self.class_names = class_names_of(self.images.data, settings.label_column) if has_classes else []
         self.encoder = HookedViT.from_pretrained(settings.encoder, settings.device) if settings.encoder else None
         self.d_embedding = self._embed(blank_pixels(self.encoder)).shape[-1] if self.encoder else 0

@@ -33,6 +33,7 @@ from sae_lens_sparsemax.display.plots import (
     save_figure,
     style,
 )
+from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
 from sae_lens_sparsemax.files import atomic_write_text
 from sae_lens_sparsemax.models.encoding import sparse_acts
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -175,7 +176,7 @@ class _Panel(NamedTuple):
 
 _PANELS = (
     _Panel("Loss", "losses/overall_loss", may_be_log=True),
-    _Panel("Explained variance", "metrics/explained_variance"),
+    _Panel(EXPLAINED_VARIANCE, "metrics/explained_variance"),
     _Panel(
         "Active concepts per token (L0)",
         "metrics/l0",

@@ -12,6 +12,7 @@ What a run over several processes needs belongs here as well: ``step`` and ``set
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import threading
@@ -99,6 +100,11 @@ class RunTrainer(SAETrainer[Any, Any]):
 
     @override
     def build_train_step_log_dict(self, output: TrainStepOutput, n_training_samples: int) -> dict[str, Any]:
+        scaler = self.activation_scaler
+        if scaler.whitening is not None:
+            # Explained variance is that of the activations, as after training; scaling alone leaves it as it is.
+            sae_in, sae_out = scaler.unscale(output.sae_in), scaler.unscale(output.sae_out)
+            output = dataclasses.replace(output, sae_in=sae_in, sae_out=sae_out)
         return super().build_train_step_log_dict(output, n_training_samples) | self.more_to_log()
 
     @override

@@ -64,7 +64,7 @@ def test_tables_and_plots_show_mean_and_spread_over_seeds_at_the_same_l0(tmp_pat
     assert (here.mean, here.std) == (pytest.approx(0.55), pytest.approx(0.1 / math.sqrt(2)))
     assert math.isnan(found["explained_variance", 64].mean)
     table = write_tables(cfg, points, runs, tmp_path).read_text()
-    assert "### EV at the same L0 on synthetic, interpolated" in table
+    assert "### explained variance (1 − FVU) at the same L0 on synthetic, interpolated" in table
     assert "| a | 0.5500 ± 0.0707 | n/a |" in table
     assert "synthetic,explained_variance,a,16,0.55" in (tmp_path / "matched.csv").read_text()
     names = {path.name for path in write_plots(cfg, points, tmp_path)}

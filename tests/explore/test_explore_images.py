@@ -143,3 +143,12 @@ def test_names_are_as_short_as_they_can_be():
     assert short_names(["runs/a/sae", "runs/b"]) == ["sae", "b"]
     assert short_names(["runs/a/sae", "runs/b/sae"]) == ["a/sae", "b/sae"]
     assert short_names(["runs/x", "runs/x"]) == ["x (0)", "x (1)"]
+
+
+def test_labels_that_name_no_classes_are_said_not_to_be_shown(image_world, tmp_path, caplog):
+    data = load_image_dataset(str(image_world / "images.parquet")).remove_columns("label")
+    words = [("cat", "dog", None)[number % 3] for number in range(len(data))]
+    data.add_column("label", words).to_parquet(tmp_path / "images.parquet")
+    sae, settings = load_sae(str(image_world / "sae")), ExploreSettings(dataset_path=str(tmp_path / "images.parquet"))
+    assert ImageStream(sae, settings).class_names == []
+    assert "'label'" in caplog.text and "names no classes" in caplog.text

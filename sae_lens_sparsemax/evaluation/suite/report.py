@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_sparsemax.display.tables import markdown_table, number, percent
+from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
 from sae_lens_sparsemax.files import atomic_write_text
 
 Row = tuple[str, Any]
 
 _RECONSTRUCTION = {
-    "explained_variance": "explained variance, 1 − FVU",
+    "explained_variance": EXPLAINED_VARIANCE,
     "fvu": "FVU, Σ‖x − x̂‖² / Σ‖x − mean‖²",
     "fvu_per_sample": "FVU per sample, mean of var(x − x̂) / var(x)",
     "nmse": "NMSE, Σ‖x − x̂‖² / Σ‖x‖²",

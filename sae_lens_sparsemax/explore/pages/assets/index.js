@@ -19,8 +19,8 @@
         ["concepts", `${count(one.d_sae)}, ${count(one.n_dead)} of them dead on these data`],
         ["L0", `${number(one.l0)} on average; ${number(one.l0_p5)} to ${number(one.l0_p95)} on nine tokens of ten`],
         [
-          "explained variance",
-          `${number(one.explained_variance)}; ${number(1 - one.fvu_per_sample)} on the average token`,
+          "explained variance (1 − FVU)",
+          `${number(one.explained_variance)}; ${number(1 - one.fvu_per_sample)} per sample, mean over tokens`,
         ],
         ["monosemanticity", one.mono === null ? null : `${number(one.mono)} on average, by ${one.encoder}`],
       ]),
