@@ -39,6 +39,9 @@ COMMANDS: dict[str, Any] = {
 STOPPED = 130
 """The shell's status for a command ended by Ctrl-C."""
 
+_LONGEST = 200
+"""Letters of one word that an error shows."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of glibc's malloc.h
 _LARGEST = 2**31 - 1
 
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if "--debug" in words:
             raise
-        message = " ".join(str(error).split())
+        message = " ".join(word if len(word) <= _LONGEST else f"{word[:_LONGEST]}…" for word in str(error).split())
         print(f"sparsemax-sae: error: {message}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 

@@ -276,8 +276,9 @@ def config_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = Non
     """
     path = find_recipe(path, "compare")
     words = {key: Word(value) if isinstance(value, str) else value for key, value in (overrides or {}).items()}
+    values = apply_overrides(read_yaml(path), words)
     try:
-        return build(CompareConfig, apply_overrides(read_yaml(path), words))
+        return build(CompareConfig, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -7,11 +7,13 @@ import datasets
 from datasets import Dataset, Image, IterableDataset
 
 from sae_lens_sparsemax.data.drawings import quickstart_images
-from sae_lens_sparsemax.data.loading import explained, load_rows
+from sae_lens_sparsemax.data.loading import load_rows
 
 ImageDataset = Dataset | IterableDataset
 
-_TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+_TABLES: dict[str, tuple[str, dict[str, Any]]] = {
+    ".parquet": ("parquet", {}), ".arrow": ("arrow", {}), ".csv": ("csv", {}), ".tsv": ("csv", {"sep": "\t"}),
+}  # fmt: skip
 
 
 def load_image_dataset(
@@ -25,9 +27,10 @@ def load_image_dataset(
     """Load a data set whose column `image_column` holds images, encoded as they were stored.
 
     Args:
-        path: a hub id; a local `.parquet` or `.arrow` file (globs allowed); a folder of image files (one
-            subfolder per class, if any), of parquet files, or written by `save_to_disk`. `quickstart` stands for
-            drawings that the package makes, with the splits `train` and `validation`.
+        path: a hub id; a local `.parquet` or `.arrow` file, or a `.csv` or `.tsv` file with the paths of images
+            (globs allowed); a folder of image files (one subfolder per class, if any), of parquet files, or written by
+            `save_to_disk`. `quickstart` stands for drawings that the package makes, with the splits `train` and
+            `validation`.
         split: the split to use; local files form the split `train`.
         config: the configuration, for hub data sets that have several.
         image_column: the column with the images.
@@ -37,8 +40,7 @@ def load_image_dataset(
         ValueError: missing file, no such split, missing column (the message names the columns there are), a
             column of another kind, no rows, or whatever `datasets` reports, in one sentence.
     """
-    with explained(path):
-        data = load_rows(path, split, config, streaming, _TABLES, quickstart_images)  # type: ignore[arg-type]
+    data = load_rows(path, split, config, streaming, _TABLES, quickstart_images)  # type: ignore[arg-type]
     return encoded_images(data, image_column, path)
 
 
@@ -55,7 +57,11 @@ def encoded_images(data: ImageDataset, image_column: str, name: str = "given") -
     """
     if isinstance(data, Dataset) and len(data) == 0:
         raise ValueError(f"The data set {name!r} has no rows.")
-    features = data.features or _features_of_first_row(data, name)
+    if isinstance(data, IterableDataset) and data.features is None:
+        if next(iter(data), None) is None:
+            raise ValueError(f"The data set {name!r} has no rows.")
+        data = data._resolve_features()
+    features = data.features or {}
     if image_column not in features:
         near = difflib.get_close_matches(image_column, features, n=1)
         raise ValueError(
@@ -67,6 +73,7 @@ def encoded_images(data: ImageDataset, image_column: str, name: str = "given") -
         "binary",
         "large_binary",
         "string",
+        "large_string",
     )
     if not is_image:
         raise ValueError(f"The column {image_column!r} of the data set {name!r} holds {feature}, not images.")
@@ -93,18 +100,3 @@ def class_names_of(data: ImageDataset, label_column: str) -> list[str]:
             f"{', '.join(map(repr, features))}. Name the classes in the configuration."
         )
     return [label.replace("_", " ") for label in labels]
-
-
-def _features_of_first_row(data: ImageDataset, name: str) -> dict[str, Any]:
-    """Features of a stream that does not declare any, guessed from its first row."""
-    first = next(iter(data), None)
-    if first is None:
-        raise ValueError(f"The data set {name!r} has no rows.")
-    return {
-        column: Image(decode=False) if isinstance(value, dict) and "bytes" in value else datasets.Value(_dtype(value))
-        for column, value in first.items()
-    }
-
-
-def _dtype(value: Any) -> str:
-    return {bytes: "binary", str: "string", int: "int64", float: "float64"}.get(type(value), "null")

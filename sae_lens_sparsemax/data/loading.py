@@ -4,6 +4,8 @@ But: data sets that need a Python script are not loaded (`datasets` 4 and later 
 """
 
 import glob
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +13,18 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
+from datasets.exceptions import DatasetGenerationError
 
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
+from sae_lens_sparsemax.settings.sentences import shown, similar_path
+
+_HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_SCHEMA_METADATA = re.compile(r"-- schema metadata --.*?(?=\bto\s*\{)", re.DOTALL)
+
+
+class _Unreadable(ValueError):
+    """What `explained` makes of an error."""
 
 
 def load_rows(
@@ -20,10 +32,10 @@ def load_rows(
     split: Any,
     config: str | None,
     streaming: bool,
-    builders: Mapping[str, str],
+    builders: Mapping[str, tuple[str, dict[str, Any]]],
     quickstart: Callable[[Any], Dataset],
 ) -> Dataset | IterableDataset:
-    """The rows of a data set as `datasets` gives them.
+    """The rows of a data set as `datasets` gives them; of local `.txt` files, what stands between blank lines.
 
     Args:
         path: a hub id, a local folder (of data files, or written by `save_to_disk`), local files (also `.gz`; globs
@@ -31,50 +43,114 @@ def load_rows(
         split: the split to use. Local files form one, `train`; a slice such as `train[:1%]` works too.
         config: the configuration, for hub data sets that have several.
         streaming: read as the rows are asked for, rather than convert everything first.
-        builders: the endings of local files that are taken, with the builder of `datasets` for each.
+        builders: the endings of local files that are taken, with the builder of `datasets` for each and its options.
         quickstart: gives a split of what the package carries.
 
     Raises:
-        ValueError: a missing file, folder or split, or a file of another kind.
-        Exception: whatever `datasets` raises; see `explained`.
+        ValueError: a missing file, folder or split, a file of another kind, or whatever `datasets` reports; of a
+            stream, while it is read as well.
     """
-    if path == QUICKSTART:
-        data = quickstart(split)
-        return data.to_iterable_dataset() if streaming else data
-    expanded = str(Path(path).expanduser())
-    builder = builders.get(Path(expanded.removesuffix(".gz")).suffix.lower())
-    if builder is not None:
-        if not is_there(expanded):
-            raise ValueError(f"there is no file {expanded}.")
-        options: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
-        return datasets.load_dataset(builder, data_files=expanded, split=split, streaming=streaming, **options)
-    folder = Path(expanded)
+    with explained(path):
+        if path == QUICKSTART:
+            data = quickstart(split)
+            return data.to_iterable_dataset() if streaming else data
+        data, is_text = _rows(path, split, config, streaming, builders)
+        if isinstance(data, IterableDataset):
+            _explain_reading(data, path)
+        if is_text and data.info.builder_name == "text":
+            # A line may hold nothing but spaces, as in WikiText, and is blank all the same.
+            data = data.map(_without_blank_lines, batched=True)
+        return data
+
+
+def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: Mapping[str, Any]) -> tuple[Any, bool]:
+    """The rows, and whether they are paragraphs if they are text."""
+    given: dict[str, Any] = {"split": split, "streaming": streaming}
+    file = str(Path(path).expanduser())
+    ending = Path(file.removesuffix(".gz")).suffix.lower()
+    if ending in builders and not os.path.isdir(file):  # noqa: PTH112  also of names that no file can have
+        if not is_there(file):
+            raise ValueError(f"there is no file {shown(file)}{_similar(file, builders)}")
+        builder, options = builders[ending]
+        if ending == ".txt":
+            options = {**options, "sample_by": "paragraph"}
+        if ending == ".json":  # is read whole anyway, and a stream has values of several types in quotes
+            given["streaming"] = False
+        data = datasets.load_dataset(builder, data_files=file, **given, **options)
+        return data.to_iterable_dataset() if streaming and isinstance(data, Dataset) else data, ending == ".txt"
+    folder = Path(file)
+    if not os.path.exists(file):  # noqa: PTH110
+        if is_local(path):
+            raise ValueError(f"there is no file or folder {shown(path)}{_similar(file, builders)}")
+        try:
+            return datasets.load_dataset(path, name=config, **given), False
+        except OSError as error:  # not on the hub, or the hub out of reach
+            near = _similar(file, builders)
+            raise ValueError(f"{error}; nor is there a file or folder of that name{near}") from error
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        data = datasets.load_from_disk(expanded)
+        data = datasets.load_from_disk(file)
         if isinstance(data, DatasetDict):
             if split not in data:
                 raise ValueError(f"it has no split {split!r}, only {', '.join(map(repr, data))}.")
             data = data[split]
-        return data.to_iterable_dataset() if streaming else data
+        return data.to_iterable_dataset() if streaming else data, False
     if folder.is_file():
         raise ValueError(f"its ending is none of {', '.join(builders)}.")
-    if path.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ValueError("there is no such folder.")
-    return datasets.load_dataset(expanded if folder.is_dir() else path, name=config, split=split, streaming=streaming)
+    files = [each for each in folder.rglob("*") if each.is_file() and not each.name.startswith(".")]
+    if ".txt" in builders and files and all(each.name.removesuffix(".gz").endswith(".txt") for each in files):
+        return datasets.load_dataset("text", data_dir=file, sample_by="paragraph", **given), True
+    return datasets.load_dataset(file, name=config, **given), False
+
+
+def _without_blank_lines(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"text": [part.strip("\n") for text in rows["text"] for part in _BLANK_LINES.split(f"\n{text}\n")]}
+
+
+def _explain_reading(data: Any, path: str) -> None:
+    """Have the errors of reading a stream explained, however it is filtered or mapped afterwards."""
+    cls = type(data._ex_iterable)
+
+    def guarded(name: str) -> Callable[[Any], Iterator[Any]]:
+        def read(source: Any) -> Iterator[Any]:
+            with explained(path):
+                yield from getattr(cls, name)(source)
+
+        return read
+
+    # Its class, since what is derived from a stream keeps its source and looks at the kind of it.
+    names = [name for name in ("__iter__", "_iter_arrow") if hasattr(cls, name)]
+    data._ex_iterable.__class__ = type(cls.__name__, (cls,), {name: guarded(name) for name in names})
 
 
 @contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Whatever `datasets` reports of a data set, as a `ValueError` of one sentence; advice for script data sets."""
+    """Whatever `datasets` reports of a data set, as a `ValueError` of one sentence with the cause of it."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (_Unreadable, StopIteration):
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
+        reason = " ".join(_SCHEMA_METADATA.sub("", str(cause)).split()) or type(cause).__name__
+        if isinstance(cause, UnicodeDecodeError):
+            reason += " (text must be written in UTF-8)"
         if "scripts are no longer supported" in reason:
             reason += " Use a parquet version of the data set."
-        raise ValueError(f"The data set {path!r} could not be loaded: {reason}") from error
+        raise _Unreadable(f"The data set {shown(path)} could not be loaded: {reason}") from error
+
+
+def is_local(name: str) -> bool:
+    """Whether a name can only be meant for a local file or folder: the hub has none like it, or its parent exists."""
+    return not _HUB_NAME.fullmatch(name) or ("/" in name and Path(name).parent.is_dir())
 
 
 def is_there(pattern: str) -> bool:
     """Whether a path, which may hold wildcards, is that of a file."""
-    return any(Path(file).is_file() for file in glob.iglob(pattern, recursive=True))  # noqa: PTH207
+    try:
+        return any(Path(file).is_file() for file in glob.iglob(pattern, recursive=True))  # noqa: PTH207
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _similar(path: str, builders: Mapping[str, Any]) -> str:
+    return similar_path(Path(path), lambda entry: entry.is_dir() or entry.suffix in builders)

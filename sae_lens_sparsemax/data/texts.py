@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, IterableDataset
 from sae_lens.training.activations_store import ActivationsStore
 
@@ -23,7 +23,12 @@ from sae_lens_sparsemax.data.quickstart import quickstart_text
 
 logger = logging.getLogger(__name__)
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".jsonl": ("json", {}), ".json": ("json", {}), ".parquet": ("parquet", {}), ".txt": ("text", {}),
+    # The text as it stands: `NA` is no number that is missing.
+    ".csv": ("csv", {"keep_default_na": False}), ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
+}  # fmt: skip
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 # What the activations store reads without a text column: token ids, or conversations.
 _OTHER_COLUMNS = {"tokens", "input_ids", "problem", "conversation", "conversations", "messages"}
 
@@ -41,7 +46,8 @@ class TextData:
     """One named set of text."""
 
     path: str
-    """Hub id, local jsonl, json, parquet or txt file, or folder; `quickstart` is the package's own text."""
+    """Hub id, local jsonl, json, parquet, csv, tsv or txt file, or folder; `quickstart` is the package's own text. A
+    blank line, with spaces in it or not, separates the documents of a `.txt` file."""
     split: str = "train"
     """Split of the data set; local files form the split train."""
     config: str | None = None
@@ -64,9 +70,9 @@ def load_text_dataset(
 
     Args:
         path: a hub id, a local folder (of data files, or written by ``save_to_disk``), or a local
-            ``.jsonl``, ``.json``, ``.parquet`` or ``.txt`` file (also ``.gz``; globs allowed). A blank
-            line separates the documents of a ``.txt`` file. ``"quickstart"`` is the text that the package
-            carries, with the splits train and validation.
+            ``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv`` or ``.txt`` file (also ``.gz``; globs
+            allowed). A blank line, with spaces in it or not, separates the documents of a ``.txt`` file.
+            ``"quickstart"`` is the text that the package carries, with the splits train and validation.
         split: the split to use.
         config: the configuration, for hub data sets that have several.
         text_column: the column with the text; renamed to ``text``.
@@ -78,11 +84,16 @@ def load_text_dataset(
     """
     data: Any = None
     is_json_lines = False
+    # Numbers in the column with the text are text as well.
+    builders = {
+        ending: (builder, {**options, "converters": {text_column: str}} if builder == "csv" else options)
+        for ending, (builder, options) in _BUILDERS.items()
+    }
     try:
+        data = _json_lines(path, split, streaming, text_column)
+        is_json_lines = data is not None
+        data = data if is_json_lines else load_rows(path, split, config, streaming, builders, quickstart_text)
         with explained(path):
-            data = _json_lines(path, split, streaming, text_column)
-            is_json_lines = data is not None
-            data = data if is_json_lines else load_rows(path, split, config, streaming, _BUILDERS, quickstart_text)
             first = next(iter(data), None)
     except StopIteration:  # what `datasets` raises for a JSON lines file without lines
         first = None
@@ -168,9 +179,10 @@ def _json_lines(path: str, split: Any, streaming: bool, text_column: str) -> Any
     The library's own reader is stopped by one broken line, or one value of another type.
     """
     expanded = str(Path(path).expanduser())
-    if not expanded.removesuffix(".gz").endswith(".jsonl") or not is_there(expanded):
+    if not expanded.removesuffix(".gz").endswith((".jsonl", ".json")) or not is_there(expanded):
         return None
-    data = datasets.load_dataset("text", data_files=expanded, split=split, streaming=streaming)
+    lines: tuple[str, dict[str, Any]] = ("text", {})
+    data = load_rows(path, split, None, streaming, {".jsonl": lines, ".json": lines}, quickstart_text)
     keys = {key for line in islice(iter(data), _N_NAMED) for key in _parsed(line["text"]) or {}}
     return data if text_column in keys and not _has_tokens(text_column, keys) else None
 
@@ -241,7 +253,8 @@ class _ParsedLine:
         self.text_column = text_column
 
     def __call__(self, line: dict[str, str]) -> dict[str, str]:
-        return {"text": json.loads(line["text"])[self.text_column]}
+        # Half a character, as a text that was cut leaves it, cannot be written.
+        return {"text": _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", json.loads(line["text"])[self.text_column])}
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

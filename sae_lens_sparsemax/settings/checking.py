@@ -16,13 +16,22 @@ from collections.abc import Collection, Mapping
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
 from pydantic import BeforeValidator, Field, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.synthetic import FiringProbabilityConfig, MagnitudeConfig
 from sae_lens.synthetic.registry import FIRING_PROB_REGISTRY, MAGNITUDE_REGISTRY
 
-from sae_lens_sparsemax.settings.sentences import MOST_LISTED, Mistake, must_be, must_be_one_of, nearest, new_name
+from sae_lens_sparsemax.settings.sentences import (
+    MOST_LISTED,
+    Mistake,
+    listed,
+    must_be,
+    must_be_one_of,
+    nearest,
+    new_name,
+)
 from sae_lens_sparsemax.settings.yaml_files import parse_texts, parse_value
 
 T = TypeVar("T")
@@ -42,7 +51,8 @@ _NOT_NEGATIVE = {
     "n_cross_entropy_tokens", "n_zero_shot_images", "n_decode_workers", "prefetch_image_batches", "eval_n_images",
     "eval_every_n_steps",
 }  # fmt: skip
-_ABOVE_ZERO = {"lr", "lrs", "max_norm", "max_norm_over_median"}
+_ABOVE_ZERO = {"l0", "lr", "lrs", "max_norm", "max_norm_over_median"}
+_DEVICES = {"device", "model_device", "llm_device", "act_store_device"}
 
 # Abstract configs whose concrete class is chosen by the key generator_name.
 _BY_GENERATOR_NAME: dict[type, Mapping[str, type]] = {
@@ -89,8 +99,8 @@ def refuse_unknown_keys(values: Mapping[str, Any], valid: Collection[str]) -> No
         if renamed is not None:
             old, new = renamed
             raise Mistake(old, f"is now called {new}")
-        near = nearest(str(key), valid) or (nearest(str(key), valid, 0.0) if len(valid) > MOST_LISTED else None)
-        raise Mistake(str(key), "is not a valid key" + ("" if near else f"; valid are {', '.join(valid)}"), near or "")
+        near = nearest(str(key), valid) or (nearest(str(key), valid, 0.4) if len(valid) > MOST_LISTED else None)
+        raise Mistake(str(key), "is not a valid key" + ("" if near else f"; valid are {listed(valid)}"), near or "")
 
 
 def convert(value: Any, hint: Any, name: str) -> Any:
@@ -104,9 +114,25 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         options = tuple(option for option in options if dataclasses.is_dataclass(option)) or options
     options = tuple(option for option in options if option is not type(None)) or options
     try:
-        return _adapter(Union[options], name).validate_python(value)  # noqa: UP007  from a tuple
+        converted = _adapter(Union[options], name).validate_python(value)  # noqa: UP007  from a tuple
     except ValidationError as error:
         raise _mistake(error, value, hint, name) from error
+    if name in _DEVICES and isinstance(converted, str):
+        check_device(name, converted)
+    return converted
+
+
+def check_device(name: str, value: str) -> None:
+    """Raise a ValueError unless the setting `name` is a device that torch finds on this machine."""
+    if value == "with_model":
+        return
+    try:
+        device = torch.device(value)
+    except RuntimeError as error:
+        raise must_be(name, "a torch device such as cpu, cuda or mps", value) from error
+    for kind, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        if device.type == kind and not backend.is_available():
+            raise must_be(name, f"a device that torch finds here (no {kind.upper()}, so cpu)", value)
 
 
 def _build(cls: type[T], values: Any) -> T:
@@ -156,7 +182,7 @@ def _checked(hint: Any, key: str) -> Any:
         return types.GenericAlias(origin, inner)
     if hint in (int, float):
         finite = {"allow_inf_nan": False} if hint is float else {}
-        return Annotated[hint, BeforeValidator(_not_truth), Field(**finite, **_bounds(key))]
+        return Annotated[hint, BeforeValidator(_usual), Field(**finite, **_bounds(key))]
     if hint in (bool, str):
         return Annotated[hint, Strict()]
     if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hint is SAEMetadata):
@@ -171,14 +197,19 @@ def _bounds(key: str) -> dict[str, Any]:
     return {"ge": 1} if key in _AT_LEAST_ONE else {"ge": 0} if key in _NOT_NEGATIVE else {}
 
 
-def _not_truth(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("no_number", "a truth value is no number")
+def _usual(value: Any) -> Any:
+    """The value, unless it is a truth value or a whole number that no processor counts with."""
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise PydanticCustomError("no_number", "no number")
     return value
 
 
 def _mistake(error: ValidationError, value: Any, hint: Any, name: str) -> ValueError:
     """pydantic's first error in our words."""
+    for option in _options(hint):
+        if get_origin(option) is dict and isinstance(value, Mapping):
+            for key, each in value.items():  # raises for the one that is wrong
+                convert(each, get_args(option)[1], f"{name}.{key}")
     first = error.errors()[0]
     if first["type"] in ("greater_than_equal", "greater_than"):
         bounds = first.get("ctx", {})
@@ -214,7 +245,12 @@ def _describe(hint: Any) -> str:
     if origin in (list, tuple):
         items = [option for option in arguments if option is not Ellipsis]
         one = _describe(items[0]) if items else ""
-        many = one.replace("a whole number", "whole numbers").replace("a number", "numbers").replace("text ", "texts ")
+        many = (
+            one.replace("a whole number", "whole numbers")
+            .replace("a number", "numbers")
+            .replace("text ", "texts ")
+            .replace("a group", "groups")
+        )
         return f"a list of {many}" if many else "a list"
     if origin is dict or hint is dict or dataclasses.is_dataclass(hint):
         return "a group of keys"
@@ -240,6 +276,8 @@ def _read_words(value: Any, hint: Any) -> Any:
     if isinstance(value, Word):
         if value == "null" and len(options) < len(_options(hint)):
             return None
+        if not value.strip():
+            return str(value)
         if all(option is str or (get_origin(option) is Literal and _literals(option)) for option in options):
             return str(value)
         texts = all(get_origin(option) in (list, tuple) and get_args(option)[0] is str for option in options)

@@ -41,7 +41,7 @@ def split_overrides(
     Raises:
         ValueError: An option without a value, or one that is spelt with hyphens or by the name of an earlier version.
     """
-    flags = {_dotted(group, field) for group in groups for field, hint in _hints(group).items() if hint is bool}
+    keys = {_dotted(group, field): hint for group in groups for field, hint in _hints(group).items()}
     rest: list[str] = []
     overrides: dict[str, Any] = {}
     words = list(arguments)
@@ -57,18 +57,24 @@ def split_overrides(
             key, equals, value = setting.partition("=")
             if not equals or not key:
                 raise ValueError(f"--set must be key=value (--set sae.target_l0=32), got {setting!r}")
+        if not all(key.split(".")):
+            raise ValueError(f"an option must have a name, as in --lr or --sae.target_l0, got {shown(word)}")
         if renamed := new_name(key, None, [option.removeprefix("--") for option in own_options]):
             raise Mistake(f"--{key}", f"is now called --{renamed[1]}")
         if "-" in key.partition(".")[0]:
             raise ValueError(f"--{key} must be spelt with underscores: --{key.replace('-', '_')}")
+        if clash := next((each for each in overrides if f"{each}.".startswith(f"{key}.")), None):
+            raise ValueError(
+                f"--{key} must be given once, got {'it twice' if clash == key else f'--{clash} before it'}"
+            )
         if equals:
             overrides[key] = Word(value)
-        elif words and not words[0].startswith("--") and (key not in flags or words[0] in ("true", "false")):
+        elif words and not words[0].startswith("--") and (keys.get(key) is not bool or words[0] in ("true", "false")):
             overrides[key] = Word(words.pop(0))
-        elif key in flags:
+        elif keys.get(key) is bool:
             overrides[key] = True
         else:
-            near = nearest(name, own_options)
+            near = nearest(name, own_options) if key not in keys else None
             hint = f"; did you mean {near}?" if near else f": {name} VALUE or {name}=VALUE"
             raise ValueError(f"{name} needs a value{hint}")
     return rest, overrides

@@ -6,7 +6,9 @@ A name that a setting had in an earlier version is refused by a sentence that gi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 _LONGEST = 80
@@ -64,6 +66,16 @@ def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
     return next(iter(matches), None) or next((each for each in valid if name and each.startswith(name)), None)
 
 
+def similar_path(path: Path, is_right: Callable[[Path], bool]) -> str:
+    """`; did you mean PATH?` with what lies beside `path`, has a similar name and is right; "" where nothing does."""
+    try:
+        names = {entry.stem: entry for entry in islice(path.parent.iterdir(), 1000)}
+    except (OSError, ValueError):  # no such folder, or a name that no path can have
+        return ""
+    near = nearest(path.stem, [name for name, entry in names.items() if is_right(entry)])
+    return f"; did you mean {str(names[near])!r}?" if near else ""
+
+
 def must_be(name: str, condition: str, value: Any, valid: Iterable[str] = ()) -> Mistake:
     """The error for a setting `name` of the wrong `value`, with the nearest of the `valid` ones."""
     near = nearest(value, valid) if isinstance(value, str) else None
@@ -73,8 +85,12 @@ def must_be(name: str, condition: str, value: Any, valid: Iterable[str] = ()) ->
 def must_be_one_of(name: str, value: Any, valid: Iterable[str]) -> Mistake:
     """The error for a setting `name` that is none of the names `valid`."""
     names = list(valid)
-    listed = ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")
-    return must_be(name, f"one of {listed}", value, names)
+    return must_be(name, f"one of {listed(names)}", value, names)
+
+
+def listed(names: Collection[str]) -> str:
+    """The first of some names, with commas between."""
+    return ", ".join(islice(names, MOST_LISTED)) + (", …" if len(names) > MOST_LISTED else "")
 
 
 def new_name(key: str, value: Any, valid: Collection[str]) -> tuple[str, str] | None:

@@ -3,11 +3,13 @@
 A file may name another beside it as its `base:`, whose settings it extends group by group. Where a command asks for
 a file, the name of a recipe that comes with the package will do.
 
-But: no tags, no Python objects, and YAML 1.2's scalars rather than those of 1.1: `no` and `2024-05-01` are text.
+But: no tags, no Python objects, keys are text, and YAML 1.2's scalars rather than those of 1.1: `no` and `2024-05-01`
+are text. What nobody writes by hand (half a megabyte, a hundred levels, anchors that multiply) is refused at once.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from sae_lens_sparsemax.settings.sentences import nearest, shown
+from sae_lens_sparsemax.settings.sentences import must_be, nearest, shown, similar_path
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its recipes; in a clone they lie beside it.
@@ -25,24 +27,110 @@ _FOLDERS = {"train": (".", "vision"), "evaluate": ("evaluate",), "compare": ("co
 """Where the recipes of each command lie."""
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses repeated keys and reads 4e-4 as a number and `no` as text, as YAML 1.2 does."""
+# Read within a second.
+_MOST_BYTES = 2**18
+_MOST_VALUES = 10_000
+_MOST_LEVELS = 64
+_TOO_DEEP = f"there are more than {_MOST_LEVELS} groups or lists in each other"
+
+
+class _Plain(yaml.SafeLoader):
+    """A SafeLoader that refuses tags, keys that are no text or repeated, and what is too large or too deep.
+
+    Aliases are counted as what they stand for, so that a few lines cannot become millions of values.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._level = self._deepest = self._n_values = 0
+        self._sizes: dict[yaml.Node, tuple[int, int]] = {}
+        """Values in a node, and levels below it."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level > _MOST_LEVELS:  # the scanner looks far ahead
+            raise ValueError(_TOO_DEEP)
+        super().fetch_flow_collection_start(TokenClass)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event, outer, before = self.peek_event(), self._deepest, self._n_values
+        if getattr(event, "tag", None) is not None:
+            raise _at(event, f"a tag such as {event.tag.removeprefix('tag:yaml.org,2002:'):.40} is not read")
+        if isinstance(event, yaml.ScalarEvent) and (event.value and not _is_text(event.value)):
+            raise _at(event, f"{shown(event.value)} holds a character that is none (a null or half of one)")
+        self._level += 1
+        self._deepest = self._level
+        self._n_values += 1
+        if self._level <= _MOST_LEVELS:
+            node = super().compose_node(parent, index)
+            if isinstance(event, yaml.AliasEvent):
+                if node not in self._sizes:
+                    raise _at(event, f"*{shown(event.anchor)[1:-1]} holds itself")
+                n_values, levels = self._sizes[node]
+                self._n_values += n_values
+                self._deepest += levels
+        if self._deepest > _MOST_LEVELS:
+            raise ValueError(_TOO_DEEP)
+        if self._n_values > _MOST_VALUES:
+            raise _at(event, f"there are more than {_MOST_VALUES:,} values")
+        self._sizes[node] = (self._n_values - before, self._deepest - self._level)
+        self._level -= 1
+        self._deepest = max(outer, self._deepest)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _at(key, "a key is no single value")
+            if key.value in seen:
+                raise _at(key, f"the key {shown(key.value)} is given twice")
+            seen.add(key.value)
+            if not key.tag.endswith(":merge"):
+                key.tag = "tag:yaml.org,2002:str"
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what `<<` names: a group's own values win, then those named first; PyYAML mixes them up."""
+        own, merged = {}, {}
+        for key, value in node.value:
+            if not key.tag.endswith(":merge"):
+                own[key.value] = (key, value)
+                continue
+            for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(each, yaml.MappingNode):
+                    raise _at(each, "<< is not followed by groups of keys")
+                self.flatten_mapping(each)
+                for inner_key, inner in each.value:
+                    merged.setdefault(inner_key.value, (inner_key, inner))
+        node.value = list({**merged, **own}.values())
+
+
+class _StrictLoader(_Plain):
+    """Reads 4e-4 as a number and `no` as text, as YAML 1.2 does."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  as the base class has it
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise ValueError(f"a key is no single value (line {key_node.start_mark.line + 1})")
-            if key_node.value in seen:
-                raise ValueError(f"the key {key_node.value!r} is given twice (line {key_node.start_mark.line + 1})")
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
+
+class _TextLoader(_Plain):
+    """Reads every single value as text."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  as the base class has it
+
+
+def _is_text(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _at(where: Any, problem: str) -> ValueError:
+    return ValueError(f"{problem} (line {where.start_mark.line + 1})")
 
 
 def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node).replace("_", ""))
+    try:
+        return int(loader.construct_scalar(node).replace("_", ""))
+    except ValueError:  # thousands of digits
+        raise _at(node, f"the number {shown(node.value)} is too long") from None
 
 
 for _tag, _pattern, _first in (
@@ -67,25 +155,33 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
-        raise ValueError(f"base must be another file, got {str(path)!r}, which extends itself")
+        raise ValueError(f"base must be another file, got {shown(str(path))}, which extends itself")
+    if len(above) >= _MOST_LEVELS:
+        raise ValueError(f"base must name at most {_MOST_LEVELS} files one after another, got more in {above[0]}")
     values = _one_file(path)
     base = values.pop("base", None)
     if base is None:
         return values
-    return merged(_with_base(path.parent / str(base), (*above, path.resolve())), values)
+    if not isinstance(base, str):
+        raise must_be("base", f"the name of a file beside {path}", base)
+    return merged(_with_base(path.parent / base, (*above, path.resolve())), values)
 
 
 def _one_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"There is no file {str(path)!r}{_similar_file(path)}.")
+    if not os.path.isfile(path):  # noqa: PTH113  also of names that no file can have
+        raise ValueError(f"There is no file {shown(str(path))}{_similar_file(path)}.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise ValueError(f"{path} must be a file of settings of at most {_MOST_BYTES:,} bytes, got more")
+        content = yaml.load(text, Loader=_StrictLoader)
+    except OSError as error:
+        raise ValueError(f"{path} could not be read: {error.strerror}.") from error
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"{path} is not a UTF-8 text file: {str(error).splitlines()[0]}.") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text file: {error}.") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid YAML: its groups are too deep.") from error
     except ValueError as error:
         raise ValueError(f"In {path} {error}.") from error
     if content is None:
@@ -119,16 +215,17 @@ def parse_texts(text: str) -> Any:
     Raises:
         ValueError: `text` is not valid YAML.
     """
-    read = _parse(text, yaml.BaseLoader) if text.lstrip().startswith("[") else text
+    read = _parse(text, _TextLoader) if text.lstrip().startswith("[") else text
     return [read] if isinstance(read, str) else read
 
 
 def _parse(text: str, loader: Any) -> Any:
     try:
         return yaml.load(str(text), Loader=loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        problem = _one_line(error) if isinstance(error, yaml.YAMLError) else "it cannot be read"
-        raise ValueError(f"{shown(text)} is not valid YAML: {problem}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{shown(text)} is not valid YAML: {_one_line(error)}.") from error
+    except ValueError as error:
+        raise ValueError(f"In {shown(text)} {error}.") from error
 
 
 def find_recipe(name: str | Path, command: str) -> Path:
@@ -143,7 +240,7 @@ def find_recipe(name: str | Path, command: str) -> Path:
         ValueError: There is neither; the message names the nearest.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113  also of names that no file can have
         return path
     wanted = str(name).removeprefix("configs/").removesuffix(".yaml")
     for names in (recipe_names(command), recipe_names()):
@@ -155,7 +252,7 @@ def find_recipe(name: str | Path, command: str) -> Path:
     last = {Path(each).name: each for each in recipe_names(command)}
     near = nearest(wanted, last.values()) or last.get(nearest(Path(wanted).name, last) or "")
     hint = f"; did you mean {near}?" if near else _similar_file(path) or "; 'sparsemax-sae recipes' lists them"
-    raise ValueError(f"There is no file and no recipe {str(name)!r}{hint}")
+    raise ValueError(f"There is no file and no recipe {shown(str(name))}{hint}")
 
 
 def recipe_names(command: str | None = None) -> list[str]:
@@ -176,11 +273,7 @@ def recipe_title(name: str) -> str:
 
 
 def _similar_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    names = [entry.name for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml", ".json"}]
-    similar = nearest(path.name, names)
-    return f"; did you mean {str(path.parent / similar)!r}?" if similar else ""
+    return similar_path(path, lambda entry: entry.suffix in {".yaml", ".yml", ".json"})
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -18,6 +18,7 @@ from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_SYNTHETIC_CONFIG
 
 from sae_lens_sparsemax.models.language_models import check_width
+from sae_lens_sparsemax.settings.checking import check_device
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ def check_run(
     for key, dtype in (("dtype", getattr(cfg, "dtype", None)), ("sae.dtype", cfg.sae.dtype)):
         refuse_float16(key, dtype)
     for key in devices:
-        _check_device(key, getattr(cfg, key))
+        if getattr(cfg, key) is not None:
+            check_device(key, getattr(cfg, key))
     if (getattr(cfg, "model_from_pretrained_kwargs", None) or {}).get("trust_remote_code"):
         raise must_be("trust_remote_code", "false, as code from a model's repository is never run", True)
     mixing = getattr(cfg, "activations_mixing_fraction", 0.0)
@@ -174,16 +176,3 @@ def refuse_float16(key: str, dtype: str | None) -> None:
 def with_width(sae: TrainingSAEConfig, width: int, hook_name: str) -> Any:
     """A copy of an SAE's configuration for activations of this width; a ``d_in`` other than that and 0 is refused."""
     return replace(sae, d_in=check_width(sae.d_in, width, hook_name))
-
-
-def _check_device(key: str, value: Any) -> None:
-    if value is None or value == "with_model":
-        return
-    try:
-        device = torch.device(value)
-    except RuntimeError as error:
-        raise must_be(key, "a torch device such as cpu, cuda or mps", value) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise must_be(key, "a device that torch finds here (no CUDA, so cpu)", value)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise must_be(key, "a device that torch finds here (no MPS, so cpu)", value)

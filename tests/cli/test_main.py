@@ -98,7 +98,7 @@ def test_dry_run_prints_the_complete_configuration_and_trains_nothing(config_pat
         (["--hook_name", "blocks.0.hook_resid_pots"], "did you mean 'blocks.0.hook_resid_post'"),
         (["--sae.d_in", "8"], "'sae.d_in' is 8"),
         (["--text_column", "txt"], "its columns are 'content'"),
-        (["--dataset_path", "absent.jsonl"], "there is no file absent.jsonl"),
+        (["--dataset_path", "absent.jsonl"], "there is no file 'absent.jsonl'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(config_path, capsys, arguments, message):

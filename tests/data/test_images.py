@@ -171,7 +171,7 @@ def test_local_sources_give_the_same_images(tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nothing.parquet", "no file"), ("./nothing", "no such folder"), ("notes.txt", "could not be loaded")],
+    [("nothing.parquet", "no file"), ("./nothing", "no file or folder"), ("notes.txt", "could not be loaded")],
 )
 def test_missing_sources_are_named(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

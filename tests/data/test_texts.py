@@ -112,7 +112,7 @@ def test_too_many_rows_without_text_are_an_error_and_empty_ones_are_none(tmp_pat
     [
         ("absent.jsonl", None, {}, r"there is no file .*absent\.jsonl"),
         ("a*.jsonl", None, {}, "there is no file"),
-        ("data.csv", "text\nhello\n", {}, r"its ending is none of \.jsonl"),
+        ("data.xml", "text\nhello\n", {}, r"its ending is none of \.jsonl"),
         ("empty.jsonl", "", {}, "empty.jsonl"),
         ("data.jsonl", '{"txt": "a", "n": 1}\n', {}, r"no column 'text'; its columns are 'txt', 'n'"),
         ("data.jsonl", '{"txt": "a"}\n', {"text_column": "tex"}, r"no column 'tex'; its columns are 'txt'"),
@@ -131,7 +131,7 @@ def test_a_mistake_is_one_sentence(tmp_path, name, content, options, message):
 
 
 def test_missing_folders_and_splits_are_named(tmp_path):
-    with pytest.raises(ValueError, match="there is no such folder"):
+    with pytest.raises(ValueError, match="there is no file or folder"):
         load_text_dataset(str(tmp_path / "absent"))
     DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="no split 'test', only 'train'"):

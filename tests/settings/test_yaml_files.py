@@ -32,7 +32,21 @@ def test_values_are_read_as_people_write_them(text, value):
         ("lr: 1\nsae:\n  k: 1\n  k: 2\n", r"'k' is given twice \(line 4\)"),
         ("lr: [1\n", "not valid YAML: line 2"),
         ("- 1\n- 2\n", "must hold 'key: value' lines"),
-        ("lr: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        ("lr: !!python/object/apply:os.system [ls]\n", r"a tag such as python/object/apply:os.system is not read"),
+        ("lr: !!str 1\n", "a tag such as str is not read"),
+        ("[1]: 2\n", "a key is no single value"),
+        ("a: {b: {c: 1, c: 2}}\n", "'c' is given twice"),
+        ("lr: " + "9" * 5000, r"the number '9+… is too long"),
+        ("lr: " + "[" * 3000, "more than 64 groups or lists in each other"),
+        (
+            "a: &a0 [x]\n" + "".join(f"b{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+            "more than 10,000 values",
+        ),
+        ("a: &a {<<: *a}", r"\*a holds itself"),
+        ('a: "b\\0c"', "a character that is none"),
+        ('a: "\\ud800"', "a character that is none"),
+        ("base: [a]", "base must be the name of a file"),
+        ("#" * 300_000, "at most 262,144 bytes"),
     ],
 )
 def test_a_malformed_file_is_one_sentence(tmp_path, content, message):
@@ -41,6 +55,26 @@ def test_a_malformed_file_is_one_sentence(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         read_yaml(path)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_keys_are_text_and_merged_groups_keep_their_own_values(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("1: a\nnull: b\nd: &d {x: 1, y: 2}\ne: {f: &f {x: 3, <<: *d}}\ng: {<<: *f}\n", encoding="utf-8-sig")
+    assert read_yaml(path) == {
+        "1": "a",
+        "null": "b",
+        "d": {"x": 1, "y": 2},
+        "e": {"f": {"x": 3, "y": 2}},
+        "g": {"x": 3, "y": 2},
+    }
+
+
+@pytest.mark.parametrize("content", [b"a: caf\xe9", b"a: \0", b"\xff", "a: é".encode("utf-32")])
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a UTF-8 text file"):
+        read_yaml(tmp_path / "config.yaml")
 
 
 def test_a_missing_file_is_answered_with_the_most_similar_one(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings, VisionSuiteSettings
-from sae_lens_sparsemax.settings.checking import build, plain
+from sae_lens_sparsemax.settings.checking import build, convert, plain
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.sentences import must_be_one_of
 from sae_lens_sparsemax.settings.yaml_files import find_recipe, merged, read_yaml
@@ -61,7 +61,7 @@ class Recipe:
             if name not in self.saes:
                 raise must_be_one_of("arms", name, self.saes)
         for name, sae in self.saes.items():
-            if sae.get(MATCH) is not None and sae[MATCH] not in self.saes:
+            if sae.get(MATCH) is not None and str(sae[MATCH]) not in self.saes:
                 raise must_be_one_of(f"saes.{name}.match", sae[MATCH], self.saes)
         width = len(self.paper_columns or self.columns)
         for name, row in self.paper.items():
@@ -118,10 +118,17 @@ def _words_read(values: dict[str, Any]) -> dict[str, Any]:
         read["evaluate"] = plain(_suite_settings(values.get("suite")), values["evaluate"])
     if isinstance(values.get("saes"), Mapping):
         read["saes"] = {
-            name: plain(sae_class(sae), sae) if isinstance(sae, Mapping) else sae
+            name: _sae_read(sae, read.get("train", {}), name) if isinstance(sae, Mapping) else sae
             for name, sae in values["saes"].items()
         }
     return {**values, **read}
+
+
+def _sae_read(values: Mapping[str, Any], shared: Mapping[str, Any], name: str) -> dict[str, Any]:
+    own = convert(values.get("train", {}), dict, f"saes.{name}.train")
+    trained = plain_values(merged(shared, own))
+    read = plain(sae_class(values), values)
+    return {**read, "train": {key: trained[key] for key in own}} if own else read
 
 
 def _suite_settings(suite: Any) -> type:
