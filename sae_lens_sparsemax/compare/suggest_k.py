@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_sparsemax.evaluation.suite.evaluate import evaluate_suite
 from sae_lens_sparsemax.files import atomic_write_text
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.settings.checking import build, convert
 from sae_lens_sparsemax.settings.sentences import must_be
 from sae_lens_sparsemax.training.log import METRICS_FILENAME, read_metrics
 
@@ -100,7 +102,7 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
         ValueError: If there is no `sae`, or the L0 is not between 1 and d_sae.
     """
     sae = require_sae(settings)
-    if not 1 <= round(mean_l0) <= sae["d_sae"]:
+    if not 1 <= round(mean_l0) <= convert(sae["d_sae"], int, "sae.d_sae"):
         raise must_be("l0", f"between 1 and d_sae = {sae['d_sae']}", mean_l0)
     shared = {f.name for f in fields(TrainingSAEConfig)} - {"metadata"}
     matched = {}
@@ -110,7 +112,7 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
         sae_settings = {"architecture": architecture, **kept, "k": k}
         # Finds settings that the other architecture does not take before anybody trains with them. The width may be
         # left to the model.
-        TrainingSAEConfig.from_dict({"d_in": 1, **sae_settings})
+        build(get_sae_training_class(architecture)[1], {"d_in": 1, **kept, "k": k}, "sae")
         matched[architecture] = {**settings, "sae": sae_settings}
         for key in ("output_path", "checkpoint_path"):
             if settings.get(key):

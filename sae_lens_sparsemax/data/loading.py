@@ -144,6 +144,14 @@ def is_local(name: str) -> bool:
     return not _HUB_NAME.fullmatch(name) or ("/" in name and Path(name).parent.is_dir())
 
 
+def refuse_missing_folder(name: str, file: str) -> None:
+    """Raise a ValueError with the nearest folder that holds `file`, if `name` can only be a local one and is none."""
+    folder = Path(name).expanduser()
+    if is_local(name) and not os.path.isdir(folder):  # noqa: PTH112  also of names that no folder can have
+        near = similar_path(folder, lambda entry: (entry / file).is_file())
+        raise ValueError(f"there is no folder {shown(name)}{near}")
+
+
 def is_there(pattern: str) -> bool:
     """Whether a path, which may hold wildcards, is that of a file."""
     try:

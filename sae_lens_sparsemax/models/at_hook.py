@@ -30,6 +30,7 @@ from sae_lens_sparsemax.models.language_models import (
     resolve_hook_name,
 )
 from sae_lens_sparsemax.models.splice import Edit, Hook, edit_hook
+from sae_lens_sparsemax.settings.sentences import shown, similar_path
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
             return _checked(SAE.load_from_disk(folder, device=device), source)
         release, colon, sae_id = source.partition(":")
         if not colon:
-            raise ValueError(f"There is no folder {source!r}; an SAE on the hub is named user/repository:id.")
+            near = similar_path(folder, lambda entry: (entry / SAE_CFG_FILENAME).is_file())
+            raise ValueError(f"There is no folder {shown(source)}; an SAE on the hub is named user/repository:id{near}")
         return _checked(SAE.from_pretrained(release, sae_id, device=device), source)
     except KeyError as error:
         raise ValueError(f"The SAE {source!r} has the architecture {error}, which is not registered.") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from sae_lens.util import get_special_token_ids
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sae_lens_sparsemax.data.loading import refuse_missing_folder
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
-from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 
 def excluded_token_ids(setting: bool | Sequence[int] | None, model: Any) -> list[int]:
@@ -48,11 +49,12 @@ def load_language_model(
     Raises:
         ValueError: the model cannot be found, or its class does not load local folders.
     """
-    kwargs = dict(from_pretrained_kwargs or {})
+    kwargs = with_torch_dtype(from_pretrained_kwargs or {})
     if kwargs.get("trust_remote_code"):
         raise ValueError("'trust_remote_code' cannot be true: code from a model repository is never run.")
     if model_name == QUICKSTART:
         model_name = str(quickstart_model_path())
+    refuse_missing_folder(model_name, "config.json")
     if model_class_name == "HookedTransformer" and Path(model_name).expanduser().is_dir():
         raise ValueError(
             f"HookedTransformer does not load the local folder {model_name!r}; "
@@ -67,6 +69,31 @@ def load_language_model(
     except OSError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"The model {model_name!r} could not be loaded: {reason}") from error
+
+
+def with_torch_dtype(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a loader with the type of numbers that a file can only name, as `dtype` or `torch_dtype`, in torch.
+
+    Raises:
+        ValueError: there is no such type, or both are given.
+    """
+    loader_kwargs = dict(kwargs)
+    names = [name for name in ("dtype", "torch_dtype") if name in kwargs]
+    if len(names) > 1:
+        raise ValueError("model_from_pretrained_kwargs must hold one of dtype and torch_dtype, got both")
+    for name in names:
+        value = loader_kwargs.pop(name)
+        known = {
+            "float16": torch.float16,
+            "bfloat16": torch.bfloat16,
+            "float32": torch.float32,
+            "float64": torch.float64,
+        }
+        if value not in (*known, *known.values(), None, "auto"):
+            raise must_be_one_of(f"model_from_pretrained_kwargs.{name}", value, known)
+        if value not in (None, "auto"):
+            loader_kwargs["dtype"] = known.get(value, value)
+    return loader_kwargs
 
 
 def load_each_once() -> Callable[..., Any]:

@@ -57,6 +57,7 @@ class _Plain(yaml.SafeLoader):
             raise _at(event, f"a tag such as {event.tag.removeprefix('tag:yaml.org,2002:'):.40} is not read")
         if isinstance(event, yaml.ScalarEvent) and (event.value and not _is_text(event.value)):
             raise _at(event, f"{shown(event.value)} holds a character that is none (a null or half of one)")
+        node: Any = None
         self._level += 1
         self._deepest = self._level
         self._n_values += 1

@@ -17,7 +17,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_SYNTHETIC_CONFIG
 
-from sae_lens_sparsemax.models.language_models import check_width
+from sae_lens_sparsemax.models.language_models import check_width, with_torch_dtype
 from sae_lens_sparsemax.settings.checking import check_device
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
@@ -63,6 +63,7 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
                 "use a parquet or JSON lines version of the data set"
             )
         check_choice("model_class_name", self.model_class_name, _MODEL_CLASSES)
+        with_torch_dtype(self.model_from_pretrained_kwargs or {})
         check_run(
             self,
             devices=("device", "llm_device", "act_store_device"),

@@ -140,6 +140,8 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
             devices=("device", "model_device", "act_store_device"),
             dtypes=("dtype", "model_dtype", "cached_activations_dtype"),
         )
+        for name in {"dtype", "torch_dtype"} & set(self.model_from_pretrained_kwargs):
+            raise Mistake(f"model_from_pretrained_kwargs.{name}", "must be given as model_dtype")
         same_split = self.eval_dataset_split == self.dataset_split
         if self.eval_dataset_path and self.eval_dataset_path == self.dataset_path and same_split:
             raise ValueError(
