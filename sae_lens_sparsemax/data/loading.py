@@ -144,12 +144,12 @@ def is_local(name: str) -> bool:
     return not _HUB_NAME.fullmatch(name) or ("/" in name and Path(name).parent.is_dir())
 
 
-def refuse_missing_folder(name: str, file: str) -> None:
-    """Raise a ValueError with the nearest folder that holds `file`, if `name` can only be a local one and is none."""
+def refuse_missing_model(name: str) -> None:
+    """Raise a ValueError with the nearest folder of a model, if `name` can only be a local folder and is none."""
     folder = Path(name).expanduser()
     if is_local(name) and not os.path.isdir(folder):  # noqa: PTH112  also of names that no folder can have
-        near = similar_path(folder, lambda entry: (entry / file).is_file())
-        raise ValueError(f"there is no folder {shown(name)}{near}")
+        near = similar_path(folder, lambda entry: (entry / "config.json").is_file())
+        raise ValueError(f"The model {shown(name)} could not be loaded: there is no such folder{near}")
 
 
 def is_there(pattern: str) -> bool:

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookedRootModule, HookPoint
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
-from sae_lens_sparsemax.data.loading import refuse_missing_folder
+from sae_lens_sparsemax.data.loading import refuse_missing_model
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.models.families import ViTShape, family_of, module_at
 from sae_lens_sparsemax.models.hooked_block import HookedNorm, HookedViTBlock
@@ -90,7 +90,7 @@ class HookedViT(HookedRootModule):
             raise must_be("trust_remote_code", "false, as code from a model's repository is never run", True)
         if name_or_path == QUICKSTART:
             name_or_path = str(quickstart_vision_model_path())
-        refuse_missing_folder(name_or_path, "config.json")
+        refuse_missing_model(name_or_path)
         revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
         try:
             family = family_of(AutoConfig.from_pretrained(name_or_path, **revision).model_type)

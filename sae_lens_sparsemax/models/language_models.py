@@ -13,7 +13,7 @@ from sae_lens.util import get_special_token_ids
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sae_lens_sparsemax.data.loading import refuse_missing_folder
+from sae_lens_sparsemax.data.loading import refuse_missing_model
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
@@ -54,7 +54,7 @@ def load_language_model(
         raise ValueError("'trust_remote_code' cannot be true: code from a model repository is never run.")
     if model_name == QUICKSTART:
         model_name = str(quickstart_model_path())
-    refuse_missing_folder(model_name, "config.json")
+    refuse_missing_model(model_name)
     if model_class_name == "HookedTransformer" and Path(model_name).expanduser().is_dir():
         raise ValueError(
             f"HookedTransformer does not load the local folder {model_name!r}; "

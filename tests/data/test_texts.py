@@ -182,3 +182,46 @@ def test_only_documents_can_be_held_out(tmp_path):
                 "sae": {"d_sae": 64},
             }
         )
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("latin.txt", b"caf\xe9", "codec can't decode byte 0xe9 .* written in UTF-8"),
+        ("cut.txt.gz", gzip.compress(b"text " * 999)[:-20], "ended before the end-of-stream marker"),
+        ("bad.json", b'[{"text": "a"}, {', "Expected object or value"),
+        ("ragged.csv", b"text,n\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
+        ("cut.parquet", b"PAR1", "[Pp]arquet"),
+    ],
+)
+def test_what_datasets_reports_is_one_sentence_with_the_cause(tmp_path, name, content, message, streaming):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^The data set '.*{name}' could not be loaded: .*{message}"):
+        load_text_dataset(str(tmp_path / name), streaming=streaming)
+
+
+def test_a_stream_that_breaks_later_is_explained_as_well(tmp_path):
+    Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "0.parquet")
+    Dataset.from_dict({"text": ["b"], "more": [1]}).to_parquet(tmp_path / "1.parquet")
+    data = load_text_dataset(str(tmp_path / "*.parquet"))
+    with pytest.raises(ValueError, match=r"could not be loaded: Couldn't cast .* because column names don't match$"):
+        list(data)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_csv_is_read_as_it_stands(tmp_path, streaming):
+    (tmp_path / "a.csv").write_text('text,n\n7,1\nNA,2\n,3\n"b, c",4\n')
+    (tmp_path / "a.tsv").write_text("n\ttext\n1\tb, c\n")
+    data = load_text_dataset(str(tmp_path / "a.csv"), streaming=streaming)
+    assert [row["text"] for row in data] == ["7", "NA", "b, c"]
+    assert [row["text"] for row in load_text_dataset(str(tmp_path / "a.tsv"), streaming=streaming)] == ["b, c"]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("path", ["d/a.txt", "d"])
+def test_a_line_of_spaces_separates_documents_too(tmp_path, path, streaming):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.txt").write_text(" \n = A =\n \none\ntwo\n\t\n\n\nthree\n\n")
+    data = load_text_dataset(str(tmp_path / path), streaming=streaming)
+    assert [row["text"] for row in data] == [" = A =", "one\ntwo", "three"]

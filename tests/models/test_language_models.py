@@ -80,3 +80,19 @@ def test_a_given_width_must_be_the_hooks():
     assert check_width(0, 16, "hook") == check_width(None, 16, "hook") == check_width(16, 16, "hook") == 16
     with pytest.raises(ValueError, match=r"'sae\.d_in' is 8, but .* 'hook' are 16 wide"):
         check_width(8, 16, "hook")
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("model_class_name", ["TransformerBridge", "AutoModelForCausalLM"])
+def test_the_type_of_the_numbers_is_given_by_name(tiny_model_folder, model_class_name, name):
+    hook_name = {"TransformerBridge": "blocks.0.hook_out", "AutoModelForCausalLM": "model.layers.0"}[model_class_name]
+    model = load_language_model(model_class_name, str(tiny_model_folder), hook_name, "cpu", {name: "bfloat16"})
+    assert next(model.parameters()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=f"model_from_pretrained_kwargs.{name} must be one of float16, bfloat16"):
+        load_language_model(model_class_name, str(tiny_model_folder), hook_name, "cpu", {name: "int8"})
+
+
+def test_a_missing_folder_is_answered_by_the_nearest_model(tiny_model_folder):
+    near = str(tiny_model_folder)
+    with pytest.raises(ValueError, match=f"there is no such folder; did you mean '{near}'"):
+        load_language_model("TransformerBridge", near + "x", "x")
