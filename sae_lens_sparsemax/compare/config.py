@@ -105,10 +105,10 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         if self.tokens not in get_args(Tokens):
-            raise must_be_one_of("images.tokens", self.tokens, get_args(Tokens))
+            raise must_be_one_of("tokens", self.tokens, get_args(Tokens))
         bad = [template for template in self.templates if template.count("{}") != 1]
         if bad or not self.templates:
-            raise must_be("images.templates", "texts with one {} each for the class name", bad)
+            raise must_be("templates", "texts with one {} each for the class name", bad)
 
 
 @dataclass

@@ -148,9 +148,12 @@ def test_zero_shot_accuracy_is_that_of_the_model_with_the_reconstruction(setting
         ({"eval_datasets": {"test": {"paht": "x"}}}, r"did you mean eval_datasets\.test\.path"),
         ({"eval_datasets": {"a": {"path": "x"}, "b": {"path": "y"}}}, r"eval_datasets must be one set of images, got"),
         ({"images": {"training": {"path": "x"}}}, r"images\.training is now called dataset_path"),
-        ({"images": {"templates": ["a photo"]}}, r"images.templates must each hold one {} .* got \['a photo'\]"),
-        ({"max_norm_over_median": 6}, "max_norm_over_median cannot be combined with images, got 6"),
-        ({"synthetic_model": {"num_features": 4}}, "synthetic_model cannot be combined with images"),
+        (
+            {"images": {"templates": ["a photo"]}},
+            r"images.templates must be texts with one {} each .* got \['a photo'\]",
+        ),
+        ({"max_norm_over_median": 6}, "max_norm_over_median must be left out beside images, got 6"),
+        ({"synthetic_model": {"num_features": 4}}, "synthetic_model must be left out beside images"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(settings, change, message):
