@@ -129,7 +129,7 @@ class ResumableActivationsStore(ActivationsStore):
     """
 
     sequences_drawn: int = 0
-    """Contexts taken from the current pass over the data, by training and by evaluation."""
+    """Contexts taken from the current pass over the data."""
     is_prefetching: bool = False
     """Whether another thread draws batches ahead of training."""
     _mixer: ResumableMixer | None = None

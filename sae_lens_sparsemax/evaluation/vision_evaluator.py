@@ -54,7 +54,7 @@ class VisionEvaluator:
             activation_scaler: what the activations are scaled by before they reach the SAE.
 
         Returns:
-            `explained_variance` (1 - squared error / squared distance from the mean, both summed over tokens),
+            `explained_variance` (see `evaluation.reconstruction`),
             `l0` (mean active features per token), and with prototypes `zero_shot_accuracy` and
             `contrastive_loss` with the reconstruction, each beside its value `_without_sae`. The contrastive loss
             is over groups with one image of every class.

@@ -20,7 +20,7 @@ from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.support.tiny_language_model import documents
 
 BRIDGE = "TransformerBridge"
-BATCHES = {"batches": 2, "batch_size": 4}
+BATCHES = EvaluationSettings(batches=2, batch_size=4)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_figures_while_training_are_those_of_evaluate(train, model_class, hook, 
         changes = {"sae": TopKTrainingSAEConfig(d_in=0, d_sae=40, k=4, normalize_activations=changes["sae"])}
     folder, logged = train(model_class, hook, **changes)
     assert len(logged) == 2
-    after = evaluate_sae(load_sae(str(folder)), EvaluationSettings(**BATCHES), progress=False)
+    after = evaluate_sae(load_sae(str(folder)), BATCHES, progress=False)
     during = {key: logged[-1][key] for key in (*after["saelens"], "reconstruction", "ce_degradation")}
     assert "model_performance_preservation" in during
     saved = after["saelens"] | {key: after[key] for key in ("reconstruction", "ce_degradation")}
@@ -110,7 +110,7 @@ def test_figures_while_training_are_those_of_evaluate(train, model_class, hook, 
 @pytest.mark.parametrize("hook", ["blocks.0.hook_mlp_out", "blocks.0.attn.hook_z"])
 def test_bert_gets_no_cross_entropy_while_training(train, bert_folder, caplog, hook):
     folder, logged = train(BRIDGE, hook, model_name=str(bert_folder))
-    after = evaluate_sae(load_sae(str(folder)), EvaluationSettings(**BATCHES), progress=False)
+    after = evaluate_sae(load_sae(str(folder)), BATCHES, progress=False)
     assert logged[-1]["reconstruction"]["explained_variance"] == pytest.approx(
         after["reconstruction"]["explained_variance"], rel=1e-5
     )
