@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformer_lens
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 # Tests that run beside each other share the cores: one thread for each, and for the processes they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -19,6 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import transformer_lens
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from sae_lens_sparsemax.models import language_models
 from sae_lens_sparsemax.models.at_hook import load_sae
