@@ -27,6 +27,8 @@ from sae_lens.constants import (
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_sparsemax.display.tables import markdown_table
+from sae_lens_sparsemax.files import reading
+from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -142,13 +144,14 @@ def _load_folder(sae_id: str, folder: Path) -> SparsemaxSAE:
     for name in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME):
         if not (folder / name).is_file():
             raise ValueError(f"SAE {sae_id!r}: there is no {name} in {folder}")
-    sae = SAE.load_from_disk(folder)
+    sae = load_sae(str(folder))
     if not isinstance(sae, SparsemaxSAE):
         raise ValueError(f"SAE {sae_id!r} in {folder} is a {type(sae).__name__}, not a sparsemax SAE")
     # A checkpoint from the middle of a run has its normalisation beside it, still to be folded.
     if sae.cfg.normalize_activations != "none" and (folder / ACTIVATION_SCALER_CFG_FILENAME).exists():
         scaler = ActivationScaler()
-        scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+        with reading(folder / ACTIVATION_SCALER_CFG_FILENAME):
+            scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
         if scaler.scaling_factor is not None:
             sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
         if scaler.whitening is not None:

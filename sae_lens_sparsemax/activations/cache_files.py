@@ -20,7 +20,9 @@ from safetensors.torch import save
 
 from sae_lens_sparsemax.activations.sources import ActivationBatch
 from sae_lens_sparsemax.data.image_loader import Position
-from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text, sha256_of
+from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text, read_object, reading, sealed, sha256_of
+from sae_lens_sparsemax.settings.checking import build
+from sae_lens_sparsemax.settings.sentences import shown
 
 MANIFEST_FILENAME = "manifest.json"
 _VERSION = 3
@@ -87,8 +89,7 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Replace the manifest in one step."""
-    values = {**asdict(manifest), "format_version": _VERSION}
-    values["sha256"] = _checksum(values)
+    values = sealed({**asdict(manifest), "format_version": _VERSION})
     atomic_write_text(folder / MANIFEST_FILENAME, json.dumps(values, indent=1) + "\n")
 
 
@@ -104,27 +105,18 @@ def read_manifest(folder: Path) -> Manifest:
             f"There are no cached activations in {str(folder)!r} (no {MANIFEST_FILENAME}); "
             "make them with 'sparsemax-sae cache-activations'."
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_object(path)
+    with reading(path):
         version = values["format_version"]
-        if version == 1:
-            values = _from_version_1(values)
-        elif version == _VERSION and values.pop("sha256", None) != _checksum(values):
-            raise ValueError("it has changed since it was written (its SHA-256 is another)")
-        if version in range(1, _VERSION + 1):
-            shards = [Shard(**shard) for shard in values["shards"]]
-            for number, shard in enumerate(shards):
-                if shard.file != _shard_name(number):
-                    raise ValueError(f"shard {number} must be {_shard_name(number)!r}, got {shard.file!r}")
-            return Manifest(**{**values, "shards": shards})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}. Cache the activations again.") from error
-    raise ValueError(f"{str(path)!r} has the format {version}; this version reads 1 to {_VERSION}.")
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    """SHA-256 of what a manifest says, however it is laid out."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        if version not in (*range(1, _VERSION), _VERSION):
+            raise ValueError(f"its format is {shown(version)}, and this version reads 1 to {_VERSION}")
+        manifest = build(Manifest, _from_version_1(values) if version == 1 else values)
+        for number, shard in enumerate(manifest.shards):
+            if shard.file != _shard_name(number):
+                raise ValueError(f"shards.{number}.file must be {_shard_name(number)!r}, got {shown(shard.file)}")
+            if min(shard.n_inputs, shard.n_tokens, shard.n_bytes) < 1:
+                raise ValueError(f"shards.{number} must hold inputs, tokens and bytes")
+        return manifest
 
 
 def _shard_name(number: int) -> str:
@@ -179,7 +171,7 @@ def read_shard(folder: Path, shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
     wrong = damage(folder, shard)
     if wrong is not None:
         raise ValueError(f"The shard {str(folder / shard.file)!r} {wrong}; {_AGAIN}.")
-    with safe_open(folder / shard.file, framework="pt") as file:
+    with reading(folder / shard.file), safe_open(folder / shard.file, framework="pt") as file:
         acts = file.get_tensor("activations")
         if acts.ndim == 3:  # of version 1
             return acts.flatten(0, 1), torch.full((len(acts),), acts.shape[1])

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_sparsemax.activations.mixing import ResumableMixer
 from sae_lens_sparsemax.activations.sources import ActivationBatch, ActivationSource
 from sae_lens_sparsemax.data.image_loader import Position
+from sae_lens_sparsemax.files import read_tensors, reading, save_tensors
 
 MIXED_STATE_FILENAME = "mixed_activations_store.safetensors"
 _EARLIER_MIXED_STATE_FILENAME = "vision_activations_store.safetensors"
@@ -95,8 +94,9 @@ class MixedActivationsStore:
     def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Write the position in the data, the counts, the shuffle buffer and torch's CPU random state."""
         counts = {"position": self._position, "n_inputs": self.n_inputs, "n_bad_inputs": self.n_bad_inputs}
-        state = {name: tensor.cpu() for name, tensor in self._mixer.state_dict().items()}
-        save_file(state, Path(checkpoint_path) / MIXED_STATE_FILENAME, {"store": json.dumps(counts)})
+        save_tensors(
+            self._mixer.state_dict(), Path(checkpoint_path) / MIXED_STATE_FILENAME, {"store": json.dumps(counts)}
+        )
 
     def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Continue where `save_to_checkpoint` was called; call it before the first batch.
@@ -112,12 +112,12 @@ class MixedActivationsStore:
                 f"{str(checkpoint_path)!r} holds no state of a store of mixed activations ({MIXED_STATE_FILENAME})"
                 + (": it was made without a cache." if (folder / DATA_STATE_FILENAME).is_file() else ".")
             )
-        with safe_open(path, framework="pt") as file:
-            counts: dict[str, Any] = json.loads(file.metadata()["store"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self._position = counts["position"]
-        self.n_inputs = counts["n_inputs"] if "n_inputs" in counts else counts["n_images"]
-        self.n_bad_inputs = counts["n_bad_inputs"] if "n_bad_inputs" in counts else counts["n_bad_images"]
+        state, metadata = read_tensors(path)
+        with reading(path):
+            counts: dict[str, Any] = json.loads(metadata["store"])
+            self._position = counts["position"]
+            self.n_inputs = counts["n_inputs"] if "n_inputs" in counts else counts["n_images"]
+            self.n_bad_inputs = counts["n_bad_inputs"] if "n_bad_inputs" in counts else counts["n_bad_images"]
         self._mixer.load_state_dict(state)
 
 
@@ -163,10 +163,7 @@ class ResumableActivationsStore(ActivationsStore):
         state["sequences_drawn"] = torch.tensor(self.sequences_drawn)
         state["n_dataset_processed"] = torch.tensor(self.n_dataset_processed)
         state["cached_row"] = torch.tensor(getattr(self, "current_row_idx", 0))
-        save_file(
-            {key: value.contiguous() for key, value in state.items()},
-            Path(checkpoint_path) / DATA_STATE_FILENAME,
-        )
+        save_tensors(state, Path(checkpoint_path) / DATA_STATE_FILENAME)
 
     @override
     def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
@@ -187,7 +184,7 @@ class ResumableActivationsStore(ActivationsStore):
             )
             super().load_from_checkpoint(checkpoint_path)
             return
-        state = load_file(path, device=str(self.device))
+        state, _ = read_tensors(path, self.device)
         if self.cached_activation_dataset is None:
             self._skip_sequences(int(state["sequences_drawn"]))
         else:

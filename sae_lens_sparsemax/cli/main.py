@@ -63,7 +63,7 @@ first steps:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 (system error), 2 (user mistake), 130 (stopped)."""
+    """Run the command line; returns the exit status: 0, 2 (what was asked cannot be done), 130 (stopped)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
     try:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = " ".join(word if len(word) <= _LONGEST else f"{word[:_LONGEST]}…" for word in str(error).split())
         print(f"sparsemax-sae: error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return 2
 
 
 def _stops() -> tuple[type[BaseException], ...]:

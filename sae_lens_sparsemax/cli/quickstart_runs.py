@@ -60,7 +60,7 @@ def quickstart(kind: str, output: Path | str | None = None) -> QuickstartResult:
             f"--output_path must be a folder without another training's SAE, got {str(folder)!r}: {differing[0]} there"
         )
     with output_of_run(loaded.config, overwrite=True):
-        loaded.make_runner().run()
+        loaded.make_runner().run(overwrite=True)
     evaluate, table = _EVALUATION[kind]
     result = evaluate(load_sae(str(folder)))
     save_json(result, folder / "evaluation.json")

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         print(loaded.describe())
         return 0
     with output_of_run(loaded.config, resume=options.resume, overwrite=options.overwrite):
-        loaded.make_runner().run()
+        loaded.make_runner().run(overwrite=options.overwrite)
     output = loaded.config.output_path
     if output is not None:
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")

@@ -1,5 +1,7 @@
 """One run of a comparison: an SAE trained by SAELens's own trainer, saved for inference and measured."""
 
+import logging
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,11 +18,12 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.sources import ComparedActivations, Metrics
-from sae_lens_sparsemax.files import load_json, save_json
+from sae_lens_sparsemax.files import atomic_directory, load_json, save_json, verify_checksums, write_checksums
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.training.trainer import adapt
 
 _RESULT = "result.json"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,14 @@ def all_runs(cfg: CompareConfig) -> list[RunSettings]:
 
 def finished_run(run: RunSettings, source: ComparedActivations) -> RunResult | None:
     """The saved result of a run, if there is one with the same settings."""
-    path = run_folder(source.cfg, run) / _RESULT
-    if not path.exists():
+    folder = run_folder(source.cfg, run)
+    if not (folder / _RESULT).exists():
         return None
     try:
-        result = load_json(RunResult, path)
-    except ValueError:  # written by a version that kept other things
+        verify_checksums(folder)
+        result = load_json(RunResult, folder / _RESULT)
+    except ValueError as error:  # damaged, or written by a version that kept other things
+        logger.warning("Training again: %s", error)
         return None
     return result if result.fingerprint == run.fingerprint(source) else None
 
@@ -128,34 +133,38 @@ def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResu
         raise ValueError(f"the run {run.name} failed: {error}") from error
     seconds = time.perf_counter() - started
     window = min(trainer_cfg.dead_feature_window, cfg.steps)
-    folder = run_folder(cfg, run)
-    sae.save_inference_model(folder)
-    result = RunResult(
-        arm=run.arm.name,
-        architecture=run.arm.architecture,
-        sparsity_field=run.arm.sparsity_field,
-        sparsity=run.sparsity,
-        lr=run.lr,
-        seed=run.seed,
-        fingerprint=run.fingerprint(source),
-        training_seconds=seconds,
-        training_l0=trainer.feature_sparsity.sum().item(),
-        training_dead_fraction=(trainer.n_forward_passes_since_fired >= window).double().mean().item(),
-        metrics=source.evaluate(load_run(cfg, run)),
-    )
-    save_json(result, folder / _RESULT)
+    with atomic_directory(run_folder(cfg, run)) as folder:
+        sae.save_inference_model(folder)
+        result = RunResult(
+            arm=run.arm.name,
+            architecture=run.arm.architecture,
+            sparsity_field=run.arm.sparsity_field,
+            sparsity=run.sparsity,
+            lr=run.lr,
+            seed=run.seed,
+            fingerprint=run.fingerprint(source),
+            training_seconds=seconds,
+            training_l0=trainer.feature_sparsity.sum().item(),
+            training_dead_fraction=(trainer.n_forward_passes_since_fired >= window).double().mean().item(),
+            metrics=source.evaluate(load_sae(str(folder), cfg.device)),
+        )
+        save_json(result, folder / _RESULT)
+        write_checksums(folder)
     return result
 
 
 def evaluate_chosen(run: RunSettings, source: ComparedActivations) -> RunResult:
     """Add the slow measures to a finished run, unless it has them already, and return its result."""
-    path = run_folder(source.cfg, run) / _RESULT
-    result = load_json(RunResult, path)
+    kept = run_folder(source.cfg, run)
+    result = load_json(RunResult, kept / _RESULT)
     if result.chosen_fingerprint != source.chosen_fingerprint:
         for name, metrics in source.evaluate_chosen(load_run(source.cfg, run)).items():
             result.metrics[name] = {**result.metrics.get(name, {}), **metrics}
         result.chosen_fingerprint = source.chosen_fingerprint
-        save_json(result, path)
+        with atomic_directory(kept) as folder:
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
+            save_json(result, folder / _RESULT)
+            write_checksums(folder)
     return result
 
 

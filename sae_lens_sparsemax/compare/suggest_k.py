@@ -1,6 +1,5 @@
 """From a trained sparsemax SAE to the TopK and BatchTopK trainings that it is compared with, at its mean L0."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_sparsemax.evaluation.suite.evaluate import evaluate_suite
-from sae_lens_sparsemax.files import atomic_write_text
+from sae_lens_sparsemax.files import atomic_write_text, read_object
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.settings.checking import build, convert
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -65,13 +64,17 @@ def training_settings(folder: Path) -> dict[str, Any]:
     path = folder / RUNNER_CFG_FILENAME
     if not path.is_file():
         raise ValueError(f"{folder} has no {RUNNER_CFG_FILENAME} with its training settings; give --settings FILE.")
-    recorded = json.loads(path.read_text(encoding="utf-8"))
+    recorded = read_object(path)
+    if not isinstance(recorded.get("sae"), dict) or not isinstance(recorded.setdefault("logger", {}), dict):
+        raise ValueError(
+            f"{str(path)!r} must hold the settings of a training with 'sae' and 'logger'; give --settings FILE."
+        )
     runner = "vision" if recorded.get("model_class_name") == VISION_MODEL_CLASS else "language_model"
     settings = {"runner": runner, **{key: value for key, value in recorded.items() if key not in _NOT_SETTINGS}}
     settings["sae"] = {key: value for key, value in recorded["sae"].items() if key != "metadata"}
     # A name with the architecture in it would follow the other architectures around.
     settings["logger"] = {
-        key: value for key, value in recorded.get("logger", {}).items() if key not in ("run_name", "wandb_id")
+        key: value for key, value in recorded["logger"].items() if key not in ("run_name", "wandb_id")
     }
     return settings
 

@@ -1,7 +1,6 @@
 """Activations of a language model as the source of a comparison: captured once, then read from disk."""
 
 import gc
-import json
 import math
 from dataclasses import asdict
 from functools import cached_property
@@ -12,7 +11,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
-from safetensors.torch import load_file, save
 
 from sae_lens_sparsemax.activations.cache_writer import Batches
 from sae_lens_sparsemax.activations.sources import TextActivations
@@ -24,7 +22,16 @@ from sae_lens_sparsemax.evaluation.predictions import (
     evaluate_cross_entropy,
     evaluate_cross_entropy_baseline,
 )
-from sae_lens_sparsemax.files import atomic_write_bytes, file_facts, load_json, save_json
+from sae_lens_sparsemax.files import (
+    file_facts,
+    load_json,
+    read_object,
+    read_tensors,
+    reading,
+    save_json,
+    save_tensors,
+    sealed,
+)
 from sae_lens_sparsemax.models.at_hook import TextAtHook
 from sae_lens_sparsemax.models.language_models import (
     excluded_token_ids,
@@ -114,8 +121,9 @@ class TextSource(CapturedActivations):
         if not path.exists():
             norms = self._store(TRAIN).get_filtered_llm_batch().norm(dim=-1)
             median = norms.median().item()
-            save_json({"median": median, "max": self.cfg.max_norm_over_median * median}, path)
-        return json.loads(path.read_text())["max"]
+            save_json(sealed({"median": median, "max": self.cfg.max_norm_over_median * median}), path)
+        with reading(path):
+            return float(read_object(path)["max"])
 
     def _store(self, name: str) -> ActivationsStore:
         special = torch.tensor(self._special_tokens, dtype=torch.long)
@@ -154,7 +162,7 @@ class TextSource(CapturedActivations):
         at_hook = TextAtHook(sae, self.model, self._hook_name, self._special_tokens, self._max_norm)
         path = self.folder / name / f"tokens-{cfg.n_cross_entropy_tokens}.baseline.json"
         if not path.exists():
-            save_json(evaluate_cross_entropy_baseline(at_hook, batches), path)
+            save_json(sealed(asdict(evaluate_cross_entropy_baseline(at_hook, batches))), path)
         return asdict(evaluate_cross_entropy(at_hook, batches, load_json(CrossEntropyBaseline, path)))
 
     def _tokens(self, name: str) -> torch.Tensor:
@@ -171,8 +179,9 @@ class TextSource(CapturedActivations):
                         f"the text of {name} must have at least the {n_tokens} tokens of n_cross_entropy_tokens, got "
                         f"{sum(batch.numel() for batch in batches)}"
                     ) from None
-            atomic_write_bytes(path, save({"tokens": torch.cat(batches)}))
-        return load_file(path)["tokens"]
+            save_tensors({"tokens": torch.cat(batches)}, path)
+        with reading(path):
+            return read_tensors(path)[0]["tokens"]
 
 
 def load_text(data: EvalDataset) -> Dataset | IterableDataset:

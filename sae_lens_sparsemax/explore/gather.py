@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.samples import SampleStream, encode_batch
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
-from sae_lens_sparsemax.files import atomic_file
+from sae_lens_sparsemax.files import read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -115,9 +113,7 @@ def set_state(value: Any, state: dict[str, torch.Tensor]) -> None:
 
 def save_state(value: Any, path: Path, fingerprint: str) -> None:
     """Save an object's state in one step: a kill leaves the earlier file."""
-    tensors = {name: tensor.contiguous() for name, tensor in state_of(value).items()}
-    with atomic_file(path) as new:
-        save_file(tensors, new, {"fingerprint": fingerprint, "version": _VERSION})
+    save_tensors(state_of(value), path, {"fingerprint": fingerprint, "version": _VERSION})
 
 
 def load_state(value: Any, path: Path, fingerprint: str) -> bool:
@@ -125,11 +121,11 @@ def load_state(value: Any, path: Path, fingerprint: str) -> bool:
     if not path.is_file():
         return False
     try:
-        with safe_open(path, framework="pt") as file:
-            if file.metadata() != {"fingerprint": fingerprint, "version": _VERSION}:
-                return False
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:  # cut short by a full disk
+        state, metadata = read_tensors(path)
+    except ValueError as error:
+        logger.warning("Reading begins anew: %s", error)
+        return False
+    if metadata != {"fingerprint": fingerprint, "version": _VERSION}:
         return False
     set_state(value, state)
     return True

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.data.loading import refuse_missing_model
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_vision_model_path
+from sae_lens_sparsemax.files import reason
 from sae_lens_sparsemax.models.families import ViTShape, family_of, module_at
 from sae_lens_sparsemax.models.hooked_block import HookedNorm, HookedViTBlock
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -104,10 +105,9 @@ class HookedViT(HookedRootModule):
                 tokenizer = AutoTokenizer.from_pretrained(name_or_path, **revision)
                 # Where a repository has no tokenizer files, transformers makes an all but empty one up.
                 tokenizer = tokenizer if len(tokenizer) > model.config.text_config.vocab_size // 2 else None
-        except OSError as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # readers of model files, tokenizers among them, have errors of every type
             raise ValueError(
-                f"The model {name_or_path!r} could not be loaded; give --model_name if it has moved: {reason}"
+                f"The model {name_or_path!r} could not be loaded; give --model_name if it has moved: {reason(error)}"
             ) from error
         return cls(model, processor, tokenizer).to(device)
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_lens_sparsemax.data.loading import refuse_missing_model
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
+from sae_lens_sparsemax.files import reason
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 
@@ -66,9 +67,8 @@ def load_language_model(
         if model_class_name == "AutoModelForCausalLM":
             _check_module_name(model_name, hook_name)
         return load_model(model_class_name, model_name, device, kwargs, hook_names=[hook_name])
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"The model {model_name!r} could not be loaded: {reason}") from error
+    except Exception as error:  # readers of model files, tokenizers among them, have errors of every type
+        raise ValueError(f"The model {model_name!r} could not be loaded: {reason(error)}") from error
 
 
 def with_torch_dtype(kwargs: Mapping[str, Any]) -> dict[str, Any]:

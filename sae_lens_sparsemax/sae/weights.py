@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from sae_lens.constants import SAE_CFG_FILENAME
 from torch import nn
 
-from sae_lens_sparsemax.files import refuse_not_finite
+from sae_lens_sparsemax.files import read_object, reading, refuse_not_finite
 
 PREFIX = "dictionary."
 
@@ -51,10 +50,8 @@ def saved_gate_scale(folder: Path | str) -> float:
         ValueError: its config is missing, damaged or of another architecture.
     """
     path = Path(folder) / SAE_CFG_FILENAME
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["gate_scale"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be the config of a sparsemax SAE with its gate_scale, got {error!r}") from error
+    with reading(path):
+        return float(read_object(path)["gate_scale"])
 
 
 def check_weights(state_dict: dict[str, Any], module: nn.Module) -> None:

@@ -9,14 +9,30 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
+import torch
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
 from sae_lens.saes.sae import TrainingSAE
-from safetensors import SafetensorError, safe_open
+from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_lens_sparsemax.files import atomic_write_text, only_writer, sha256_of
+from sae_lens_sparsemax.files import (
+    CHECKSUMS_FILENAME,
+    atomic_write_text,
+    only_writer,
+    read_object,
+    reading,
+    tensor_shapes,
+    verify_checksums,
+    write_checksums,
+)
 from sae_lens_sparsemax.settings.sentences import shown
 
-CHECKSUMS_FILENAME = "checksums.json"
+_SEALED = "has_checksums"
 _TOKENS = ("training_tokens", "training_samples")
 # What a resumed run may change: how long and where it runs, and what it shows and saves; not what it computes.
 _MAY_CHANGE = {
@@ -68,6 +84,8 @@ def newest_checkpoint(folder: Path | str) -> Path:
 def output_of_run(config: Any, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
     """Inside the block, the folders of a run are this process's alone, and nothing of another run is in the way.
 
+    A run is in such a block itself; a command enters one before, to refuse at once what would be refused later.
+
     Args:
         config: a runner config; ``resume_from_checkpoint`` is set on it if ``resume``.
         resume: continue from the newest checkpoint in ``checkpoint_path``.
@@ -77,11 +95,14 @@ def output_of_run(config: Any, *, resume: bool = False, overwrite: bool = False)
         ValueError: nothing to resume; an SAE or checkpoints that nobody said what to do with; a folder that cannot be
             written to, or that another process writes to.
     """
-    if resume and overwrite:
+    if overwrite and (resume or config.resume_from_checkpoint is not None):
         raise ValueError("--resume and --overwrite exclude each other.")
     if resume and config.checkpoint_path is None:
         raise ValueError("'checkpoint_path' is null, so there is no checkpoint to resume from.")
-    with own_folders(config):
+    with ExitStack() as stack:
+        for name in ("output_path", "checkpoint_path"):
+            if (folder := getattr(config, name)) is not None:
+                stack.enter_context(only_writer(folder, name))
         if resume:
             config.resume_from_checkpoint = str(newest_checkpoint(config.checkpoint_path))
         earlier = list_checkpoints(config.checkpoint_path) if config.checkpoint_path is not None else []
@@ -93,19 +114,9 @@ def output_of_run(config: Any, *, resume: bool = False, overwrite: bool = False)
         yield
 
 
-@contextmanager
-def own_folders(config: Any) -> Iterator[None]:
-    """Inside the block, no other process can run a training in the folders of ``config`` (see ``only_writer``)."""
-    with ExitStack() as stack:
-        for name in ("output_path", "checkpoint_path"):
-            if (folder := getattr(config, name)) is not None:
-                stack.enter_context(only_writer(folder, name))
-        yield
-
-
 def _refuse_to_replace(config: Any, earlier: list[Path]) -> None:
     """Raise a ValueError if the run would replace checkpoints or an SAE of another run."""
-    how = "replace it with --overwrite, or choose another --output_path."
+    how = "replace it with --overwrite (run(overwrite=True) in Python), or choose another --output_path."
     resumed, output = config.resume_from_checkpoint, config.output_path
     if earlier and resumed is None:
         raise ValueError(
@@ -117,52 +128,51 @@ def _refuse_to_replace(config: Any, earlier: list[Path]) -> None:
     if resumed is None:
         raise ValueError(f"{str(output)!r} holds the SAE of a finished run: {how}")
     where = (_settings_in(Path(resumed)) or {}).get("output_path", output)
-    if where is None or Path(where).resolve() != Path(output).resolve():
+    moved_together = Path(output).resolve() in Path(resumed).resolve().parents
+    if not moved_together and (where is None or Path(where).resolve() != Path(output).resolve()):
         raise ValueError(
             f"output_path must be {str(where)!r}, as in the checkpoint that is resumed, or a folder without the SAE of "
             f"a finished run, got {str(output)!r}"
         )
 
 
-def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 of every file in a checkpoint, as its last file."""
-    sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    atomic_write_text(folder / CHECKSUMS_FILENAME, json.dumps(sums, indent=1) + "\n")
+def seal_checkpoint(folder: Path) -> None:
+    """Finish a checkpoint whose files are all written: with their checksums, and a word that there are such."""
+    path = folder / SAE_CFG_FILENAME
+    values = read_object(path)
+    values["metadata"] = values.get("metadata", {}) | {_SEALED: True}
+    atomic_write_text(path, json.dumps(values))
+    write_checksums(folder)
 
 
-def _verify_checksums(folder: Path) -> None:
-    """Raise a ValueError unless a checkpoint's files are those that were written; earlier versions wrote no sums."""
-    path = folder / CHECKSUMS_FILENAME
-    if not path.is_file():
+def _check_files(folder: Path) -> None:
+    """Raise a ValueError unless the files of a checkpoint are those that were written, or can be read at least."""
+    for name in (TRAINER_STATE_FILENAME, SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME):
+        if not (folder / name).is_file():
+            raise ValueError(f"{str(folder)!r} is no complete checkpoint: it has no {name}.")
+    verify_checksums(folder)
+    if (folder / CHECKSUMS_FILENAME).is_file():
         return
-    sums = _json_object(path)
-    found = {each.name for each in folder.iterdir()} - {CHECKSUMS_FILENAME}
-    for name in sorted(sums.keys() | found):
-        if name not in found:
-            wrong = "is missing"
-        elif name not in sums:
-            wrong = "does not belong to it"
-        elif not (folder / name).is_file() or sha256_of(folder / name) != sums[name]:
-            wrong = "has changed since it was written (its SHA-256 is another)"
-        else:
-            continue
-        raise ValueError(f"The checkpoint {str(folder)!r} is damaged: {name!r} {wrong}.")
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{str(path)!r} is damaged: it must hold a JSON object, got {shown(values)}.")
-    return values
+    # One of version 0.1, which wrote none.
+    metadata = read_object(folder / SAE_CFG_FILENAME).get("metadata")
+    if isinstance(metadata, dict) and _SEALED in metadata:
+        raise ValueError(f"{str(folder)!r} is damaged: {CHECKSUMS_FILENAME!r} is missing.")
+    for path in folder.glob("*.json"):
+        read_object(path)
+    with reading(folder / ACTIVATION_SCALER_CFG_FILENAME):
+        ActivationScaler().load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+    for path in folder.glob("*.safetensors"):
+        tensor_shapes(path)
+    with reading(folder / TRAINER_STATE_FILENAME):
+        state = torch.load(folder / TRAINER_STATE_FILENAME, map_location="cpu")
+        for name in ("optimizer", "lr_scheduler", "n_training_samples", "n_training_steps", "coefficient_schedulers"):
+            state[name]
 
 
 def _settings_in(folder: Path) -> dict[str, Any] | None:
     """The settings of the run that wrote a checkpoint or an SAE, as they were kept beside it; None if they were not."""
     path = folder / RUNNER_CFG_FILENAME
-    return _json_object(path) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def differing_settings(folder: Path | str, config: Any, besides: Collection[str] = ()) -> list[str]:
@@ -198,11 +208,8 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
     Compared are the files, their checksums, the architecture, the name and shape of every tensor, and the settings.
     """
     folder = Path(folder)
-    for name in (TRAINER_STATE_FILENAME, SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME):
-        if not (folder / name).is_file():
-            raise ValueError(f"{str(folder)!r} is no complete checkpoint: it has no {name}.")
-    _verify_checksums(folder)
-    saved = _json_object(folder / SAE_CFG_FILENAME).get("architecture")
+    _check_files(folder)
+    saved = read_object(folder / SAE_CFG_FILENAME).get("architecture")
     if saved != sae.cfg.architecture():
         raise ValueError(
             f"The checkpoint {str(folder)!r} holds an SAE of the architecture {saved!r}; "
@@ -211,7 +218,7 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
     expected = sae.state_dict()
     sae.process_state_dict_for_saving(expected)
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    found = _tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
+    found = tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(f"The checkpoint {str(folder)!r} lacks the tensor {missing[0]!r}.")
     for name, shape in wanted.items():
@@ -222,11 +229,3 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
             )
     if differing := differing_settings(folder, config):
         raise ValueError(f"{'; '.join(sorted(differing))} (as in the checkpoint {str(folder)!r}, which is resumed)")
-
-
-def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}.") from error

@@ -34,7 +34,7 @@ from sae_lens_sparsemax.display.plots import (
     style,
 )
 from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
-from sae_lens_sparsemax.files import atomic_write_text
+from sae_lens_sparsemax.files import atomic_write_text, reading, writing
 from sae_lens_sparsemax.models.encoding import sparse_acts
 from sae_lens_sparsemax.settings.sentences import must_be
 
@@ -74,7 +74,7 @@ class TrainingLog:
     def start(self, n_training_samples: int) -> None:
         """Begin, or go on after so many samples: lines beyond are dropped, so a resumed run has each step once."""
         kept = _drop_lines_beyond(n_training_samples, self.metrics_path)
-        self._seconds_before = kept[-1]["seconds"] if kept else 0.0
+        self._seconds_before = kept[-1].get("seconds") or 0.0 if kept else 0.0
         self._started = time.perf_counter()
 
     @torch.no_grad()
@@ -135,20 +135,30 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; a last line cut short by a crash is left out, no file gives [].
 
     Raises:
-        ValueError: a line other than the last is not JSON.
+        ValueError: another line is none that was written: numbers and nulls by name, with the number of samples.
     """
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    with reading(path):
+        lines = path.read_bytes().splitlines()
     metrics: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"Line {number} of {path} is not JSON: {line!r:.80}.") from error
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+            if number == len(lines):
+                break
+        if not isinstance(values, dict) or not _is_line(values):
+            raise ValueError(f"line {number} of {str(path)!r} must be a line of the log, got {line[:60]!r}")
+        metrics.append(values)
     return metrics
+
+
+def _is_line(values: dict[str, Any]) -> bool:
+    is_number = all(value is None or isinstance(value, int | float) for value in values.values())
+    return is_number and all(values.get(name) is not None for name in ("step", "n_training_samples"))
 
 
 def _drop_lines_beyond(n_training_samples: int, path: Path) -> list[dict[str, Any]]:
@@ -160,7 +170,7 @@ def _drop_lines_beyond(n_training_samples: int, path: Path) -> list[dict[str, An
 
 def _add_line(line: Mapping[str, Any], path: Path) -> None:
     finite = {key: value if math.isfinite(value) else None for key, value in line.items()}
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(finite) + "\n")
 
 

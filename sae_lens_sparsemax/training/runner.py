@@ -5,8 +5,6 @@ What is SAELens's stays SAELens's: making the trainer, its loop, loading a check
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
-from sae_lens_sparsemax.training.checkpoints import check_checkpoint, own_folders
+from sae_lens_sparsemax.files import added_files, write_checksums
+from sae_lens_sparsemax.training.checkpoints import check_checkpoint, output_of_run
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 from sae_lens_sparsemax.training.trainer import adapt
 
@@ -36,9 +35,16 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     """What is measured while training, with wandb or without."""
 
     @override
-    def run(self) -> TrainingSAE[Any]:
-        """Train, save and return the SAE."""
-        with own_folders(self.cfg):
+    def run(self, overwrite: bool = False) -> TrainingSAE[Any]:
+        """Train, save and return the SAE.
+
+        Args:
+            overwrite: replace the SAE and the checkpoints of an earlier run, which are refused otherwise.
+
+        Raises:
+            ValueError: there are such, or another process is writing there.
+        """
+        with output_of_run(self.cfg, overwrite=overwrite):
             return super().run()
 
     @override
@@ -72,12 +78,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         log_feature_sparsity: torch.Tensor | None = None,
     ) -> None:
         """Save the inference SAE; an earlier save is replaced only once all new files are written."""
-        final = Path(output_path)
-        final.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=final, prefix=".new-") as new:
-            self._write_final(sae, new, log_feature_sparsity)
-            for file in sorted(Path(new).iterdir()):
-                file.replace(final / file.name)
+        with added_files(output_path) as new:
+            self._write_final(sae, str(new), log_feature_sparsity)
+            write_checksums(new)
 
     def _write_final(self, sae: TrainingSAE[Any], folder: str, log_feature_sparsity: torch.Tensor | None) -> None:
         super().save_final_sae(sae, folder, log_feature_sparsity)

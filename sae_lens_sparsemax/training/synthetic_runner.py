@@ -12,9 +12,9 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.synthetic import SyntheticModel, SyntheticSAERunner, SyntheticSAERunnerResult, eval_sae_on_synthetic_data
 from sae_lens.synthetic.training import SyntheticActivationIterator
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
+from sae_lens_sparsemax.files import read_tensors, save_tensors
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig, with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
 from sae_lens_sparsemax.training.runner import TrainingRunner
@@ -61,9 +61,9 @@ class SyntheticTrainingRunner(TrainingRunner):
         self._final_eval: Any = None
 
     @override
-    def run(self) -> SyntheticSAERunnerResult:  # type: ignore[override]
+    def run(self, overwrite: bool = False) -> SyntheticSAERunnerResult:  # type: ignore[override]
         """Train, measure against the true features, and save."""
-        sae = super().run()
+        sae = super().run(overwrite)
         output = None if self.cfg.output_path is None else Path(self.cfg.output_path)
         return SyntheticSAERunnerResult(sae, self.model, self._final_eval, output)
 
@@ -98,11 +98,11 @@ class _SyntheticStore(SyntheticActivationIterator):
 
     def save_to_checkpoint(self, checkpoint_path: Path | str) -> None:
         """Write the random states of the CPU and of the data's device."""
-        save_file(self._random_states(), Path(checkpoint_path) / _STATE_FILENAME)
+        save_tensors(self._random_states(), Path(checkpoint_path) / _STATE_FILENAME)
 
     def load_from_checkpoint(self, checkpoint_path: Path | str) -> None:
         """Put back what ``save_to_checkpoint`` wrote."""
-        states = load_file(Path(checkpoint_path) / _STATE_FILENAME)
+        states = read_tensors(Path(checkpoint_path) / _STATE_FILENAME)[0]
         torch.set_rng_state(states["cpu"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self._device)

@@ -28,7 +28,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.files import atomic_directory
-from sae_lens_sparsemax.training.checkpoints import write_checksums
+from sae_lens_sparsemax.training.checkpoints import seal_checkpoint
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class RunTrainer(SAETrainer[Any, Any]):
             return
         with atomic_directory(Path(base) / checkpoint_name) as new:
             super().save_checkpoint(new.name, base_path=new.parent, wandb_aliases=wandb_aliases)
-            write_checksums(new)
+            seal_checkpoint(new)
 
     @override
     def _update_pbar(self, step_output: TrainStepOutput, pbar: Any, update_interval: int = 100) -> None:

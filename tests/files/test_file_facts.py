@@ -2,7 +2,7 @@
 
 import os
 
-from sae_lens_sparsemax import files as module
+from sae_lens_sparsemax.files import contents as module
 from sae_lens_sparsemax.files import file_facts
 
 

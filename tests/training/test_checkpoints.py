@@ -101,8 +101,30 @@ def test_missing_and_further_files_are_refused_by_name(folder):
         resume(folder)
 
 
-def test_checkpoints_without_checksums_go_on_with_the_same_settings(folder):
+def as_of_version_0_1(checkpoint: Path) -> None:
+    (checkpoint / CHECKSUMS_FILENAME).unlink()
+    cfg = json.loads((checkpoint / "cfg.json").read_text())
+    del cfg["metadata"]["has_checksums"]
+    (checkpoint / "cfg.json").write_text(json.dumps(cfg))
+
+
+def test_a_checkpoint_whose_checksums_are_gone_is_none_of_an_earlier_version(folder):
     (newest_checkpoint(folder / "checkpoints") / CHECKSUMS_FILENAME).unlink()
+    with pytest.raises(ValueError, match="is damaged: 'checksums.json' is missing"):
+        resume(folder)
+
+
+@pytest.mark.parametrize("name", ["trainer_state.pt", "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"])
+def test_an_unreadable_file_of_an_earlier_version_is_refused_by_name(folder, name):
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    as_of_version_0_1(checkpoint)
+    (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{name}' is damaged or cannot be read"):
+        resume(folder)
+
+
+def test_checkpoints_without_checksums_go_on_with_the_same_settings(folder):
+    as_of_version_0_1(newest_checkpoint(folder / "checkpoints"))
     with pytest.raises(ValueError, match="lr must be"):
         resume(folder, lr=0.5)
     resume(folder).run()
@@ -115,13 +137,18 @@ def test_a_finished_sae_is_replaced_only_when_told_to(folder, tmp_path):
     refusal = pytest.raises(ValueError, match="holds the SAE of a finished run: replace it with --overwrite")
     with refusal, output_of_run(config(folder)):
         pass
+    weights = (folder / "sae_weights.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds the SAE of a finished run"):
+        SyntheticTrainingRunner(config(folder, lr=1e-2)).run()
+    assert (folder / "sae_weights.safetensors").read_bytes() == weights
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     elsewhere = config(other, checkpoint_path=str(tmp_path / "checkpoints"))
     refusal = pytest.raises(ValueError, match="output_path must be .*run', as in the checkpoint")
     with refusal, output_of_run(elsewhere, resume=True):
         pass
-    with output_of_run(elsewhere, overwrite=True):
-        assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    elsewhere.resume_from_checkpoint = None
+    SyntheticTrainingRunner(elsewhere).run(overwrite=True)
+    assert len(list((tmp_path / "checkpoints").glob("[0-9]*"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def drawn(monkeypatch):
 
 
 def write(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps({"n_training_samples": 1} | line) + "\n" for line in lines))
     return path
 
 

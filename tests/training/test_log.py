@@ -77,7 +77,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped_and_other_damage_is_named(tmp_pa
     trainer.fit()
     assert steps_of(path) == [1, 2, 3, 4, 5, 6, 7]
     path.write_text("oops\n" + path.read_text())
-    with pytest.raises(ValueError, match=r"Line 1 of .* is not JSON"):
+    with pytest.raises(ValueError, match=r"line 1 of .* must be a line of the log"):
         read_metrics(path)
 
 

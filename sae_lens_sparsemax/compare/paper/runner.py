@@ -104,7 +104,7 @@ def trained_sae(recipe: Recipe, name: str, say: Callable[[str], None]) -> Path:
     resume = bool(list_checkpoints(loaded.config.checkpoint_path))
     with output_of_run(loaded.config, resume=resume, overwrite=not resume):
         say(f"{name}: training in {folder}")
-        loaded.make_runner().run()
+        loaded.make_runner().run(overwrite=not resume)
     save_json(settings, folder / TRAINED_FILENAME)
     return folder
 

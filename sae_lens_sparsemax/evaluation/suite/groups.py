@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.files import save_json
+from sae_lens_sparsemax.files import read_object, save_json, sealed
 from sae_lens_sparsemax.settings.sentences import must_be_one_of
+
+logger = logging.getLogger(__name__)
 
 
 class NotMeasured(ValueError):
@@ -71,7 +74,7 @@ def run_groups(
         path = folder / f"{group.name.replace('/', '-')}.json"
         key = hashlib.sha256(json.dumps([digest, group.settings], sort_keys=True, default=str).encode()).hexdigest()
         wanted = not only or group.name in only
-        kept = None if overwrite and wanted else _finished(path, key)
+        kept = None if overwrite and wanted else _finished(path, key, group.name)
         if kept is None and not wanted:
             continue
         if kept is not None:
@@ -90,8 +93,9 @@ def run_groups(
             results[group.name] = {"not_measured": str(reason)}
             continue
         is_any_measured = True
-        save_json({"fingerprint": key, "settings": group.settings, "result": measured}, path)
-        results[group.name] = json.loads(path.read_text(encoding="utf-8"))["result"]
+        kept = {"group": group.name, "fingerprint": key, "settings": group.settings, "result": measured}
+        save_json(sealed(kept), path)
+        results[group.name] = read_object(path)["result"]
     if failures and not is_any_measured:
         raise failures[0]
     return results
@@ -107,10 +111,15 @@ def sae_digest(sae: SAE[Any]) -> str:
     return digest.hexdigest()
 
 
-def _finished(path: Path, key: str) -> Any:
+def _finished(path: Path, key: str, name: str) -> Any:
     """The result in a group's file; None if there is none, or one of other settings."""
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not path.is_file():
         return None
-    return saved["result"] if isinstance(saved, dict) and saved.get("fingerprint") == key else None
+    try:
+        saved = read_object(path)
+    except ValueError as error:
+        logger.warning("Measuring again: %s", error)
+        return None
+    kept_by_version_0_1 = {"fingerprint", "settings", "result"}
+    is_ours = saved.keys() - {"group"} == kept_by_version_0_1 and saved.get("group", name) == name
+    return saved["result"] if is_ours and saved["fingerprint"] == key else None

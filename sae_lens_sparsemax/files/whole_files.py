@@ -1,27 +1,20 @@
-"""Files: written whole or not at all, by one process at a time, as strict JSON, and checked for what they hold."""
+"""Files that are written whole or not at all, by one process at a time; a full disk is said in one sentence."""
 
-import hashlib
-import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import torch
+from safetensors import SafetensorError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-T = TypeVar("T")
-
-_HASHED_BYTES = 16 * 2**20
+CHECKSUMS_FILENAME = "checksums.json"
 
 _locks: dict[Path, int] = {}
 """Descriptors of the locks that this process holds, by the path of the lock's file."""
@@ -123,6 +116,27 @@ if fcntl is not None:
 
 
 @contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Inside the block `path` is written; a full disk and the like are said as one sentence that names it.
+
+    Python's own errors of writes name no file, and those of safetensors and `torch.save` are not even of its types.
+
+    Raises:
+        OSError: the system could not write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno is None:  # said already, by a block inside this one
+            raise
+        name = getattr(error, "filename", None) or str(path)
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise OSError(f"{name!r} could not be written: {why}") from error
+
+
+@contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
     """A new, empty directory to fill, which takes the place of `path` when the block ends without an error.
 
@@ -137,27 +151,37 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         The directory to write into. Do not keep its name: it is gone after the block.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():  # killed between the two renames below
-        old.rename(path)
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not path.exists():  # killed between the two renames below
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+        with _scratch(new):
+            yield new
+            _flush_all(new)
+            # A directory that is not empty cannot be renamed over; between these two steps `path` does not exist.
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        _flush(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """Inside the block `folder` is there and begins empty; afterwards it is gone, if it was not renamed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        yield new
-        for file in sorted(new.rglob("*")):
-            _flush(file)
-        _flush(new)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    # A directory that is not empty cannot be renamed over; between these two steps `path` does not exist.
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    _flush(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush_all(folder: Path) -> None:
+    for file in (*sorted(folder.rglob("*")), folder):
+        _flush(file)
 
 
 @contextmanager
@@ -173,16 +197,16 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         A hidden sibling of `path`, to be written within the block.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
-    try:
-        yield new
-        _flush(new)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    _flush(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield new
+            _flush(new)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+        _flush(path.parent)
 
 
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:
@@ -207,114 +231,37 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def save_atomically(path: str | Path, save: Callable[[Path], tuple[Path, Path]]) -> tuple[Path, Path]:
-    """Run `save(folder)` on a folder beside `path` and move its files into `path` once all are written.
+@contextmanager
+def added_files(path: Path | str) -> Iterator[Path]:
+    """A new, empty folder to fill, whose files are moved into `path` when the block ends without an error.
 
-    A full disk or an interruption leaves what was in `path` as it was.
+    A full disk or an interruption leaves what was in `path` as it was; other files in it stay.
 
     Args:
-        path: folder to save to; made if missing, other files in it stay.
-        save: writes its files into the folder it is given and returns the paths of weights and config.
+        path: the folder that the files are for; made if missing.
+
+    Yields:
+        The folder to write into.
+    """
+    path = Path(path)
+    new = path / ".new"
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with _scratch(new):
+            yield new
+            _flush_all(new)
+            for file in sorted(new.iterdir()):
+                file.replace(path / file.name)
+        _flush(path)
+
+
+def save_atomically(path: str | Path, save: Callable[[Path], tuple[Path, Path]]) -> tuple[Path, Path]:
+    """Run `save(folder)`, which returns the paths of weights and config, in `added_files(path)`.
 
     Returns:
         The paths of weights and config in `path`.
     """
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=path) as scratch:
-        weights, config = save(Path(scratch))
-        for file in sorted(Path(scratch).iterdir()):
-            file.replace(path / file.name)
-    return path / weights.name, path / config.name
-
-
-def save_json(result: Any, path: str | Path) -> Path:
-    """
-    Save a dataclass, or plain data that may hold dataclasses, as strict JSON.
-
-    Floats that are not finite become `null`, which `load_json` reads back as NaN in float fields.
-    """
-    atomic_write_text(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
-    return Path(path)
-
-
-def load_json(result_class: type[T], path: str | Path) -> T:
-    """
-    Read a dataclass saved by `save_json`; fields that hold dataclasses come back as dictionaries.
-
-    Raises `ValueError` if the file's keys are not the fields of `result_class`.
-    """
-    if not is_dataclass(result_class):
-        raise ValueError(f"load_json reads into a dataclass, but was given {result_class!r}")
-    data = json.loads(Path(path).read_text(encoding="utf-8"))
-    names = {field.name for field in fields(result_class)}
-    if not isinstance(data, dict) or set(data) != names:
-        found = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{path} does not hold a {result_class.__name__}: it has {found}, expected {sorted(names)}")
-    for field in fields(result_class):
-        if data[field.name] is None and field.type in (float, "float"):
-            data[field.name] = math.nan
-    return result_class(**data)
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def file_facts(paths: Iterable[str | None]) -> dict[str, list[tuple[str, int, str]]]:
-    """
-    Name, size and hash of local files and of the files in local folders, by the path given.
-
-    Part of a cache's fingerprint, so that a file that was replaced is noticed, and one that was only copied is not.
-    Of large files both ends are hashed. Names that are no local path are left out.
-    """
-    facts = {}
-    for given in paths:
-        if given is not None and (path := Path(given)).exists():
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
-            facts[given] = [(f.name, f.stat().st_size, _hash_of_ends(f)) for f in files if f.is_file()]
-    return facts
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a whole file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _hash_of_ends(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(_HASHED_BYTES))
-        file.seek(max(file.tell(), path.stat().st_size - _HASHED_BYTES))
-        digest.update(file.read())
-    return digest.hexdigest()[:16]
-
-
-def refuse_not_finite(weights: Mapping[str, torch.Tensor], what: str = "weights") -> None:
-    """Refuse NaN and infinity among weights, as runs that diverged and rounding to float16 leave them.
-
-    Args:
-        weights: tensors by name.
-        what: what they are called.
-
-    Raises:
-        ValueError: naming every such tensor and how many of its numbers are not finite.
-    """
-    # A sum is one pass without a temporary; only one that is not finite needs a closer look.
-    suspects = {name: tensor for name, tensor in weights.items() if not torch.isfinite(tensor.sum())}
-    counts = {name: tensor.numel() - int(torch.isfinite(tensor).sum()) for name, tensor in suspects.items()}
-    found = [f"{count} in {name} {tuple(weights[name].shape)}" for name, count in counts.items() if count]
-    if found:
-        raise ValueError(f"{what} must be finite, got NaN or infinity: {', '.join(found)}")
+    with added_files(path) as new:
+        weights, config = save(new)
+    (Path(path) / CHECKSUMS_FILENAME).unlink(missing_ok=True)  # of what was there before
+    return Path(path) / weights.name, Path(path) / config.name
