@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = getattr(COMMANDS.get(words[0] if words else ""), "STOPPED", "")
         print(f"Stopped. {how}".strip(), file=sys.stderr)
         return STOPPED
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if "--debug" in words:
             raise
         message = " ".join(word if len(word) <= _LONGEST else f"{word[:_LONGEST]}…" for word in str(error).split())

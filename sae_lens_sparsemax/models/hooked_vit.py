@@ -17,7 +17,10 @@ from sae_lens.analysis.hooked_sae_transformer import HookedSAETransformer, _SAEW
 from torch import nn
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.hook_points import HookedRootModule, HookPoint
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+# transformers itself hides the class where there is no torchvision, up to 5.9 at least; it works without.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.data.loading import refuse_missing_model

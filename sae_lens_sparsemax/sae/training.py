@@ -130,7 +130,13 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     # Supports have a different size in every step, so a compiler has nothing to specialise on; it runs this as it is.
     @torch.compiler.disable
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:  # type: ignore[override]
-        """One training pass; activations come back as sparse COO wherever no hook wants to see them dense.
+        """One training pass.
+
+        Returns:
+            SAELens's output. `feature_acts` (N, d_sae) is sparse COO, coalesced, and dense with gate "relu": the config
+            alone decides, neither hooks, which see the same values dense, nor how many concepts are active. As with
+            SAELens's TopK, `to_dense()` serves both. `hidden_pre` is what was computed on the way: the scores on the
+            supports as sparse COO without gradient, or all scores, dense.
 
         Raises:
             ValueError: the activations, the scores or the loss are not finite; names the step.
@@ -168,6 +174,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         metrics = {**batch_metrics(l0, tau, score_std), "gate_scale": self.gate_scale}
         losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
         losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))
+        if self.cfg.gate == "sparsemax" and not feature_acts.is_sparse:
+            feature_acts = feature_acts.to_sparse()
         if self.cfg.target_l0 is not None and self.training:
             mean_l0 = l0.sum().item() / max(1, l0.numel())
             self.gate_scale = next_gate_scale(self.gate_scale, mean_l0, self.cfg.target_l0, self.cfg.target_l0_rate)

@@ -170,7 +170,7 @@ def test_hooks_set_during_training_see_dense_activations_and_can_be_taken_off(ac
     trainer.sae.add_hook("hook_sae_acts_post", lambda tensor, hook: seen.append(tensor.detach()))
     output = trainer.step(batches[1])
     assert seen[0].shape == (256, 512) and not seen[0].is_sparse
-    assert torch.equal(seen[0], output.feature_acts.detach())
+    assert torch.equal(seen[0], output.feature_acts.detach().to_dense())
     trainer.sae.reset_hooks()
     trainer.step(batches[2])
     assert len(seen) == 1

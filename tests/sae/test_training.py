@@ -41,9 +41,9 @@ def test_hooks_see_dense_tensors_and_change_neither_loss_nor_gradient(settings, 
     seen = []
     with sae.hooks(fwd_hooks=[(hook, lambda tensor, hook: seen.append(tensor))]):
         hooked = sae.training_forward_pass(step_input(x))
-    assert sparse.feature_acts.is_sparse and not hooked.feature_acts.is_sparse
+    assert sparse.feature_acts.is_sparse and hooked.feature_acts.is_sparse
     assert seen[0].shape == (40, D_SAE) and not seen[0].is_sparse
-    torch.testing.assert_close(dense(sparse.feature_acts), hooked.feature_acts, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dense(sparse.feature_acts), dense(hooked.feature_acts), rtol=0, atol=1e-12)
     torch.testing.assert_close(sparse.loss, hooked.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradients(sae, hooked), expected, rtol=1e-9, atol=1e-11)
 
@@ -57,6 +57,19 @@ def test_the_training_pass_encodes_and_decodes_as_encode_and_decode_do(settings,
         torch.testing.assert_close(dense(output.feature_acts), acts)
         torch.testing.assert_close(output.sae_out, sae.decode(acts))
         torch.testing.assert_close(output.sae_out, acts @ sae.W_dec + sae.b_dec)
+
+
+@pytest.mark.parametrize("settings", [*VARIANTS, {"gate": "relu"}], ids=str)
+@pytest.mark.parametrize("gate_scale", [0.01, 1.5, 40.0])
+@pytest.mark.parametrize("hook", [None, "hook_sae_acts_pre", "hook_sae_acts_post"])
+def test_the_config_alone_decides_the_layout_of_feature_acts(settings, gate_scale, hook):
+    sae, x = small_sae(**settings, gate_scale=gate_scale), inputs()
+    with sae.hooks(fwd_hooks=[(hook, lambda tensor, hook: None)] if hook else []):
+        acts = sae.training_forward_pass(step_input(x)).feature_acts
+    assert acts.shape == (40, D_SAE) and acts.dtype == torch.float32 and acts.requires_grad
+    assert acts.layout == (torch.strided if settings.get("gate") == "relu" else torch.sparse_coo)
+    assert not acts.is_sparse or acts.is_coalesced()
+    torch.testing.assert_close(acts.to_dense(), sae.encode_with_hidden_pre(x)[0])
 
 
 def test_without_hooks_encode_equals_the_differentiable_one():
@@ -241,7 +254,7 @@ def test_more_than_two_dimensions_are_encoded_token_by_token():
     sae, x = small_sae(), inputs()
     flat = sae.training_forward_pass(step_input(x))
     shaped = sae.training_forward_pass(step_input(x.reshape(5, 8, D_IN)))
-    torch.testing.assert_close(shaped.feature_acts.reshape(40, -1), dense(flat.feature_acts))
+    torch.testing.assert_close(dense(shaped.feature_acts).reshape(40, -1), dense(flat.feature_acts))
     torch.testing.assert_close(shaped.loss, flat.loss)
 
 
