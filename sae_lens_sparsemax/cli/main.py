@@ -42,6 +42,9 @@ STOPPED = 130
 _LONGEST = 200
 """Letters of one word that an error shows."""
 
+# What torch says, as a RuntimeError, where memory is asked for that there is not, or more than it can count.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "size calculation overflowed", "Overflow when unpacking long")
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of glibc's malloc.h
 _LARGEST = 2**31 - 1
 
@@ -72,12 +75,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = getattr(COMMANDS.get(words[0] if words else ""), "STOPPED", "")
         print(f"Stopped. {how}".strip(), file=sys.stderr)
         return STOPPED
-    except (ValueError, OSError, ImportError) as error:
-        if "--debug" in words:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+        if "--debug" in words or (isinstance(error, RuntimeError) and not is_memory):
             raise
+        if is_memory:
+            error = ValueError(f"There is not enough memory; a smaller d_sae or batch needs less ({_cause(error)})")
         message = " ".join(word if len(word) <= _LONGEST else f"{word[:_LONGEST]}…" for word in str(error).split())
         print(f"sparsemax-sae: error: {message}", file=sys.stderr)
         return 2
+
+
+def _cause(error: BaseException) -> str:
+    """An error's own words, without where in torch it was raised."""
+    return str(error).rpartition("Allocator: ")[2].partition("\n")[0] or type(error).__name__
 
 
 def _stops() -> tuple[type[BaseException], ...]:

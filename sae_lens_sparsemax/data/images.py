@@ -1,15 +1,19 @@
 """Images to train and evaluate on: a hub data set, local files or a folder, with the images left encoded."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 from datasets import Dataset, Image, IterableDataset
 
 from sae_lens_sparsemax.data.drawings import quickstart_images
-from sae_lens_sparsemax.data.loading import load_rows
+from sae_lens_sparsemax.data.loading import load_rows, split_names
+from sae_lens_sparsemax.settings.sentences import Mistake
 
 ImageDataset = Dataset | IterableDataset
+
+_BYTES = ("binary", "large_binary")
 
 _TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}), ".arrow": ("arrow", {}), ".csv": ("csv", {}), ".tsv": ("csv", {"sep": "\t"}),
@@ -21,7 +25,7 @@ def load_image_dataset(
     *,
     split: str = "train",
     config: str | None = None,
-    image_column: str = "image",
+    image_column: str | None = "image",
     streaming: bool = False,
 ) -> ImageDataset:
     """Load a data set whose column `image_column` holds images, encoded as they were stored.
@@ -33,7 +37,7 @@ def load_image_dataset(
             `validation`.
         split: the split to use; local files form the split `train`.
         config: the configuration, for hub data sets that have several.
-        image_column: the column with the images.
+        image_column: the column with the images; None for the one that `image_column_of` finds.
         streaming: read while training, rather than convert everything first.
 
     Raises:
@@ -44,12 +48,12 @@ def load_image_dataset(
     return encoded_images(data, image_column, path)
 
 
-def encoded_images(data: ImageDataset, image_column: str, name: str = "given") -> ImageDataset:
+def encoded_images(data: ImageDataset, image_column: str | None, name: str = "given") -> ImageDataset:
     """The same data with `image_column` left encoded, so that one broken image cannot stop the reading.
 
     Args:
         data: images as an `Image` feature, as bytes, or as paths.
-        image_column: the column with the images.
+        image_column: the column with the images; None for the one that `image_column_of` finds.
         name: what to call the data set in messages.
 
     Raises:
@@ -62,6 +66,8 @@ def encoded_images(data: ImageDataset, image_column: str, name: str = "given") -
             raise ValueError(f"The data set {name!r} has no rows.")
         data = data._resolve_features()
     features = data.features or {}
+    if image_column is None:
+        image_column = image_column_of(data, name)
     if image_column not in features:
         near = difflib.get_close_matches(image_column, features, n=1)
         raise ValueError(
@@ -69,15 +75,60 @@ def encoded_images(data: ImageDataset, image_column: str, name: str = "given") -
             f"{', '.join(map(repr, features))}" + (f" (perhaps {near[0]!r})." if near else ".")
         )
     feature = features[image_column]
-    is_image = isinstance(feature, Image) or getattr(feature, "dtype", None) in (
-        "binary",
-        "large_binary",
-        "string",
-        "large_string",
-    )
-    if not is_image:
+    if not isinstance(feature, Image) and getattr(feature, "dtype", None) not in (*_BYTES, "string", "large_string"):
         raise ValueError(f"The column {image_column!r} of the data set {name!r} holds {feature}, not images.")
     return data.cast_column(image_column, Image(decode=False))
+
+
+def image_column_of(data: ImageDataset, name: str = "given") -> str:
+    """The column with the images, where none is named: `image`, or else the only one of images or of bytes.
+
+    Raises:
+        ValueError: there is none, or several; the message names the columns there are.
+    """
+    features = data.features or {}
+    images = [column for column, feature in features.items() if isinstance(feature, Image)]
+    images = images or [column for column, feature in features.items() if getattr(feature, "dtype", None) in _BYTES]
+    if "image" in features:
+        return "image"
+    if len(images) != 1:
+        columns = ", ".join(map(repr, images or features))
+        which = f"one of {columns}, which all hold images" if images else f"given, as none of {columns} holds images"
+        raise Mistake("image_column", f"must be {which} in the data set {name!r}")
+    return images[0]
+
+
+def label_column_of(data: ImageDataset, name: str = "given") -> str | None:
+    """The column with the named classes, where none is named: `label`, or else the only one; None if there is none.
+
+    Raises:
+        ValueError: there are several; the message names them.
+    """
+    classes = [column for column in data.features or {} if class_labels_of(data, column)]
+    if len(classes) > 1 and "label" not in classes:
+        raise Mistake("label_column", f"must be one of {', '.join(map(repr, classes))} in the data set {name!r}")
+    return "label" if "label" in classes else next(iter(classes), None)
+
+
+def split_of(path: str, config: str | None, wanted: Sequence[str], besides: str | None = None) -> str | None:
+    """The split of a data set, where none is named: the first of those `wanted` that it has, or else the only one.
+
+    Args:
+        path, config: of the data set.
+        wanted: names of splits.
+        besides: a split that is used already.
+
+    Returns:
+        The name; None if all of the data set is used already.
+
+    Raises:
+        ValueError: there are several others; the message names them.
+    """
+    names = [name for name in split_names(path, config) if name != (besides or "").partition("[")[0]]
+    found = next((name for name in wanted if name in names), None)
+    if found is None and len(names) > 1:
+        raise Mistake("dataset_split", f"must be one of {', '.join(map(repr, names))} of the data set {path!r}")
+    return found or next(iter(names), None)
 
 
 def class_labels_of(data: ImageDataset, label_column: str | None) -> list[str] | None:

@@ -4,6 +4,7 @@ But: data sets that need a Python script are not loaded (`datasets` 4 and later 
 """
 
 import glob
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +62,28 @@ def load_rows(
             # A line may hold nothing but spaces, as in WikiText, and is blank all the same.
             data = data.map(_without_blank_lines, batched=True)
         return data
+
+
+def split_names(path: str, config: str | None) -> list[str]:
+    """The splits of a data set that `load_rows` reads.
+
+    Raises:
+        ValueError: whatever `datasets` reports.
+    """
+    folder = Path(path).expanduser()
+    with explained(path):
+        if path == QUICKSTART:
+            return ["train", "validation"]
+        if os.path.isfile(folder / "dataset_dict.json"):  # noqa: PTH113  also of names that no folder can have
+            return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if os.path.isdir(folder) and not (folder / "state.json").is_file():  # noqa: PTH112
+            return datasets.get_dataset_split_names(str(folder), config)
+        if os.path.exists(folder) or is_local(path) or glob.has_magic(path):  # noqa: PTH110
+            return ["train"]
+        try:
+            return datasets.get_dataset_split_names(path, config)
+        except OSError:  # not on the hub, or out of reach: loading says so
+            return ["train"]
 
 
 def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: Mapping[str, Any]) -> tuple[Any, bool]:

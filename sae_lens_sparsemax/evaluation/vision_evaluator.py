@@ -105,14 +105,14 @@ def load_evaluator(
     Args:
         at_hook: the vision model where SAEs read it and are spliced in.
         images: prepared for the model; with classes, -1 or null for unlabelled ones, if the model classifies.
-        class_names: in the order of the classes; None for those of the data set.
+        class_names: in the order of the classes; None for those of the data set; no names leave classification out.
         templates: prompts with one `{}` for the class name.
 
     Raises:
         ValueError: the classes or their names are missing, or no image can be used.
     """
     model = at_hook.model
-    if not model.classifies or not (labelled := images.labelled()).n_images:
+    if not model.classifies or class_names == [] or not (labelled := images.labelled()).n_images:
         return VisionEvaluator(at_hook, list(images.pixels()))
     names = class_names or class_names_of(images.data, images.label_column)
     check_labels(labelled.labels, len(names))

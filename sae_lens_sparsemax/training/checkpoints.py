@@ -57,6 +57,8 @@ _MAY_CHANGE = {
     "sae_lens_version",
     "sae_lens_training_version",
 }
+_FOUND = {"dataset_split", "image_column"}
+"""Settings that, where nothing is given, are as the data have them."""
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
@@ -191,7 +193,10 @@ def differing_settings(folder: Path | str, config: Any, besides: Collection[str]
     return [
         f"{name} must be {shown(earlier[name])}, got {shown(now[name])}"
         for name in earlier.keys() & now.keys()
-        if earlier[name] != now[name] and name not in may_change and not name.startswith(("eval_", "n_eval_"))
+        if earlier[name] != now[name]
+        and (now[name] is not None or name not in _FOUND)
+        and name not in may_change
+        and not name.startswith(("eval_", "n_eval_"))
     ]
 
 

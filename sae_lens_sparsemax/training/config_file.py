@@ -95,11 +95,33 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         ValueError: Unreadable file; unknown, missing or wrongly typed key, each named with its place.
     """
     path = find_recipe(path, "train")
-    values = apply_overrides(read_yaml(path), overrides or {})
+    values = apply_overrides(_without_other_data(read_yaml(path), overrides or {}), overrides or {})
     try:
         return config_from_values(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _without_other_data(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's settings without those that describe its images, where the command line names others.
+
+    Columns, splits and classes are then found in those; a file that evaluates has them evaluated on too.
+    """
+    if values.get("runner") != "vision":
+        return values
+    others = {
+        key: name
+        for key in ("dataset_path", "eval_dataset_path")
+        if (name := overrides.get(key)) is not None and str(name) != values.get(key)
+    }
+    if "dataset_path" in others and values.get("eval_dataset_path"):
+        others.setdefault("eval_dataset_path", others["dataset_path"])
+    gone = {"image_column"} if others else set()
+    for key in others:
+        gone |= {key.replace("path", "split"), key.replace("path", "config")}
+    if "eval_dataset_path" in others:
+        gone |= {"eval_label_column", "eval_class_names"}
+    return {key: value for key, value in values.items() if key not in gone} | others
 
 
 def config_from_values(values: Mapping[str, Any]) -> LoadedConfig:

@@ -7,12 +7,18 @@ from datasets import Dataset, IterableDataset
 from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.util import str_to_dtype
 
-from sae_lens_sparsemax.activations.cache_files import MANIFEST_FILENAME
+from sae_lens_sparsemax.activations.cache_files import MANIFEST_FILENAME, read_manifest
 from sae_lens_sparsemax.activations.cache_identity import IMAGE_SETTINGS, TEXT_SETTINGS, cache_identity
 from sae_lens_sparsemax.activations.cache_reader import CachedActivations
 from sae_lens_sparsemax.activations.sources import ActivationSource, ImageActivations
 from sae_lens_sparsemax.data.image_loader import ImageLoader
-from sae_lens_sparsemax.data.images import ImageDataset, encoded_images, load_image_dataset
+from sae_lens_sparsemax.data.images import (
+    ImageDataset,
+    encoded_images,
+    image_column_of,
+    load_image_dataset,
+    split_of,
+)
 from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
@@ -69,12 +75,15 @@ def text_dataset(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset | IterableDa
 def image_loader(cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: ImageDataset | None) -> ImageLoader:
     """The training images in the order of the seed; `dataset` stands for the one that `cfg` names.
 
+    What `cfg` leaves to the data, split and column, is written there as found.
+
     Raises:
         ValueError: the model cannot prepare images, or the data set is not usable (see `load_image_dataset`).
     """
     if model.image_processor is None:
         raise ValueError(f"The model {cfg.model_name!r} has no image processor to prepare images with.")
     if dataset is None:
+        cfg.dataset_split = cfg.dataset_split or split_of(cfg.dataset_path, cfg.dataset_config, ["train"]) or "train"
         dataset = load_image_dataset(
             cfg.dataset_path,
             split=cfg.dataset_split,
@@ -84,6 +93,7 @@ def image_loader(cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: Ima
         )
     else:
         dataset = encoded_images(dataset, cfg.image_column)
+    cfg.image_column = cfg.image_column or image_column_of(dataset)
     return ImageLoader(
         dataset,
         model.image_processor,
@@ -120,6 +130,9 @@ def cached_source(cfg: Any, model: Any) -> CachedActivations:
     Raises:
         ValueError: see `CachedActivations`.
     """
+    for name in ("dataset_split", "image_column"):
+        if getattr(cfg, name, "") is None:  # was left to the data when the cache was made
+            setattr(cfg, name, read_manifest(Path(cfg.cached_activations_path)).made_from.get(name))
     return CachedActivations(
         cfg.cached_activations_path,
         cfg.store_batch_size_images if isinstance(cfg, VisionSAERunnerConfig) else cfg.store_batch_size_prompts,

@@ -40,8 +40,10 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
     dataset_path: str = ""
     """Hub id, parquet file or folder of images (see `load_image_dataset`)."""
     dataset_config: str | None = None
-    dataset_split: str = "train"
-    image_column: str = "image"
+    dataset_split: str | None = None
+    """None for `train`, or else the only split there is."""
+    image_column: str | None = None
+    """None for `image`, or else the only column of images."""
     streaming: bool = False
     """Read the images in the order of the data set while training, instead of converting it first."""
     max_bad_image_fraction: float = MAX_BAD_IMAGE_FRACTION
@@ -103,9 +105,11 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
     eval_dataset_path: str | None = None
     """Images to evaluate on; None evaluates nothing."""
     eval_dataset_config: str | None = None
-    eval_dataset_split: str = "test"
-    eval_label_column: str = "label"
-    """Class of an image; needed for zero-shot accuracy, else only reconstruction is measured."""
+    eval_dataset_split: str | None = None
+    """None for `test` or `validation`, or else the only split that is not trained on."""
+    eval_label_column: str | None = None
+    """Class of an image; needed for zero-shot accuracy, else only reconstruction is measured. None for `label`, or
+    else the only column of named classes, if any."""
     eval_class_names: list[str] | None = None
     """Names in the order of the labels; None takes those of the data set."""
     eval_templates: list[str] = field(default_factory=lambda: ["a photo of a {}"])
@@ -142,11 +146,11 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
         )
         for name in {"dtype", "torch_dtype"} & set(self.model_from_pretrained_kwargs):
             raise Mistake(f"model_from_pretrained_kwargs.{name}", "must be given as model_dtype")
-        same_split = self.eval_dataset_split == self.dataset_split
+        same_split = self.eval_dataset_split == (self.dataset_split or "train")
         if self.eval_dataset_path and self.eval_dataset_path == self.dataset_path and same_split:
             raise ValueError(
                 "eval_dataset_path and eval_dataset_split must name other images than those of the training, "
-                f"got {self.dataset_path!r}, {self.dataset_split!r} for both"
+                f"got {self.dataset_path!r}, {self.eval_dataset_split!r} for both"
             )
         bad_templates = [template for template in self.eval_templates if template.count("{}") != 1]
         if bad_templates or not self.eval_templates:

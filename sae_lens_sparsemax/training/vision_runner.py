@@ -10,7 +10,14 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
-from sae_lens_sparsemax.data.images import ImageDataset
+from sae_lens_sparsemax.data.images import (
+    ImageDataset,
+    encoded_images,
+    image_column_of,
+    label_column_of,
+    load_image_dataset,
+    split_of,
+)
 from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
@@ -50,6 +57,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)
         _check_heads(cfg)
         cfg.sae = with_width(cfg.sae, VisionAtHook(self.model, cfg.hook_name, cfg.tokens).width, cfg.hook_name)
+        eval_image_column = cfg.image_column  # None finds that of the evaluation data, which may be another
         self.activations_store: Any = MixedActivationsStore(
             image_source(cfg, self.model, override_dataset),
             cfg.train_batch_size_tokens,
@@ -62,7 +70,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         self._check_resume()
         # SAELens's trainer would evaluate with wandb on alone.
         self.evaluator: Any = None
-        self.evaluation = self._evaluation(override_eval_dataset)
+        self.evaluation = self._evaluation(override_eval_dataset, eval_image_column)
 
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
@@ -99,22 +107,38 @@ class VisionSAETrainingRunner(TrainingRunner):
             return TrainingSAE.load_from_disk(self.cfg.from_pretrained_path, self.cfg.device)
         return TrainingSAE.from_dict(self.cfg.sae.to_dict())
 
-    def _evaluation(self, dataset: ImageDataset | None) -> EvaluationLog | None:
+    def _evaluation(self, dataset: ImageDataset | None, image_column: str | None) -> EvaluationLog | None:
         cfg = self.cfg
         if dataset is None and cfg.eval_dataset_path is None:
             return None
+        path = cfg.eval_dataset_path or "eval_dataset"
+        split = cfg.eval_dataset_split
+        if dataset is None:
+            is_same = (path, cfg.eval_dataset_config) == (cfg.dataset_path, cfg.dataset_config)
+            split = split or split_of(
+                path, cfg.eval_dataset_config, ["test", "validation"], cfg.dataset_split if is_same else None
+            )
+            if split is None:
+                logger.warning(
+                    "Nothing is evaluated: %r has only the split %r; give eval_dataset_path.", path, cfg.dataset_split
+                )
+                return None
+            dataset = load_image_dataset(path, split=split, config=cfg.eval_dataset_config, image_column=image_column)
+        labels = cfg.eval_label_column or label_column_of(dataset, path) or ("label" if cfg.eval_class_names else None)
+        if labels is None and self.model.classifies:
+            logger.warning("Zero-shot accuracy is not measured: %r has no column of named classes.", path)
         data = ImageData(
-            cfg.eval_dataset_path or "eval_dataset",
-            cfg.eval_dataset_split,
+            path,
+            split or "given",
             cfg.eval_dataset_config,
-            image_column=cfg.image_column,
-            label_column=cfg.eval_label_column,
+            image_column=image_column or image_column_of(encoded_images(dataset, None, path), path),
+            label_column=labels or "",
             max_bad_image_fraction=cfg.max_bad_image_fraction,
         )
         evaluator = load_evaluator(
             VisionAtHook(self.model, cfg.hook_name, cfg.tokens),
             load_images(data, cfg.eval_n_images, self.model.image_processor, cfg.store_batch_size_images, dataset),
-            cfg.eval_class_names,
+            [] if labels is None else cfg.eval_class_names,
             cfg.eval_templates,
         )
         return EvaluationLog(cfg.output_path, evaluator, cfg.eval_every_n_steps)

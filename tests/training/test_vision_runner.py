@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
+from sae_lens_sparsemax.training.config_file import load_config
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
 from tests.support.places import REPOSITORY
@@ -230,3 +231,38 @@ def test_final_weights_are_those_of_the_final_checkpoint(folder, tmp_path):
     sae = VisionSAETrainingRunner(cfg).run()
     saved = load_file(tmp_path / "final_384" / "sae_weights.safetensors")
     assert torch.equal(saved["W_dec"], sae.W_dec.detach())
+
+
+@pytest.mark.parametrize("renamed", [("picture", "kind"), ("image", "label")])
+@pytest.mark.parametrize("splits", [("train", "test"), ("train",)])
+def test_a_recipe_finds_its_way_in_other_images(folder, tmp_path, renamed, splits, caplog):
+    image, label = renamed
+    for split in splits:
+        data = gray_levels(12).rename_columns({"image": image, "label": label} if image != "image" else {})
+        data.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"runner: vision\nmodel_name: {folder / 'model'}\nhook_name: blocks.-2.hook_resid_post\n"
+        "dataset_path: some/where\nimage_column: img\neval_dataset_path: some/where\neval_dataset_split: held\n"
+        "training_tokens: 64\ntrain_batch_size_tokens: 16\nn_batches_in_buffer: 3\nn_decode_workers: 0\n"
+        "store_batch_size_images: 4\nsae: {architecture: topk, d_sae: 64, k: 4}\n"
+    )
+    overrides = {"dataset_path": str(tmp_path / "data"), "output_path": str(tmp_path / "out")}
+    runner = load_config(recipe, overrides).make_runner()
+    assert (runner.cfg.image_column, runner.cfg.dataset_split) == (image, "train")
+    if splits == ("train",):
+        assert runner.evaluation is None
+        assert "has only the split 'train'" in caplog.text
+    else:
+        assert sum(map(len, runner.evaluation.evaluator.pixels)) == 12
+
+
+def test_columns_and_splits_that_cannot_be_found_are_refused_with_those_there_are(folder, tmp_path):
+    data = gray_levels(4)
+    data.select_columns(["label"]).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="image_column must be given, as none of 'label' holds images"):
+        VisionSAETrainingRunner(config(folder, dataset_path=str(tmp_path / "none.parquet")))
+    for split in ("validation", "test"):
+        data.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    with pytest.raises(ValueError, match="dataset_split must be one of 'validation', 'test'"):
+        VisionSAETrainingRunner(config(folder, dataset_path=str(tmp_path / "data")))

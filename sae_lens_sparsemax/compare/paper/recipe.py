@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings, VisionSuiteSettings
+from sae_lens_sparsemax.evaluation.suite.text import text_group_names
+from sae_lens_sparsemax.evaluation.suite.vision import vision_group_names
 from sae_lens_sparsemax.settings.checking import build, convert, plain
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.sentences import must_be_one_of
@@ -69,7 +71,12 @@ class Recipe:
                 raise ValueError(f"paper.{name} must hold {width} values, one for each column, got {len(row)}")
         for name in self.arms:
             config_from_values(self.training(name, "unused", k=1 if self.saes[name].get(MATCH) else None))
-        build(_suite_settings(self.suite), self.evaluate, "evaluate")
+        measured = build(_suite_settings(self.suite), self.evaluate, "evaluate")
+        is_text = isinstance(measured, TextSuiteSettings)
+        names = text_group_names(measured) if is_text else vision_group_names()
+        for name in self.groups:
+            if name not in names:
+                raise must_be_one_of("groups", name, names)
 
     def training(self, name: str, output_path: str, k: float | None = None) -> dict[str, Any]:
         """Settings for `sparsemax-sae train` of one SAE; `k` is needed for those that match another's L0."""

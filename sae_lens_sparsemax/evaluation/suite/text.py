@@ -31,6 +31,11 @@ from sae_lens_sparsemax.models.encoding import encode_chunks
 from sae_lens_sparsemax.models.language_models import NO_NEXT_TOKENS, load_language_model, predicts_next_tokens
 
 
+def text_group_names(settings: TextSuiteSettings) -> list[str]:
+    """The names of the groups that `text_groups` makes."""
+    return [f"{name}/{group}" for name in settings.datasets for group in ("reconstruction", "predictions")]
+
+
 def text_groups(
     sae: SAE[Any],
     settings: TextSuiteSettings,

@@ -81,6 +81,11 @@ def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool =
     ]
 
 
+def vision_group_names() -> list[str]:
+    """The names of the groups of the vision suite."""
+    return list(_OWN_SETTINGS)
+
+
 def _measured_on(data: ImageData | None) -> dict[str, Any] | None:
     """What of a set of images changes results: how many may be broken does not."""
     return data and {key: value for key, value in asdict(data).items() if key != "max_bad_image_fraction"}
