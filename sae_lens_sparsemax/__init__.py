@@ -12,13 +12,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens_sparsemax.attention.cross_attention import attend
 from sae_lens_sparsemax.attention.gate import sparsemax
 from sae_lens_sparsemax.attention.support import select_support
-from sae_lens_sparsemax.sae.config import (
-    ARCHITECTURE,
-    PRESETS,
-    SAVED_ARCHITECTURE,
-    SparsemaxSAEConfig,
-    SparsemaxTrainingSAEConfig,
-)
+from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
@@ -43,7 +37,6 @@ __all__ = [
 _registered = SAE_CLASS_REGISTRY.get(ARCHITECTURE)
 if _registered is None or _registered[0].__module__ != SparsemaxSAE.__module__:
     register_sae_class(ARCHITECTURE, SparsemaxSAE, SparsemaxSAEConfig)
-    register_sae_class(SAVED_ARCHITECTURE, SparsemaxSAE, SparsemaxSAEConfig)
     register_sae_training_class(ARCHITECTURE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig)
 
 

@@ -21,9 +21,6 @@ BDecInit = Literal["first_batch_mean", "zeros", "fixed_zeros"]
 
 ARCHITECTURE = "sparsemax"
 PACKAGE = "sae_lens_sparsemax"
-# The architecture in the files of SAEs for inference: without our import SAELens's loaders know no class for it, and
-# this string is all that their KeyError says.
-SAVED_ARCHITECTURE = f"{ARCHITECTURE}: import {PACKAGE} before loading"
 DEFAULT_TARGET_L0 = 32.0
 
 
@@ -53,10 +50,6 @@ class SparsemaxSAEConfig(SAEConfig):
         super().__post_init__()
         _check_positive(self, "d_in")
         _check_gate(self)
-
-    @override
-    def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"architecture": SAVED_ARCHITECTURE}
 
 
 def number_or_none(text: str) -> float | None:
@@ -141,10 +134,6 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             )
         if self.normalize_activations == "covariance_whitening":
             self._check_whitening()
-
-    @override
-    def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
-        return super().get_inference_sae_cfg_dict() | {"architecture": SAVED_ARCHITECTURE}
 
     def _check_whitening(self) -> None:
         if self.unit_norm_query:

@@ -133,10 +133,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         """One training pass.
 
         Returns:
-            SAELens's output. `feature_acts` (N, d_sae) is sparse COO, coalesced, and dense with gate "relu": the config
-            alone decides, neither hooks, which see the same values dense, nor how many concepts are active. As with
-            SAELens's TopK, `to_dense()` serves both. `hidden_pre` is what was computed on the way: the scores on the
-            supports as sparse COO without gradient, or all scores, dense.
+            SAELens's output. `feature_acts` (N, d_sae) is sparse COO, coalesced, for scores on supports, and dense for
+            probabilities, whose supports often are, and for gate "relu": the config alone decides, neither hooks, which
+            see the same values dense, nor how many concepts are active. `to_dense()` serves both. `hidden_pre` is what
+            was computed on the way: the scores on the supports as sparse COO without gradient, or all scores, dense.
 
         Raises:
             ValueError: the activations, the scores or the loss are not finite; names the step.
@@ -174,8 +174,9 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         metrics = {**batch_metrics(l0, tau, score_std), "gate_scale": self.gate_scale}
         losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
         losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))
-        if self.cfg.gate == "sparsemax" and not feature_acts.is_sparse:
-            feature_acts = feature_acts.to_sparse()
+        has_lists = self.cfg.gate == "sparsemax" and not self._probabilities
+        if has_lists != feature_acts.is_sparse:
+            feature_acts = feature_acts.to_sparse() if has_lists else feature_acts.to_dense()
         if self.cfg.target_l0 is not None and self.training:
             mean_l0 = l0.sum().item() / max(1, l0.numel())
             self.gate_scale = next_gate_scale(self.gate_scale, mean_l0, self.cfg.target_l0, self.cfg.target_l0_rate)

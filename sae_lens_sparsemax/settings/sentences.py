@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-_LONGEST = 80
+_LONGEST = 160
 MOST_LISTED = 20
 
 # Old name to new ones, of which the one that the settings at hand have is meant. A name with a dot is a key of a
@@ -54,9 +54,9 @@ class Mistake(ValueError):
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """A value as Python writes it, without its middle where it is long: a path is known by its end."""
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 + 1 :]}"
 
 
 def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:

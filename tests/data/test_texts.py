@@ -194,6 +194,7 @@ def test_only_documents_can_be_held_out(tmp_path):
         ("ragged.csv", b"text,n\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
         ("cut.parquet", b"PAR1", "[Pp]arquet"),
     ],
+    ids=["latin", "cut gzip", "bad JSON", "ragged CSV", "cut parquet"],
 )
 def test_what_datasets_reports_is_one_sentence_with_the_cause(tmp_path, name, content, message, streaming):
     (tmp_path / name).write_bytes(content)

@@ -103,8 +103,7 @@ def run_groups(
 
 def sae_digest(sae: SAE[Any]) -> str:
     """A hash of an SAE's architecture, settings and weights, equal for equal SAEs."""
-    settings = sae.cfg.to_dict() | {"architecture": sae.cfg.architecture()}
-    settings = {key: value for key, value in settings.items() if key not in ("metadata", "device")}
+    settings = {key: value for key, value in sae.cfg.to_dict().items() if key not in ("metadata", "device")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(sae.state_dict().items()):
         digest.update(name.encode())
