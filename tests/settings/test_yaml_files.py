@@ -36,7 +36,7 @@ def test_values_are_read_as_people_write_them(text, value):
         ("lr: !!str 1\n", "a tag such as str is not read"),
         ("[1]: 2\n", "a key is no single value"),
         ("a: {b: {c: 1, c: 2}}\n", "'c' is given twice"),
-        ("lr: " + "9" * 5000, r"the number '9+… is too long"),
+        ("lr: " + "9" * 5000, r"the number '9+…9+' is too long"),
         ("lr: " + "[" * 3000, "more than 64 groups or lists in each other"),
         (
             "a: &a0 [x]\n" + "".join(f"b{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),

@@ -113,7 +113,7 @@ def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--datasets.owt.path", "absent.jsonl"], "there is no file absent.jsonl"),
+        (["--datasets.owt.path", "absent.jsonl"], "there is no file 'absent.jsonl'"),
         (["--datasets.owt.text_column", "txt"], "datasets.owt.path must be given"),
         (["--datasets.held_out.path", "{text}", "--datasets.held_out.text_column", "txt"], "no column 'txt'"),
         (["--datasets.owt.pth", "x"], "datasets.owt.pth is not a valid key; did you mean datasets.owt.path?"),
