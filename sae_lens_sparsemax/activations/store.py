@@ -112,7 +112,7 @@ class MixedActivationsStore:
                 f"{str(checkpoint_path)!r} holds no state of a store of mixed activations ({MIXED_STATE_FILENAME})"
                 + (": it was made without a cache." if (folder / DATA_STATE_FILENAME).is_file() else ".")
             )
-        state, metadata = read_tensors(path)
+        state, metadata = read_tensors(path, beside=("store",))
         with reading(path):
             counts: dict[str, Any] = json.loads(metadata["store"])
             self._position = counts["position"]

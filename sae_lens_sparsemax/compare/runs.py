@@ -162,7 +162,8 @@ def evaluate_chosen(run: RunSettings, source: ComparedActivations) -> RunResult:
             result.metrics[name] = {**result.metrics.get(name, {}), **metrics}
         result.chosen_fingerprint = source.chosen_fingerprint
         with atomic_directory(kept) as folder:
-            shutil.copytree(kept, folder, dirs_exist_ok=True)
+            for file in kept.iterdir():
+                shutil.copy(file, folder)
             save_json(result, folder / _RESULT)
             write_checksums(folder)
     return result

@@ -2,7 +2,7 @@
 
 import gc
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from sae_lens_sparsemax.evaluation.predictions import (
 from sae_lens_sparsemax.files import (
     file_facts,
     load_json,
-    read_object,
     read_tensors,
     reading,
     save_json,
@@ -53,6 +52,15 @@ _CACHE_SETTINGS = (
     "store_batch_size_prompts",
     "activation_dtype",
 )
+
+
+@dataclass
+class _Norms:
+    """Of the first batch of training text."""
+
+    median: float
+    max: float
+    """The largest that is kept."""
 
 
 class TextSource(CapturedActivations):
@@ -121,9 +129,8 @@ class TextSource(CapturedActivations):
         if not path.exists():
             norms = self._store(TRAIN).get_filtered_llm_batch().norm(dim=-1)
             median = norms.median().item()
-            save_json(sealed({"median": median, "max": self.cfg.max_norm_over_median * median}), path)
-        with reading(path):
-            return float(read_object(path)["max"])
+            save_json(sealed(asdict(_Norms(median, self.cfg.max_norm_over_median * median))), path)
+        return load_json(_Norms, path).max
 
     def _store(self, name: str) -> ActivationsStore:
         special = torch.tensor(self._special_tokens, dtype=torch.long)

@@ -121,7 +121,7 @@ def load_state(value: Any, path: Path, fingerprint: str) -> bool:
     if not path.is_file():
         return False
     try:
-        state, metadata = read_tensors(path)
+        state, metadata = read_tensors(path, beside=("fingerprint", "version"))
     except ValueError as error:
         logger.warning("Reading begins anew: %s", error)
         return False

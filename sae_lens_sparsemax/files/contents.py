@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -136,9 +136,14 @@ def save_tensors(
 
 
 def read_tensors(
-    path: Path | str, device: str | torch.device = "cpu"
+    path: Path | str, device: str | torch.device = "cpu", beside: Collection[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a safetensors file and the texts beside them; a checksum that `save_tensors` wrote is verified.
+
+    Args:
+        path: the file.
+        device: where the tensors go.
+        beside: names of the texts that there may be; one that is damaged might be that of the checksum.
 
     Raises:
         ValueError: there is no such file, or it is damaged.
@@ -147,6 +152,8 @@ def read_tensors(
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         written = metadata.pop(_CHECKSUM, None)
+        if unknown := metadata.keys() - {*beside, "format"}:
+            raise ValueError(f"it holds {min(unknown)[:_LONGEST]!r}, which does not belong to it")
         if written not in (None, _sha256_of_tensors(tensors, metadata)):
             raise ValueError("it has changed since it was written (its SHA-256 is another)")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata

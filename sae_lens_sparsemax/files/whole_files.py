@@ -16,6 +16,9 @@ except ImportError:  # Windows
 
 CHECKSUMS_FILENAME = "checksums.json"
 
+# What `torch.save` says of a full disk.
+_TORCH_SAYS = ("PytorchStreamWriter", "inline_container", "iostream error")
+
 _locks: dict[Path, int] = {}
 """Descriptors of the locks that this process holds, by the path of the lock's file."""
 
@@ -127,7 +130,7 @@ def writing(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in _TORCH_SAYS):
             raise
         if isinstance(error, OSError) and error.errno is None:  # said already, by a block inside this one
             raise

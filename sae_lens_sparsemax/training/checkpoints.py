@@ -162,7 +162,9 @@ def _check_files(folder: Path) -> None:
     for path in folder.glob("*.json"):
         read_object(path)
     with reading(folder / ACTIVATION_SCALER_CFG_FILENAME):
-        ActivationScaler().load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+        (scaler := ActivationScaler()).load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+        if not isinstance(scaler.scaling_factor, int | float | None):
+            raise ValueError(f"scaling_factor must be a number or null, got {shown(scaler.scaling_factor)}")
     for path in folder.glob("*.safetensors"):
         tensor_shapes(path)
     with reading(folder / TRAINER_STATE_FILENAME):

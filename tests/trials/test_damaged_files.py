@@ -11,6 +11,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -24,9 +25,10 @@ from sae_lens_sparsemax.activations.cache_files import _VERSION, MANIFEST_FILENA
 from sae_lens_sparsemax.activations.cache_reader import CachedActivations
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare import compare, config_from_yaml
+from sae_lens_sparsemax.compare.text_source import _Norms
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, run_groups
 from sae_lens_sparsemax.explore.gather import load_state, save_state
-from sae_lens_sparsemax.files import CHECKSUMS_FILENAME, read_object, read_tensors, save_json, save_tensors, sealed
+from sae_lens_sparsemax.files import CHECKSUMS_FILENAME, load_json, read_tensors, save_json, save_tensors, sealed
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
@@ -191,7 +193,7 @@ def _kinds(place: Path, patch: pytest.MonkeyPatch):
     save_tensors({"tokens": torch.arange(40)}, place / "beside" / "tokens.safetensors")
 
     def beside(folder: Path) -> Any:
-        return read_object(folder / "norms.json") | read_tensors(folder / "tokens.safetensors")[0]
+        return asdict(load_json(_Norms, folder / "norms.json")) | read_tensors(folder / "tokens.safetensors")[0]
 
     yield "norms and tokens of a comparison", Kind(place / "beside", beside)
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 
 from sae_lens_sparsemax.activations.cache_reader import CachedActivations
@@ -25,26 +24,11 @@ from tests.trials.test_damaged_files import same
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 N_KILLS = -(-int(os.environ.get("TRIAL_KILLS", "9")) // 3)
 
-TEXT = {
-    "base": "quickstart",
-    "training_tokens": 6144,
-    "train_batch_size_tokens": 256,
-    "n_batches_in_buffer": 16,
-    "store_batch_size_prompts": 8,
-    "n_checkpoints": 6,
-    "sae": {"d_sae": 64, "target_l0": 8},
-}
-VISION = {
-    "base": "vision/quickstart_vision",
-    "training_tokens": 6144,
-    "train_batch_size_tokens": 256,
-    "n_batches_in_buffer": 8,
-    "store_batch_size_images": 16,
-    "n_decode_workers": 0,
-    "eval_every_n_steps": 0,
-    "n_checkpoints": 6,
-    "sae": {"d_sae": 64, "target_l0": 8},
-}
+COMMON = ["--training_tokens", "6144", "--train_batch_size_tokens", "256", "--n_checkpoints", "6"]
+COMMON += ["--sae.d_sae", "64", "--sae.target_l0", "8"]
+TEXT = ["quickstart", *COMMON, "--n_batches_in_buffer", "16", "--store_batch_size_prompts", "8"]
+VISION = ["vision/quickstart_vision", *COMMON, "--n_batches_in_buffer", "8", "--store_batch_size_images", "16"]
+VISION += ["--n_decode_workers", "0", "--eval_every_n_steps", "0"]
 
 
 def start(words: list[str], log: Path) -> int:
@@ -90,19 +74,18 @@ def killed_until_done(words: Callable[[], list[str]], folder: Path, seconds: flo
 
 @pytest.mark.parametrize("settings", [TEXT, VISION], ids=["text", "vision"])
 def test_a_training_that_is_killed_ends_with_the_same_bits(settings, tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(settings | {"output_path": str(tmp_path / "run")}))
-    finish(["train", str(recipe)], tmp_path / "warm.log")
+    train = ["train", *settings, "--output_path", str(tmp_path / "run")]
+    finish(train, tmp_path / "warm.log")
     started = time.monotonic()
-    finish(["train", str(recipe), "--overwrite"], tmp_path / "whole.log")
+    finish([*train, "--overwrite"], tmp_path / "whole.log")
     seconds = time.monotonic() - started
     (tmp_path / "run").rename(tmp_path / "whole")
 
     def words() -> list[str]:
         run = tmp_path / "run"
         if list_checkpoints(run / "checkpoints"):
-            return ["train", str(recipe), "--resume"]
-        return ["train", str(recipe), *(["--overwrite"] if (run / "sae_weights.safetensors").is_file() else [])]
+            return [*train, "--resume"]
+        return [*train, *(["--overwrite"] if (run / "sae_weights.safetensors").is_file() else [])]
 
     n_kills = killed_until_done(words, tmp_path / "run", seconds, random.Random(0))
     for name in ("sae_weights.safetensors", "sparsity.safetensors"):
@@ -121,9 +104,7 @@ def test_a_cache_whose_making_is_killed_holds_the_same_bytes(settings, tmp_path,
     monkeypatch.setattr(
         "sae_lens_sparsemax.training.cache_runner.cache_activations.__defaults__", (None, None, 200_000)
     )
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(settings))
-    words = lambda folder: ["cache-activations", str(recipe), "--cached_activations_path", str(folder)]  # noqa: E731
+    words = lambda folder: ["cache-activations", *settings, "--cached_activations_path", str(folder)]  # noqa: E731
     finish(words(tmp_path / "warm"), tmp_path / "warm.log")
     started = time.monotonic()
     finish(words(tmp_path / "whole"), tmp_path / "whole.log")
