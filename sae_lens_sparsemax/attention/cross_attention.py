@@ -1,7 +1,7 @@
-"""Sparse cross-attention from queries to concepts: scores, sparsemax selection, weighted sum, and their gradients.
+"""Sparse cross-attention from queries to concepts: scores, selection, weighted sum, and their gradients.
 
-With S_n the support of sparsemax(g · Z_n), Z = Q Kᵀ + b, this computes the activations on S_n (the scores, or the
-probabilities g·z − τ) and the context P V, in O(N·d·M) for the scores and O(nnz·d) for everything else:
+With S_n the support of Z_n, Z = Q Kᵀ + b, under sparsemax or another α-entmax of budget 1/g, this computes the activations
+on S_n (the scores, or probabilities) and the context P V, in O(N·d·M) for the scores and O(nnz·d) for everything else:
 
 - scores are made for a block of tokens at a time, selected from, and overwritten; Z is never whole in memory;
 - context and dQ are weighted sums of rows of V and K over the CSR lists, a sparse matrix product;
@@ -16,12 +16,13 @@ But: nothing here knows of SAEs; projections, norms and biases of the reconstruc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from sae_lens_sparsemax.attention import kernels
-from sae_lens_sparsemax.attention.gate import gate, support_activations, support_gradient
+from sae_lens_sparsemax.attention.gate import check_gate, gate, support_activations, support_gradient
 from sae_lens_sparsemax.attention.rows import coo, sampled_product, transpose, weighted_rows
 from sae_lens_sparsemax.attention.support import Support, select_support
 from sae_lens_sparsemax.attention.traceable import full_precision
@@ -39,7 +40,7 @@ class Attention(NamedTuple):
 
     acts: (N, M) activations, sparse COO (coalesced) where supports are sparse, dense otherwise.
     context: (N, d) P V. scores: (N, M) like acts, the scores on the support (dense: all of them), without gradient.
-    counts: (N,) int64, concepts per token. tau: (N,) float64, thresholds in units of g·z.
+    counts: (N,) int64, concepts per token. tau: makes (N,) float64, thresholds in units of g·z, for who asks.
     score_std: standard deviation of all scores of a sample of tokens.
     """
 
@@ -47,7 +48,7 @@ class Attention(NamedTuple):
     context: torch.Tensor
     scores: torch.Tensor
     counts: torch.Tensor
-    tau: torch.Tensor
+    tau: Callable[[], torch.Tensor]
     score_std: torch.Tensor
 
 
@@ -59,34 +60,37 @@ def attend(
     *,
     gate_scale: float = 1.0,
     probabilities: bool = False,
+    alpha: float = 2.0,
 ) -> Attention:
-    """Cross-attention of queries over concepts with a sparsemax gate (the paper's Eq. 3).
+    """Cross-attention of queries over concepts with a sparse gate (the paper's Eq. 3, where that is sparsemax).
 
     Args:
         query: (N, d). keys: (M, d). values: (M, d), the same tensor as `keys` where concepts are shared. All of one
             float dtype; half precision is computed in float32, since rounded scores select wrong supports.
         bias: (M,), added to the scores, or None.
-        gate_scale: g > 0; the support is that of sparsemax(g · Z).
-        probabilities: activations g·z − τ if true (they sum to 1), else the scores z.
+        gate_scale: g > 0; the support is that of sparsemax(g · Z), or of budget 1/g for another α.
+        probabilities: activations that sum to 1 if true (g·z − τ for sparsemax), else the scores z.
+        alpha: α >= 2, see `gate`.
 
     Returns:
         See Attention. Differentiable in query, keys, values and bias through `acts` and `context`; the selection
         itself has no gradient, and outside the support every gradient is exactly zero.
 
     Raises:
-        ValueError: shapes do not fit, or gate_scale is not positive.
+        ValueError: shapes do not fit, or the gate is none (see `check_gate`).
     """
-    _check(query, keys, values, bias, gate_scale)
+    _check(query, keys, values, bias)
+    check_gate(gate_scale, probabilities, alpha)
     with full_precision(query):
         shared = keys is values
         query, keys = _full(query), _full(keys)
         values = keys if shared else _full(values)
         bias = None if bias is None else _full(bias)
-        found = select(query.detach(), keys.detach(), None if bias is None else bias.detach(), gate_scale)
+        found = select(query.detach(), keys.detach(), None if bias is None else bias.detach(), gate_scale, alpha)
         if found is None:
-            return _attend_dense(query, keys, values, bias, gate_scale, probabilities)
+            return _attend_dense(query, keys, values, bias, gate_scale, probabilities, alpha)
         support, score_std = found
-        acts, context = _SparseAttend.apply(query, keys, values, bias, support, gate_scale, probabilities)  # type: ignore[misc]
+        acts, context = _SparseAttend.apply(query, keys, values, bias, support, probabilities)  # type: ignore[misc]
         shape = (query.shape[0], keys.shape[0])
         index = torch.stack([support.row, support.col])
         return Attention(
@@ -94,7 +98,7 @@ def attend(
             context=context,
             scores=coo(index, support.values, shape),
             counts=support.counts,
-            tau=gate_scale * support.tau,
+            tau=lambda: gate_scale * support.tau,
             score_std=score_std,
         )
 
@@ -104,13 +108,14 @@ def select(
     keys: torch.Tensor,
     bias: torch.Tensor | None = None,
     gate_scale: float = 1.0,
+    alpha: float = 2.0,
     max_density: float | None = None,
 ) -> tuple[Support, torch.Tensor] | None:
-    """Supports of sparsemax(g · (Q Kᵀ + b)), block of tokens by block, without gradient.
+    """Supports of the scores Q Kᵀ + b, block of tokens by block, without gradient.
 
     Args:
         query: (N, d), keys: (M, d), bias: (M,) or None, all float32 or all float64.
-        gate_scale: g > 0.
+        gate_scale: g > 0. alpha: α >= 2, see `gate`.
         max_density: give up when a block's supports hold a larger share of the concepts; default by device.
 
     Returns:
@@ -131,22 +136,22 @@ def select(
             scores += bias
         if start == 0:
             score_std = scores[:: max(1, len(block) // 16)].std(correction=0)
-        part = select_support(scores, 1.0 / gate_scale)
+        part = select_support(scores, 1.0 / gate_scale, alpha)
         if part.col.numel() > max_density * scores.numel() and n_tokens * n_concepts > 0:
             return None
         parts.append(part)
     if not parts:
-        return select_support(query.new_empty(0, n_concepts)), score_std
+        return select_support(query.new_empty(0, n_concepts), 1.0 / gate_scale, alpha), score_std
     return _concatenate(parts), score_std
 
 
 class _SparseAttend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, keys, values, bias, support: Support, gate_scale: float, probabilities: bool):  # noqa: ARG004
-        acts = support_activations(support, gate_scale, probabilities)
+    def forward(ctx, query, keys, values, bias, support: Support, probabilities: bool):  # noqa: ARG004
+        acts = support_activations(support, probabilities)
         context = weighted_rows(support.crow, support.col, acts, values)
         ctx.save_for_backward(query, keys, values, acts)
-        ctx.support, ctx.gate_scale, ctx.probabilities = support, gate_scale, probabilities
+        ctx.support, ctx.probabilities = support, probabilities
         ctx.shared = keys is values
         return acts, context
 
@@ -160,15 +165,16 @@ class _SparseAttend(torch.autograd.Function):
         grad_context = grad_context.contiguous()
         row = support.row
         d_query = d_keys = d_values = d_bias = None
-        if kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH:
+        centred = ctx.probabilities and support.alpha != 2
+        if kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH and not centred:
             from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
 
             d_scores, d_query = score_gradients(
-                support.crow, support.col, grad_acts, grad_context, keys, values, ctx.gate_scale, ctx.probabilities
+                support.crow, support.col, grad_acts, grad_context, keys, values, 1.0 / support.budget, ctx.probabilities
             )
         else:
             d_acts = grad_acts + sampled_product(support.crow, support.col, grad_context, values)
-            d_scores = support_gradient(d_acts, row, support.counts, ctx.gate_scale, ctx.probabilities)
+            d_scores = support_gradient(d_acts, support, ctx.probabilities)
             if ctx.needs_input_grad[0]:
                 d_query = weighted_rows(support.crow, support.col, d_scores, keys)
         if any(ctx.needs_input_grad[1:4]):
@@ -183,19 +189,21 @@ class _SparseAttend(torch.autograd.Function):
                 d_values = weighted_rows(offsets, token, acts[order], grad_context)
             if ctx.needs_input_grad[3]:
                 d_bias = torch.segment_reduce(d_scores[order], "sum", offsets=offsets)
-        return d_query, d_keys, d_values, d_bias, None, None, None
+        return d_query, d_keys, d_values, d_bias, None, None
 
 
-def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: bool) -> Attention:
+def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: bool, alpha: float) -> Attention:
     scores = query @ keys.T
     if bias is not None:
         scores = scores + bias
-    acts = gate(scores, gate_scale, probabilities)
-    with torch.no_grad():
-        counts = acts.count_nonzero(-1)
-        on_support = (scores * (acts != 0)).sum(-1, dtype=torch.float64)
-        tau = (gate_scale * on_support - 1) / counts
-    return Attention(acts, acts @ values, scores.detach(), counts, tau, scores.detach()[:16].std(correction=0))
+    acts = gate(scores, gate_scale, probabilities, alpha)
+    scores = scores.detach()
+
+    def tau() -> torch.Tensor:
+        return gate_scale * select_support(scores, 1.0 / gate_scale, alpha).tau
+
+    counts = acts.detach().count_nonzero(-1)
+    return Attention(acts, acts @ values, scores, counts, tau, scores[:16].std(correction=0))
 
 
 def _concatenate(parts: list[Support]) -> Support:
@@ -204,15 +212,15 @@ def _concatenate(parts: list[Support]) -> Support:
     crow = [parts[0].crow]
     for part in parts[1:]:
         crow.append(part.crow[1:] + crow[-1][-1])
-    rest = [torch.cat(columns) for columns in zip(*(part[1:] for part in parts), strict=True)]
-    return Support(torch.cat(crow), *rest)
+    rest = [torch.cat(columns) for columns in zip(*(part[1:4] for part in parts), strict=True)]
+    return Support(torch.cat(crow), *rest, parts[0].budget, parts[0].alpha)
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _check(query, keys, values, bias, gate_scale: float) -> None:
+def _check(query, keys, values, bias) -> None:
     fits = query.ndim == keys.ndim == 2 and keys.shape == values.shape and query.shape[1] == keys.shape[1]
     if not fits:
         raise ValueError(
@@ -221,5 +229,3 @@ def _check(query, keys, values, bias, gate_scale: float) -> None:
         )
     if bias is not None and bias.shape != keys.shape[:1]:
         raise ValueError(f"expected bias ({keys.shape[0]},), got {tuple(bias.shape)}")
-    if not gate_scale > 0:
-        raise ValueError(f"gate_scale must be positive, got {gate_scale}")

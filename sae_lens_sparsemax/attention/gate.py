@@ -1,79 +1,106 @@
 """Activations on a support and their gradients; the gate on dense scores; sparsemax itself.
 
 A support S says which concepts are active; the gate says with what: with their scores z, or with the probabilities
-g·z − τ, which sum to 1. Outside the support every derivative is exactly zero; on it dL/dz = dL/da for scores, and
-g times dL/da less its mean over S for probabilities (Martins & Astudillo 2016, Prop. 2).
+g·(z − τ)^β of α-entmax, which sum to 1 (β = 1/(α − 1); for sparsemax, α = 2, they are g·z − τ). Outside the support every
+derivative is exactly zero; on it dL/dz = dL/da for scores, and s·(dL/da less its mean weighted by s) for probabilities,
+where s = gβ·(z − τ)^(β − 1) is how fast each grows (Martins & Astudillo 2016, Prop. 2; Peters et al. 2019, Prop. 2).
+At α = ∞ all probabilities are equal and have no gradient.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from sae_lens_sparsemax.attention import entmax
 from sae_lens_sparsemax.attention.support import Support, select_support
 from sae_lens_sparsemax.attention.traceable import is_traced, traceable_gate
 
 
-def support_activations(support: Support, gate_scale: float, probabilities: bool) -> torch.Tensor:
-    """(nnz,) activations on the support: g·z − τ (they sum to 1 in each row), or the scores z themselves."""
+def support_activations(support: Support, probabilities: bool) -> torch.Tensor:
+    """(nnz,) activations on the support: its probabilities (they sum to 1 in each row), or the scores z themselves."""
     if not probabilities:
         return support.values
-    return (gate_scale * support.above_tau).to(support.values.dtype)
+    above = support.above_tau
+    spent = above if support.alpha == 2 else above.pow(entmax.exponent(support.alpha))
+    return (spent / support.budget).to(support.values.dtype)
 
 
-def support_gradient(
-    grad: torch.Tensor, row: torch.Tensor, counts: torch.Tensor, gate_scale: float, probabilities: bool
-) -> torch.Tensor:
-    """(nnz,) dL/dz on the support from (nnz,) dL/d(activation): itself, or g times it less its row's mean."""
+def support_gradient(grad: torch.Tensor, support: Support, probabilities: bool) -> torch.Tensor:
+    """(nnz,) dL/dz on the support from (nnz,) dL/d(activation)."""
     if not probabilities:
         return grad
-    total = torch.zeros(len(counts), dtype=grad.dtype, device=grad.device).index_add_(0, row, grad)
-    return gate_scale * (grad - (total / counts)[row])
+    row, counts = support.row, support.counts
+    if support.alpha == 2:
+        total = torch.zeros(len(counts), dtype=grad.dtype, device=grad.device).index_add_(0, row, grad)
+        return (grad - (total / counts)[row]) / support.budget
+    beta = entmax.exponent(support.alpha)
+    growth = support.above_tau.pow(beta - 1) * (beta / support.budget)
+    weighted = torch.segment_reduce(growth * grad, "sum", offsets=support.crow)
+    mean = weighted / torch.segment_reduce(growth, "sum", offsets=support.crow)
+    return (growth * (grad.double() - mean[row])).to(grad.dtype)
 
 
 class _Gate(torch.autograd.Function):
     """Dense activations from dense scores. Outside the support every derivative is exactly zero."""
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor, gate_scale: float, probabilities: bool) -> torch.Tensor:
-        support = select_support(z, 1.0 / gate_scale)
-        acts = support_activations(support, gate_scale, probabilities)
-        ctx.gate_scale, ctx.probabilities = gate_scale, probabilities
-        row = support.row
-        ctx.save_for_backward(row, support.col)
-        ctx.counts = support.counts
-        return torch.zeros_like(z).index_put_((row, support.col), acts.to(z.dtype))
+    def forward(ctx, z: torch.Tensor, gate_scale: float, probabilities: bool, alpha: float) -> torch.Tensor:
+        support = select_support(z, 1.0 / gate_scale, alpha)
+        acts = support_activations(support, probabilities)
+        ctx.support, ctx.probabilities = support, probabilities
+        return torch.zeros_like(z).index_put_((support.row, support.col), acts.to(z.dtype))
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
         (grad,) = grads
-        row, col = ctx.saved_tensors
-        on_support = support_gradient(grad[row, col], row, ctx.counts, ctx.gate_scale, ctx.probabilities)
-        return torch.zeros_like(grad).index_put_((row, col), on_support), None, None
+        row, col = ctx.support.row, ctx.support.col
+        on_support = support_gradient(grad[row, col], ctx.support, ctx.probabilities)
+        return torch.zeros_like(grad).index_put_((row, col), on_support), None, None, None
 
 
-def gate(z: torch.Tensor, gate_scale: float = 1.0, probabilities: bool = True) -> torch.Tensor:
-    """Dense activations on the support of sparsemax(g·z), differentiable in z.
+def gate(z: torch.Tensor, gate_scale: float = 1.0, probabilities: bool = True, alpha: float = 2.0) -> torch.Tensor:
+    """Dense activations on the support that α-entmax with the budget 1/g selects, differentiable in z.
 
     Args:
         z: (..., M) scores of any float dtype.
-        gate_scale: g > 0; a larger one selects fewer concepts.
-        probabilities: g·z − τ on the support if true, z itself if false.
+        gate_scale: g > 0; a larger one selects fewer concepts. For α = 2 the support is that of sparsemax(g·z), for
+            α = ∞ the 1/g largest.
+        probabilities: g·(z − τ)^(1/(α − 1)) on the support if true, z itself if false.
+        alpha: α >= 2: 2 is sparsemax, infinity TopK.
 
     Returns:
         (..., M), zero outside the support, in the dtype of z.
 
     Raises:
         ValueError: z has no last dimension to select from, its scores are not finite (−inf is, beside finite ones;
-            not asked where the call is traced), or g is not positive.
+            not asked where the call is traced), g is not positive, α is below 2, or probabilities are asked of TopK.
     """
     if z.ndim == 0:
         raise ValueError("scores must have at least one dimension, got a scalar")
+    check_gate(gate_scale, probabilities, alpha)
+    if is_traced(z):
+        return traceable_gate(z, gate_scale, probabilities, alpha)
+    rows = z.reshape(-1, z.shape[-1])
+    return _Gate.apply(rows, gate_scale, probabilities, alpha).reshape(z.shape)  # type: ignore[no-any-return]
+
+
+def check_gate(gate_scale: float, probabilities: bool, alpha: float) -> None:
+    """Refuse a gate that is none.
+
+    Raises:
+        ValueError: g is not positive, α is below 2, or probabilities are asked of TopK.
+    """
     if not gate_scale > 0:
         raise ValueError(f"gate_scale must be positive, got {gate_scale}")
-    if is_traced(z):
-        return traceable_gate(z, gate_scale, probabilities)
-    rows = z.reshape(-1, z.shape[-1])
-    return _Gate.apply(rows, gate_scale, probabilities).reshape(z.shape)  # type: ignore[no-any-return]
+    if not alpha >= 2:
+        raise ValueError(f"alpha must be at least 2, got {alpha}")
+    if probabilities and math.isinf(alpha):
+        raise ValueError(
+            "alpha must be finite where activations are probabilities, got inf: TopK gives every concept that it "
+            "selects the same share, without a gradient; take the scores as activations"
+        )
 
 
 def sparsemax(z: torch.Tensor, dim: int = -1) -> torch.Tensor:

@@ -1,25 +1,27 @@
-"""The support of sparsemax, exactly, without sorting.
+"""The supports of sparsemax and of its relatives up to TopK, exactly, without sorting.
 
-For a row z of M scores and a budget b > 0 this module finds the threshold τ with Σ max(z_i − τ, 0) = b and the
-support S = {i : z_i > τ}. Budget 1 is sparsemax itself, the Euclidean projection onto the simplex (Martins &
-Astudillo 2016; the paper's Eqs. 4–7). Budget 1/g is sparsemax(g·z) read in units of z, so a gate that looks at a
-multiple g of the scores costs nothing and never scales the score matrix.
+For a row z of M scores, a budget b > 0 and α >= 2 this module finds the support S = {i : z_i > τ}, where τ is such that
+Σ max(z_i − τ, 0)^β = b with β = 1/(α − 1). α = 2 and budget 1 is sparsemax itself, the Euclidean projection onto the
+simplex (Martins & Astudillo 2016; the paper's Eqs. 4–7). Budget 1/g is sparsemax(g·z) read in units of z, so a gate
+that looks at a multiple g of the scores costs nothing and never scales the score matrix. Larger α are α-entmax, and
+α = ∞ is TopK; `entmax` settles those.
 
-Two levels find S. The threshold of any subset of a row bounds τ from below, so Newton steps on the maxima of
-chunks of scores give a bound that loses nothing; only chunks whose maximum exceeds it are read again, and what
-exceeds it there (a little more than S) is settled in float64 by Michelot's iteration. Where supports are so dense
-that skipping chunks saves nothing, Newton runs on the whole row instead.
+Two levels find S. The threshold of any subset of a row bounds τ from below, so a bound from the maxima of chunks of
+scores loses nothing; only chunks whose maximum exceeds it are read again, and what exceeds it there (a little more
+than S) is settled in float64. For sparsemax Newton finds the bound and Michelot's iteration settles. Where supports
+are so dense that skipping chunks saves nothing, whole rows are settled instead.
 
-But: no α-entmax for other α, no structured or masked variants.
+But: no 1 < α < 2, whose supports are denser than sparsemax's, and no structured or masked variants.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
-from sae_lens_sparsemax.attention import kernels
+from sae_lens_sparsemax.attention import entmax, kernels
 from sae_lens_sparsemax.attention.rows import row_offsets
 
 # Scores per chunk, in rows of fewer than WIDE scores and in wider ones: the maxima of short chunks bound τ tightly and
@@ -39,29 +41,38 @@ class UnrankableScores(ValueError):
 
 
 class Support(NamedTuple):
-    """The supports of N rows, as a CSR matrix with sorted columns.
+    """The supports of N rows, as a CSR matrix with sorted columns, and the rule that made them.
 
     crow: (N + 1,) int64, where each row's entries begin. col: (nnz,) int64. values: (nnz,) the scores z there, in the
-    dtype of the selection. row_max: (N,) float64, the largest score of each row. tau_below_max: (N,) float64, negative,
-    the thresholds less that maximum: beside a large score τ itself would be rounded to it, and no score exceed it.
+    dtype of the selection. row_max: (N,) float64, the largest score of each row. budget: b. alpha: α.
     """
 
     crow: torch.Tensor
     col: torch.Tensor
     values: torch.Tensor
     row_max: torch.Tensor
-    tau_below_max: torch.Tensor
-
-    @property
-    def tau(self) -> torch.Tensor:
-        """(N,) float64, the thresholds in units of z."""
-        return self.row_max + self.tau_below_max
+    budget: float
+    alpha: float
 
     @property
     def above_tau(self) -> torch.Tensor:
-        """(nnz,) float64, z − τ; they sum to the budget in each row."""
+        """(nnz,) float64, z − τ, positive: their powers of 1/(α − 1) sum to the budget in each row.
+
+        Taken from differences to the row's maximum: beside a large score τ itself would be rounded to it.
+        """
         row = self.row
-        return self.values.double() - self.row_max[row] - self.tau_below_max[row]
+        shifted = self.values.double() - self.row_max[row]
+        if self.alpha == 2:
+            tau = (torch.segment_reduce(shifted, "sum", offsets=self.crow) - self.budget) / self.counts
+            return shifted - tau[row]
+        return entmax.excess(shifted, self.crow, row, self.budget, self.alpha)
+
+    @property
+    def tau(self) -> torch.Tensor:
+        """(N,) float64, the thresholds in units of z; for α = ∞ the least selected score."""
+        values = self.values.double()
+        below = values if math.isinf(self.alpha) else values - self.above_tau
+        return torch.segment_reduce(below, "min", offsets=self.crow, initial=torch.inf)
 
     @property
     def counts(self) -> torch.Tensor:
@@ -75,35 +86,42 @@ class Support(NamedTuple):
         return torch.repeat_interleave(rows, self.counts, output_size=self.col.numel())
 
 
-def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
+def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> Support:
     """The exact support of every row of scores.
 
     Args:
         z: (N, M) scores, finite and of any size. Half-precision scores are read as float32, float64 ones stay
             float64. Entries of −inf are never selected (padding).
-        budget: b in Σ max(z_i − τ, 0) = b; 1 for sparsemax, 1/g for sparsemax(g·z).
+        budget: b in Σ max(z_i − τ, 0)^(1/(α − 1)) = b; 1 for sparsemax, 1/g for sparsemax(g·z), k for TopK.
+        alpha: α, 2 for sparsemax, infinity for TopK (a k that is no whole number is rounded up, and what ties with
+            the k-th is selected too).
 
     Returns:
         The support of each row, which holds at least its largest scores. Its decisions are those of a float64
         computation on the differences of the given scores from the largest of their row.
 
     Raises:
-        ValueError: z is not a matrix with at least one column, a row of it holds NaN, +inf or nothing but −inf, or the
-            budget is not positive and finite.
+        ValueError: z is not a matrix with at least one column, a row of it holds NaN, +inf or nothing but −inf, the
+            budget is not positive and finite, or alpha is less than 2.
     """
     if z.ndim != 2 or z.shape[1] == 0:
         raise ValueError(f"scores must have shape (N, M) with M >= 1, got {tuple(z.shape)}")
     if not 0 < budget < torch.inf:
         raise ValueError(f"budget must be positive and finite, got {budget}")
+    if not alpha >= 2:
+        raise ValueError(f"alpha must be at least 2, got {alpha}")
+    if math.isinf(alpha):
+        # A k that was kept as 1/k comes back a little beside itself.
+        budget = float(math.ceil(budget * (1 - 1e-9)))
     if z.dtype not in (torch.float32, torch.float64):
         z = z.float()
     if z.shape[0] == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=z.device)
-        return Support(empty.new_zeros(1), empty, z.new_zeros(0), *z.new_zeros(2, 0, dtype=torch.float64))
+        return Support(empty.new_zeros(1), empty, z.new_zeros(0), z.new_zeros(0, dtype=torch.float64), budget, alpha)
     if kernels.usable(z):
         from sae_lens_sparsemax.attention.kernels.selection import select
 
-        found = Support(*select(z, budget))
+        found = Support(*select(z, budget, alpha), budget, alpha)
         check_row_maxima(found.row_max)
         return found
 
@@ -114,14 +132,17 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
     row_max = maxima.amax(-1, keepdim=True)
     # NaN and +inf reach the maximum of their row, so the scores need no pass of their own.
     check_row_maxima(row_max)
-    bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
+    if alpha == 2:
+        bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
+    else:
+        bound = entmax.lower_bound(maxima - row_max, budget, alpha)
     # Beside a large maximum the sum is rounded, perhaps up to the maximum itself; one number further down is below.
     bound = row_max.double() + bound
     bound = _round_down(torch.nextafter(bound, torch.full_like(bound, -torch.inf)), z.dtype)
     # A float output keeps a comparison vectorised; a boolean one with a broadcast operand is several times slower.
     active = _flat_nonzero(torch.gt(maxima, bound, out=torch.empty_like(maxima)))
     if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():
-        return _select_dense(z, row_max, budget)
+        return _select_dense(z, row_max, budget, alpha)
 
     read_again = z.reshape(-1, chunk).index_select(0, active)
     active_row = active // maxima.shape[1]
@@ -132,8 +153,11 @@ def select_support(z: torch.Tensor, budget: float = 1.0) -> Support:
     row = active_row[which]
     col = (active[which] - row * maxima.shape[1]) * chunk + found % chunk
     row_max = row_max.double().squeeze(1)
-    keep, tau = _michelot(values, row, row_max, budget)
-    return Support(row_offsets(row[keep], z.shape[0]), col[keep], values[keep], row_max, tau)
+    if alpha == 2:
+        keep = _michelot(values, row, row_max, budget)
+    else:
+        keep = entmax.in_support(values, row, row_max, budget, alpha)
+    return Support(row_offsets(row[keep], z.shape[0]), col[keep], values[keep], row_max, budget, alpha)
 
 
 def check_row_maxima(row_max: torch.Tensor) -> None:
@@ -154,24 +178,32 @@ def check_row_maxima(row_max: torch.Tensor) -> None:
         )
 
 
-def _select_dense(z: torch.Tensor, row_max: torch.Tensor, budget: float) -> Support:
-    """Rows with dense supports, by Newton over whole rows: each step reads z once, about ten steps in all."""
-    tau = torch.empty(z.shape[0], dtype=torch.float64, device=z.device)
+def _select_dense(z: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> Support:
+    """Rows with dense supports, read whole: sparsemax's by about ten steps of Newton."""
+    block = _dense_block if alpha == 2 else _dense_entmax_block
     found = []
     # Blocks of rows small enough to stay in cache from one step to the next.
     step = max(1, DENSE_BLOCK // z.shape[1])
     for start in range(0, z.shape[0], step):
-        end = start + step
-        above, tau[start:end] = _dense_block(z[start:end], row_max[start:end], budget)
-        found.append(_flat_nonzero(above) + start * z.shape[1])
+        rows = slice(start, start + step)
+        found.append(_flat_nonzero(block(z[rows], row_max[rows], budget, alpha)) + start * z.shape[1])
     found = torch.cat(found)
     row = found // z.shape[1]
     values = z.reshape(-1)[found]
-    return Support(row_offsets(row, z.shape[0]), found - row * z.shape[1], values, row_max.double().squeeze(1), tau)
+    crow = row_offsets(row, z.shape[0])
+    return Support(crow, found - row * z.shape[1], values, row_max.double().squeeze(1), budget, alpha)
 
 
-def _dense_block(z: torch.Tensor, row_max: torch.Tensor, budget: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, M) which scores are selected, and (n,) τ less the row's maximum; the last steps sum in float64."""
+def _dense_entmax_block(z: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+    """(n, M) which scores are selected, settled among all that the maximum alone does not rule out."""
+    candidate = (z > row_max.double() - entmax.largest_difference(budget, alpha)) & (z > -torch.inf)
+    row, col = candidate.nonzero(as_tuple=True)
+    keep = entmax.in_support(z[row, col], row, row_max.double().squeeze(1), budget, alpha)
+    return candidate.index_put_((row, col), keep)
+
+
+def _dense_block(z: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:  # noqa: ARG001
+    """(n, M) which scores sparsemax selects; the last steps sum in float64."""
     # Whatever lies further than b below the maximum is out; the clamp keeps −inf out of the sums.
     floor = -2 * budget
     tau = _newton_from_left((z - row_max).clamp_(min=floor), budget).double()
@@ -187,7 +219,7 @@ def _dense_block(z: torch.Tensor, row_max: torch.Tensor, budget: float) -> tuple
         if torch.equal(settled, tau):
             break
         tau = settled
-    return shifted > tau, tau.squeeze(1)
+    return shifted > tau
 
 
 def _newton_from_left(shifted: torch.Tensor, budget: float) -> torch.Tensor:
@@ -209,13 +241,11 @@ def _newton_from_left(shifted: torch.Tensor, budget: float) -> torch.Tensor:
     return bound
 
 
-def _michelot(
-    values: torch.Tensor, row: torch.Tensor, row_max: torch.Tensor, budget: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _michelot(values: torch.Tensor, row: torch.Tensor, row_max: torch.Tensor, budget: float) -> torch.Tensor:
     """Settle a superset of the supports: τ of what is left, drop what is below it, until nothing drops.
 
     Args: (nnz,) candidate scores in row order, (nnz,) their rows, (N,) float64 row maxima (which are candidates too).
-    Returns: (nnz,) bool, the supports, and (N,) float64 thresholds less the row maxima.
+    Returns: (nnz,) bool, the supports.
     """
     shifted = values.double() - row_max[row]
     offsets = row_offsets(row, len(row_max))
@@ -228,7 +258,7 @@ def _michelot(
         torch.gt(shifted, tau[row], out=keep)
         still_kept = int(keep.sum())
         if still_kept == n_kept:
-            return keep.bool(), tau
+            return keep.bool()
         n_kept = still_kept
 
 

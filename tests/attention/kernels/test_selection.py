@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens_sparsemax.attention.support import Support, check_row_maxima, select_support
+from tests.attention.test_entmax import ALPHAS, BUDGETS, support_by_definition
 from tests.attention.test_support import BAD_ROWS, DISTRIBUTIONS, sorted_support
 
 pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
@@ -14,15 +15,22 @@ from sae_lens_sparsemax.attention.kernels import selection
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check(z: torch.Tensor, budget: float):
-    found = Support(*(t.cpu() for t in selection.select(z.to(DEVICE), budget)))
+def selected(z: torch.Tensor, budget: float, alpha: float = 2.0) -> Support:
+    return Support(*(t.cpu() for t in selection.select(z.to(DEVICE), budget, alpha)), budget, alpha)
+
+
+def check(z: torch.Tensor, budget: float, alpha: float = 2.0):
+    found = selected(z, budget, alpha)
     crow, col, values = found[:3]
-    mask, sorted_tau = sorted_support(z, budget)
+    if alpha == 2:
+        mask, sorted_tau = sorted_support(z, budget)
+        torch.testing.assert_close(found.tau, sorted_tau, rtol=1e-12, atol=1e-8)
+    else:
+        mask = support_by_definition(z, budget, alpha)
     assert torch.equal(crow.diff(), mask.sum(-1))
     assert torch.equal(col, mask.nonzero()[:, 1])
     assert torch.equal(values, z[mask])
-    torch.testing.assert_close(found.tau, sorted_tau, rtol=1e-12, atol=1e-8)
-    for mine, torchs in zip(found, select_support(z, budget), strict=True):
+    for mine, torchs in zip(found[:4], select_support(z, budget, alpha)[:4], strict=True):
         assert mine.dtype == torchs.dtype
         assert torch.equal(mine, torchs)
 
@@ -66,7 +74,7 @@ def test_rows_that_are_views_are_read_as_they_are():
 
 def test_minus_infinity_is_never_selected():
     z = torch.tensor([[0.3, -torch.inf, 0.2], [-torch.inf, -torch.inf, -5.0]], device=DEVICE)
-    found = Support(*selection.select(z, 1.0))
+    found = Support(*selection.select(z, 1.0), 1.0, 2.0)
     assert found.crow.tolist() == [0, 2, 3]
     assert found.col.tolist() == [0, 2, 2]
     torch.testing.assert_close(found.tau.cpu(), torch.tensor([-0.25, -6.0], dtype=torch.float64))
@@ -77,7 +85,7 @@ def test_minus_infinity_is_never_selected():
 def test_scores_that_are_not_finite_are_refused(name):
     row, message = BAD_ROWS[name]
     with pytest.raises(ValueError, match=f"scores must be finite, or -inf beside finite ones, got {message}"):
-        check_row_maxima(Support(*selection.select(torch.tensor([[0.3, 0.2, 0.1], row], device=DEVICE), 1.0)).row_max)
+        check_row_maxima(selection.select(torch.tensor([[0.3, 0.2, 0.1], row], device=DEVICE), 1.0)[3])
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -85,7 +93,7 @@ def test_scores_that_are_not_finite_are_refused(name):
 def test_huge_scores_have_a_support_that_spends_the_budget(huge):
     z = torch.full((2, 70), huge)
     z[1, 7:] = -3.4e38
-    found = Support(*(t.cpu() for t in selection.select(z.to(DEVICE), 1.0)))
+    found = selected(z, 1.0)
     assert found.counts.tolist() == [70, 7]
     torch.testing.assert_close(found.above_tau, (1 / found.counts.double())[found.row])
 
