@@ -22,6 +22,8 @@ from sae_lens_sparsemax.files import atomic_directory, load_json, save_json, ver
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.training.trainer import adapt
 
+# A prime, so that the streams of an SAE's initialisation meet no other.
+INITIALISATION_STREAM = 15_485_863
 _RESULT = "result.json"
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class RunSettings:
     lr: float
     """Learning rate."""
     seed: int
-    """Seed of the initialisation and of the order of the activations."""
+    """What the initialisation and the order of the activations are drawn from, each in a stream of its own."""
 
     @property
     def name(self) -> str:
@@ -49,7 +51,13 @@ class RunSettings:
         run = {key: getattr(source.cfg, key) for key in ("d_sae", "steps", "batch_size", "trainer", "b_dec_init")}
         arm = {"architecture": self.arm.architecture, "field": self.arm.sparsity_field, "sae": self.arm.sae}
         return fingerprint(
-            {**run, **arm, "activations": source.fingerprint, "run": [self.sparsity, self.lr, self.seed]}
+            {
+                **run,
+                **arm,
+                "activations": source.fingerprint,
+                "run": [self.sparsity, self.lr, self.seed],
+                "initialisation": INITIALISATION_STREAM,
+            }
         )
 
 
@@ -183,8 +191,11 @@ def _untrained_sae(run: RunSettings, source: ComparedActivations) -> TrainingSAE
     common: dict[str, Any] = {"d_in": source.d_in, "d_sae": source.cfg.d_sae, "device": source.cfg.device}
     common["metadata"] = SAEMetadata(**source.metadata)
     sae_cfg = run.arm.sae_config(run.sparsity, **common)
-    torch.manual_seed(run.seed)
-    return get_sae_training_class(run.arm.architecture)[0](sae_cfg)
+    # Not the seed itself, from which a synthetic model may draw its features: an arm could start on them.
+    torch.manual_seed((run.seed + 1) * INITIALISATION_STREAM)
+    sae = get_sae_training_class(run.arm.architecture)[0](sae_cfg)
+    source.check_start(sae, run.name)
+    return sae
 
 
 def _estimate_normalisation(trainer: SAETrainer[Any, Any], batches: Iterator[torch.Tensor]) -> None:

@@ -49,6 +49,10 @@ class ComparedActivations(Protocol):
         """Mean of the training activations, shape (d_in,), float32."""
         ...
 
+    def check_start(self, sae: SAE[Any], name: str) -> None:
+        """Refuse, with a ValueError, a run whose untrained SAE has what training is to find."""
+        ...
+
     def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:
         """Measures of an inference SAE by name of the evaluation set, `VALIDATION` among them."""
         ...
@@ -98,6 +102,9 @@ class CapturedActivations(ABC):
     def mean(self) -> torch.Tensor:
         """Mean of all stored training activations, shape (d_in,)."""
         return self.train.mean
+
+    def check_start(self, sae: SAE[Any], name: str) -> None:
+        """Nothing: what is true of a model's activations, no initialisation knows."""
 
     def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:
         """Reconstruction and sparsity on the held-out activations of every set."""

@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig, eval_sae_on_synthetic_data
+from sae_lens.synthetic import (
+    SyntheticModel,
+    SyntheticModelConfig,
+    eval_sae_on_synthetic_data,
+    mean_correlation_coefficient,
+)
 from sae_lens.util import temporary_seed
 
 from sae_lens_sparsemax.compare.config import SYNTHETIC_SET, CompareConfig, fingerprint
@@ -50,6 +55,22 @@ class SyntheticSource:
         """Mean over 100 batches that are not trained on, shape (d_in,)."""
         batches = self.batches(_MEAN_STREAM)
         return torch.stack([next(batches).mean(0) for _ in range(_BATCHES_FOR_MEAN)]).mean(0)
+
+    def check_start(self, sae: SAE[Any], name: str) -> None:
+        """Refuse an SAE that starts on the true features, as one does that draws its first numbers from their seed.
+
+        Raises:
+            ValueError: giving its MCC with them before training, and that of random directions.
+        """
+        features = self.model.feature_dict.feature_vectors.detach().cpu()
+        directions = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(_STREAM_STRIDE))
+        chance = mean_correlation_coefficient(directions, features)
+        start = mean_correlation_coefficient(sae.W_dec.detach().float().cpu(), features)
+        if start > (1 + chance) / 2:
+            raise ValueError(
+                f"the run {name} starts on the true features (MCC {start:.2f} before training, random directions have "
+                f"{chance:.2f}), so its results would say nothing: choose another seed or initialisation"
+            )
 
     def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:
         """Reconstruction on fresh samples, and SAELens's measures against the true features."""

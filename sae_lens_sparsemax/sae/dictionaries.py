@@ -183,7 +183,10 @@ def build_dictionary(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device
 
 
 def _random_directions(n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    rows = torch.randn(n, d, dtype=dtype, device=device)
+    # A stream of their own: the first normal draws of a seed are SAELens's true features too, where a synthetic model
+    # has the seed of the SAE, and concepts that start on them would have found them before training.
+    stream = None if device.type == "meta" else torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+    rows = torch.randn(n, d, dtype=dtype, device=device, generator=stream)
     return rows / rows.norm(dim=-1, keepdim=True)
 
 

@@ -7,6 +7,7 @@ import torch
 import yaml
 from sae_lens import SAE
 
+from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.activations import cache_writer
 from sae_lens_sparsemax.activations.cache_reader import ActivationTable
 from sae_lens_sparsemax.cli.main import main
@@ -218,6 +219,26 @@ def test_all_architectures_train_on_the_same_batches(tmp_path):
         torch.randn(7)  # what a run draws in between must not matter
         assert torch.equal(batch, next(again))
         assert not torch.equal(batch, next(other))
+
+
+def test_no_arm_starts_on_the_true_features_and_one_that_does_is_refused(tmp_path):
+    from sae_lens_sparsemax.compare.config import CompareConfig
+    from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
+    from sae_lens_sparsemax.settings.checking import build
+
+    model = {"num_features": 96, "hidden_dim": 32, "seed": 3, "orthogonalization": None}
+    cfg = build(CompareConfig, {**SYNTHETIC, "synthetic_model": model, "d_sae": 64, "output_path": str(tmp_path)})
+    source = SyntheticSource(cfg)
+    features = source.model.feature_dict.feature_vectors
+    for seed in (3, 0):
+        torch.manual_seed(seed)  # the model's own, and another
+        sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=32, d_sae=64))
+        nearest = torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1) @ features.T
+        assert nearest.abs().max() < 0.9
+        source.check_start(sae, "apart")
+    sae.dictionary.concepts.data.copy_(features[:64])
+    with pytest.raises(ValueError, match=r"the run TopK_k-2 starts on the true features \(MCC 1.00 before training"):
+        source.check_start(sae, "TopK_k-2")
 
 
 @pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])
