@@ -21,8 +21,6 @@ from sae_lens_sparsemax.attention.rows import row_offsets
 BOUND_CUTS = 8
 # A float32 cost of n terms is trusted to be at least b when it exceeds it by this share.
 COST_MARGIN = 1e-4
-# float32 differences from the row's maximum are off by at most this share of the largest among them.
-DIFFERENCE_MARGIN = 1e-6
 MAX_NEWTON_STEPS = 100
 
 
@@ -31,33 +29,33 @@ def exponent(alpha: float) -> float:
     return 1 / (alpha - 1)
 
 
-def lower_bound(shifted: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
-    """(N, 1) float64 a number below each row's τ, from a subset of its scores.
+def lower_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+    """(N, 1) a number that each row's support exceeds, from a subset of its scores.
 
-    Fewer scores cost less, so a cut that costs b among them costs b among all: their support contains what is left of
-    the whole row's.
+    Fewer scores cost less, so a cut that costs b among them costs b among all. A difference of two floats is rounded
+    once, relative to itself, so the costs are as exact as their sum wherever the scores lie.
 
     Args:
-        shifted: (N, C) scores with the maximum of their row subtracted, the maximum among them; −inf for padding.
+        scores: (N, C), the maximum of the row among them; −inf for padding. row_max: (N, 1).
         budget: b. alpha: α > 2.
 
     Returns:
-        The bounds, less the row maximum too; −inf where all scores of the subset are in its support.
+        The bounds; −inf where no cut among the subset costs b.
     """
     beta = exponent(alpha)
-    low = torch.full_like(shifted[:, :1], -torch.inf)
-    high = torch.zeros_like(low)
-    below = torch.empty_like(shifted)
+    low, high = torch.full_like(row_max, -torch.inf), row_max
+    below = torch.empty_like(scores)
     for _ in range(BOUND_CUTS):
-        undecided = (shifted > low) & (shifted < high)
+        undecided = (scores > low) & (scores < high)
         count = undecided.sum(-1, keepdim=True)
+        torch.sub(scores, row_max, out=below)
         # Shares first: the sum of scores near the largest number would be none.
-        cut = torch.where(undecided, shifted, 0).div_(count.clamp(min=1)).sum(-1, keepdim=True)
-        costs_more = _cost(torch.sub(shifted, cut, out=below), beta) > (1 + COST_MARGIN) * budget
-        open_ = count > 0
-        low = torch.where(open_ & costs_more, cut, low)
-        high = torch.where(open_ & ~costs_more, cut, high)
-    return low.double() * (1 + DIFFERENCE_MARGIN)
+        share = torch.where(undecided, below, 0).div_(count.clamp(min=1))
+        cut = row_max + share.sum(-1, keepdim=True)
+        costs_more = _terms(torch.sub(scores, cut, out=below), beta).sum(-1, keepdim=True) > (1 + COST_MARGIN) * budget
+        low = torch.where((count > 0) & costs_more, torch.maximum(low, cut), low)
+        high = torch.where((count > 0) & ~costs_more, torch.minimum(high, cut), high)
+    return low
 
 
 def in_support(
@@ -72,23 +70,23 @@ def in_support(
     Returns:
         (nnz,) bool, whether each is in the support of its row.
     """
-    shifted = (values.double() - row_max[row]).clamp_(min=torch.finfo(torch.float64).min)
+    values = values.double()
     offsets = row_offsets(row, len(row_max))
     # The maximum costs nothing, and is in every support.
-    keep = shifted == 0
+    keep = values == row_max[row]
     undecided = ~keep
     while bool(undecided.any()):
-        cut = _mean_of(shifted, undecided, offsets)
+        cut = _mean_of(values, undecided, row_max, row, offsets)
         at = cut[row]
-        cost = torch.segment_reduce(_terms(shifted - at, exponent(alpha)), "sum", offsets=offsets)
+        cost = torch.segment_reduce(_terms(values - at, exponent(alpha)), "sum", offsets=offsets)
         affordable = (cost < budget)[row]
-        keep |= undecided & affordable & (shifted >= at)
-        undecided &= torch.where(affordable, shifted < at, shifted > at)
+        keep |= undecided & affordable & (values >= at)
+        undecided &= torch.where(affordable, values < at, values > at)
     return keep
 
 
 def excess(
-    shifted: torch.Tensor, offsets: torch.Tensor, row: torch.Tensor, budget: float, alpha: float
+    values: torch.Tensor, offsets: torch.Tensor, row: torch.Tensor, budget: float, alpha: float
 ) -> torch.Tensor:
     """(nnz,) z − τ on given supports, each positive: what `probabilities` are made of.
 
@@ -97,11 +95,11 @@ def excess(
     a cut at z_min leaves of b, since no term can grow by more than s^β.
 
     Args:
-        shifted: (nnz,) float64 scores of the supports, in row order, less their row's maximum.
+        values: (nnz,) float64 scores of the supports, in row order.
         offsets: (N + 1,) where rows begin. row: (nnz,) their rows. budget: b. alpha: 2 < α < ∞.
     """
     beta = exponent(alpha)
-    above = shifted - torch.segment_reduce(shifted, "min", offsets=offsets, initial=0.0)[row]
+    above = values - torch.segment_reduce(values, "min", offsets=offsets, initial=torch.inf)[row]
     left = budget - torch.segment_reduce(above.pow(beta), "sum", offsets=offsets)
     s = (left.clamp_min(0) / offsets.diff().clamp_min(1)).pow(1 / beta)
     for _ in range(MAX_NEWTON_STEPS):
@@ -124,24 +122,21 @@ def largest_difference(budget: float, alpha: float) -> float:
     return math.exp(power) * (1 + 1e-9) if power < 700 else math.inf
 
 
-def _cost(below: torch.Tensor, beta: float) -> torch.Tensor:
-    """(N, 1) Σ max(z − t, 0)^β; overwrites (N, C) z − t."""
-    return _terms(below, beta).sum(-1, keepdim=True)
-
-
 def _terms(below: torch.Tensor, beta: float) -> torch.Tensor:
+    """max(z − t, 0)^β of z − t, in its place; a difference beyond the largest number costs what that number does."""
     if beta == 0:
         return below.sign_().clamp_(min=0)
-    below.clamp_(min=0)
+    below.clamp_(0, torch.finfo(below.dtype).max)
     return below.sqrt_() if beta == 0.5 else below.pow_(beta)
 
 
-def _mean_of(values: torch.Tensor, chosen: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def _mean_of(
+    values: torch.Tensor, chosen: torch.Tensor, row_max: torch.Tensor, row: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
     """(N,) mean of each row's chosen values, between their least and largest; 0 where none is."""
-    weight = chosen.double()
-    count = torch.segment_reduce(weight, "sum", offsets=offsets)
-    total = torch.segment_reduce(torch.where(chosen, values, 0.0), "sum", offsets=offsets)
-    mean = total / count.clamp_min(1)
+    count = torch.segment_reduce(chosen.double(), "sum", offsets=offsets)
+    share = torch.where(chosen, values - row_max[row], 0.0) / count.clamp_min(1)[row]
+    mean = row_max + torch.segment_reduce(share, "sum", offsets=offsets)
     # Rounding may put the mean of equal values beside all of them, and nothing would be settled.
     least = torch.segment_reduce(torch.where(chosen, values, torch.inf), "min", offsets=offsets, initial=torch.inf)
     largest = torch.segment_reduce(torch.where(chosen, values, -torch.inf), "max", offsets=offsets, initial=-torch.inf)

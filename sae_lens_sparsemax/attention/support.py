@@ -60,12 +60,12 @@ class Support(NamedTuple):
 
         Taken from differences to the row's maximum: beside a large score τ itself would be rounded to it.
         """
-        row = self.row
-        shifted = self.values.double() - self.row_max[row]
-        if self.alpha == 2:
-            tau = (torch.segment_reduce(shifted, "sum", offsets=self.crow) - self.budget) / self.counts
-            return shifted - tau[row]
-        return entmax.excess(shifted, self.crow, row, self.budget, self.alpha)
+        row, values = self.row, self.values.double()
+        if self.alpha != 2:
+            return entmax.excess(values, self.crow, row, self.budget, self.alpha)
+        shifted = values - self.row_max[row]
+        tau = (torch.segment_reduce(shifted, "sum", offsets=self.crow) - self.budget) / self.counts
+        return shifted - tau[row]
 
     @property
     def tau(self) -> torch.Tensor:
@@ -134,11 +134,11 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
     check_row_maxima(row_max)
     if alpha == 2:
         bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
+        # Beside a large maximum the sum is rounded, perhaps up to the maximum itself; one number further down is below.
+        bound = row_max.double() + bound
+        bound = _round_down(torch.nextafter(bound, torch.full_like(bound, -torch.inf)), z.dtype)
     else:
-        bound = entmax.lower_bound(maxima - row_max, budget, alpha)
-    # Beside a large maximum the sum is rounded, perhaps up to the maximum itself; one number further down is below.
-    bound = row_max.double() + bound
-    bound = _round_down(torch.nextafter(bound, torch.full_like(bound, -torch.inf)), z.dtype)
+        bound = entmax.lower_bound(maxima, row_max, budget, alpha)
     # A float output keeps a comparison vectorised; a boolean one with a broadcast operand is several times slower.
     active = _flat_nonzero(torch.gt(maxima, bound, out=torch.empty_like(maxima)))
     if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():
@@ -196,7 +196,8 @@ def _select_dense(z: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: 
 
 def _dense_entmax_block(z: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
     """(n, M) which scores are selected, settled among all that the maximum alone does not rule out."""
-    candidate = (z > row_max.double() - entmax.largest_difference(budget, alpha)) & (z > -torch.inf)
+    shifted = z.double() - row_max.double()
+    candidate = (shifted >= -entmax.largest_difference(budget, alpha)) & (z > -torch.inf)
     row, col = candidate.nonzero(as_tuple=True)
     keep = entmax.in_support(z[row, col], row, row_max.double().squeeze(1), budget, alpha)
     return candidate.index_put_((row, col), keep)

@@ -40,7 +40,6 @@ STRIP = 2048
 TILE = 1024
 # As in `support`: Newton's float32 rounding stays far below this share of the budget, so no candidate is lost.
 BOUND_MARGIN = tl.constexpr(1e-4)
-DIFFERENCE_MARGIN = tl.constexpr(1e-6)
 BOUND_CUTS = tl.constexpr(8)
 NEWTON_TOLERANCE = tl.constexpr(1e-3)
 MAX_NEWTON_STEPS = tl.constexpr(100)
@@ -92,18 +91,21 @@ def _bound_thresholds(
         floor = lower.to(tl.float64) - b * BOUND_MARGIN
     else:
         beta = tl.load(rule + 1)
-        low = tl.min(shifted, 0) * float("inf")
-        high = top - top
+        lowest = top - float("inf")
+        high = top
         for _ in range(BOUND_CUTS):
-            undecided = (shifted > low) & (shifted < high)
+            undecided = (peak > lowest) & (peak < high)
             n_undecided = tl.sum(undecided.to(tl.int32), 0)
             share = shifted / tl.maximum(n_undecided, 1).to(shifted.dtype)
-            cut = tl.sum(tl.where(undecided, share, 0.0), 0)
-            costs_more = _cost(shifted - cut, beta, TOPK) > b_rounded * (1 + BOUND_MARGIN)
-            low = tl.where((n_undecided > 0) & costs_more, cut, low)
-            high = tl.where((n_undecided > 0) & ~costs_more, cut, high)
-        floor = low.to(tl.float64) * (1 + DIFFERENCE_MARGIN)
-    exceeds = peak.to(tl.float64) - top.to(tl.float64) > floor
+            cut = top + tl.sum(tl.where(undecided, share, 0.0), 0)
+            costs_more = _cost(peak - cut, beta, TOPK) > b_rounded * (1 + BOUND_MARGIN)
+            lowest = tl.where((n_undecided > 0) & costs_more, tl.maximum(lowest, cut), lowest)
+            high = tl.where((n_undecided > 0) & (costs_more == 0), tl.minimum(high, cut), high)
+        floor = lowest.to(tl.float64)
+    if SPARSEMAX:
+        exceeds = peak.to(tl.float64) - top.to(tl.float64) > floor
+    else:
+        exceeds = peak > lowest
     slot = tl.cumsum(exceeds.to(tl.int32), 0) - 1
     tl.store(active + row * n_chunks + slot, chunk, mask=exceeds)
     tl.store(n_active + row, tl.sum(exceeds.to(tl.int32), 0))
@@ -162,9 +164,9 @@ def _settle_entmax(
     top = tl.load(row_max + row)
     b = tl.load(rule)
     beta = tl.load(rule + 1)
-    # What exceeds `low` and stays below `high` is undecided; the maximum itself, at 0, is in.
+    # What exceeds `low` and stays below `high` is undecided; the maximum itself is in.
     low = tl.load(bound + row)
-    high = top - top
+    high = top
     n_undecided = n_listed * CHUNK
     while n_undecided > 0:
         sums = tl.zeros([TILE], tl.float64)
@@ -176,24 +178,24 @@ def _settle_entmax(
             z, _ = _load_tile(
                 scores + row * n_columns, active + row * n_chunks, start, n_listed, n_columns, CHUNK, TILE
             )
-            shifted = z.to(tl.float64) - top
-            undecided = (shifted > low) & (shifted < high)
-            sums += tl.where(undecided, shifted, 0.0)
-            least = tl.minimum(least, tl.where(undecided, shifted, float("inf")))
-            largest = tl.maximum(largest, tl.where(undecided, shifted, -float("inf")))
+            z = z.to(tl.float64)
+            undecided = (z > low) & (z < high)
+            sums += tl.where(undecided, z - top, 0.0)
+            least = tl.minimum(least, tl.where(undecided, z, float("inf")))
+            largest = tl.maximum(largest, tl.where(undecided, z, -float("inf")))
             found += undecided.to(tl.int32)
-            kept += (shifted > low).to(tl.int32)
+            kept += (z > low).to(tl.int32)
         n_undecided = tl.sum(found, 0)
         tl.store(count + row, tl.sum(kept, 0).to(tl.int64))
         if n_undecided > 0:
-            mean = tl.sum(sums, 0) / n_undecided.to(tl.float64)
+            mean = top + tl.sum(sums, 0) / n_undecided.to(tl.float64)
             cut = tl.maximum(tl.minimum(mean, tl.max(largest, 0)), tl.min(least, 0))
             cost = tl.zeros([1], tl.float64)
             for start in range(0, n_listed, TILE // CHUNK):
                 z, _ = _load_tile(
                     scores + row * n_columns, active + row * n_chunks, start, n_listed, n_columns, CHUNK, TILE
                 )
-                cost += _cost(z.to(tl.float64) - top - cut, beta, TOPK)
+                cost += _cost(z.to(tl.float64) - cut, beta, TOPK)
             if tl.sum(cost, 0) < b:
                 high = cut
             else:
@@ -204,7 +206,7 @@ def _settle_entmax(
 @triton.jit
 def _write_support(
     scores, active, n_active, row_max, threshold, crow, col, values,
-    n_columns, n_chunks, CHUNK: tl.constexpr, TILE: tl.constexpr,
+    n_columns, n_chunks, SPARSEMAX: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     n_listed = tl.load(n_active + row)
@@ -215,7 +217,8 @@ def _write_support(
         z, column = _load_tile(
             scores + row * n_columns, active + row * n_chunks, start, n_listed, n_columns, CHUNK, TILE
         )
-        above = z.to(tl.float64) - top > tau
+        # Sparsemax's threshold is less the maximum; the others' is a score, compared as it is.
+        above = z.to(tl.float64) - (top if SPARSEMAX else 0.0) > tau
         rank = tl.cumsum(above.to(tl.int32), 0)
         tl.store(col + place + rank - 1, column.to(tl.int64), mask=above)
         tl.store(values + place + rank - 1, z, mask=above)
@@ -274,6 +277,6 @@ def select(scores: torch.Tensor, budget: float, alpha: float = 2.0) -> tuple[tor
         col, values = crow.new_empty(nnz), scores.new_empty(nnz)
         _write_support[(n_rows,)](
             scores, active, n_active, row_max, threshold, crow, col, values,
-            n_columns, n_chunks, CHUNK=chunk, TILE=tile,
+            n_columns, n_chunks, SPARSEMAX=alpha == 2, CHUNK=chunk, TILE=tile,
         )  # fmt: skip
     return crow, col, values, row_max

@@ -43,6 +43,15 @@ def test_support_and_threshold_equal_the_torch_path_and_a_sort(name: str):
         check(z, budget)
 
 
+@pytest.mark.parametrize("alpha", ALPHAS[1:])
+@pytest.mark.parametrize("name", ["narrow gaussian", "heavy-tailed", "one-hot", "constant", "ties", "large offset"])
+def test_other_gates_equal_the_torch_path_and_the_definition(name: str, alpha: float):
+    torch.manual_seed(0)
+    z = DISTRIBUTIONS[name]()[:2, :3000]
+    for budget in BUDGETS:
+        check(z, budget, alpha)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     n=st.integers(1, 3),
@@ -50,12 +59,13 @@ def test_support_and_threshold_equal_the_torch_path_and_a_sort(name: str):
     scale=st.sampled_from([1e-6, 0.3, 100.0]),
     offset=st.sampled_from([0.0, -5.0, 1e3]),
     budget=st.sampled_from([0.1, 1.0, 7.0]),
+    alpha=st.sampled_from(ALPHAS),
     double=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape_equals_the_torch_path(n, m, scale, offset, budget, double, seed):
+def test_any_shape_equals_the_torch_path(n, m, scale, offset, budget, alpha, double, seed):
     z = scale * torch.randn(n, m, generator=torch.Generator().manual_seed(seed)) + offset
-    check(z.double() if double else z, budget)
+    check(z.double() if double else z, budget, alpha)
 
 
 def test_wide_rows_take_longer_chunks(monkeypatch):
