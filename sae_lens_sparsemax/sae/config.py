@@ -6,12 +6,15 @@ said in the docstrings of the classes, from where SAELens's command line takes i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from simple_parsing.helpers.fields import field
 from typing_extensions import override
+
+from sae_lens_sparsemax.attention.gate import check_gate
 
 Activations = Literal["scores", "probabilities"]
 Gate = Literal["sparsemax", "relu"]
@@ -32,13 +35,15 @@ class SparsemaxSAEConfig(SAEConfig):
         activations: on the support, "scores" z or "probabilities" g·z − τ.
         unit_norm_query: scores are made from x/‖x‖, and ‖x‖ multiplies the activations.
         gate: "sparsemax", or "relu" for SAEs trained as the paper's ablation.
-        gate_scale: g; the support is that of sparsemax(g·z). Fixed once trained.
+        gate_scale: g; the support is that of sparsemax(g·z), or what the budget 1/g allows. Fixed once trained.
+        alpha: α of the gate: 2 for sparsemax, infinity for TopK.
     """
 
     activations: Activations = "scores"
     unit_norm_query: bool = True
     gate: Gate = "sparsemax"
     gate_scale: float = 1.0
+    alpha: float = 2.0
 
     @override
     @classmethod
@@ -72,6 +77,9 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             gate scale and no target.
         gate_scale: g, the multiple of the scores that the gate looks at: larger selects fewer concepts. Where it
             starts if target_l0 moves it.
+        alpha: What selecting a concept costs: the support is that of α-entmax with the budget 1/g, Σ (z_i − τ)^(1/(α − 1))
+            = 1/g. 2 is sparsemax, where one strong concept can spend the whole budget; larger ones let it be followed
+            by more, and infinity is TopK with k = 1/g, the same number for every token.
         target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
             number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper. The default of
             32 is a quarter of d_sae where d_sae is less.
@@ -94,6 +102,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     unit_norm_query: bool = True
     gate: Gate = "sparsemax"
     gate_scale: float = 1.0
+    alpha: float = 2.0
     target_l0: float | None = field(default=DEFAULT_TARGET_L0, type=number_or_none)
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
@@ -127,6 +136,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             self.target_l0 = max(1.0, self.d_sae / 4)
         if self.target_l0 is not None and self.target_l0 > self.d_sae:
             raise ValueError(f"target_l0 must not exceed d_sae = {self.d_sae}, got {self.target_l0}")
+        if math.isinf(self.alpha) and self.target_l0 is not None and self.gate_scale == 1:
+            self.gate_scale = 1 / self.target_l0
         if self.gate == "relu" and self.target_l0 is not None:
             raise ValueError(
                 f"gate='relu' has no gate scale to move: set target_l0=None (got {self.target_l0}) and choose "
@@ -151,7 +162,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
 def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     _check_choice(cfg, "activations", Activations)
     _check_choice(cfg, "gate", Gate)
-    _check_positive(cfg, "gate_scale", "d_sae")
+    _check_positive(cfg, "d_sae")
+    check_gate(cfg.gate_scale, cfg.activations == "probabilities", cfg.alpha)
     if cfg.gate == "relu" and cfg.activations != "scores":
         raise ValueError(f"gate='relu' has activations='scores' only, got {cfg.activations!r}")
 
@@ -173,6 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Eq. 3 to the letter: probabilities of raw queries, all three projections, plain MSE, nothing steers L0.
     "paper": {
         "activations": "probabilities",
+        "alpha": 2.0,
         "unit_norm_query": False,
         "query_projection": True,
         "target_l0": None,
@@ -183,6 +196,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # concepts that fire on more than a tenth of the tokens is undocumented, unsaved state, and left out.
     "released": {
         "activations": "scores",
+        "alpha": 2.0,
         "unit_norm_query": True,
         "query_projection": False,
         "target_l0": None,
