@@ -29,6 +29,12 @@ def exponent(alpha: float) -> float:
     return 1 / (alpha - 1)
 
 
+def whole_budget(budget: float, alpha: float) -> float:
+    """The budget; for TopK, where concepts cost 1, the k that it pays for, rounded up."""
+    # A k that was kept as 1/k comes back a little beside itself.
+    return float(math.ceil(budget * (1 - 1e-9))) if math.isinf(alpha) else budget
+
+
 def lower_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
     """(N, 1) a number that each row's support exceeds, from a subset of its scores.
 

@@ -110,9 +110,7 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
         raise ValueError(f"budget must be positive and finite, got {budget}")
     if not alpha >= 2:
         raise ValueError(f"alpha must be at least 2, got {alpha}")
-    if math.isinf(alpha):
-        # A k that was kept as 1/k comes back a little beside itself.
-        budget = float(math.ceil(budget * (1 - 1e-9)))
+    budget = entmax.whole_budget(budget, alpha)
     if z.dtype not in (torch.float32, torch.float64):
         z = z.float()
     if z.shape[0] == 0:

@@ -10,11 +10,18 @@ But: scores that are not finite cannot be refused. Such a row is selected whole,
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch.autograd.forward_ad import unpack_dual
+
+from sae_lens_sparsemax.attention import entmax
+
+_TINY = torch.finfo(torch.float64).tiny
+# Newton doubles its digits in each; from 1e-300 to a number of ordinary size it takes these.
+_NEWTON_STEPS = 40
 
 _INTERPRETERS = (
     torch._C._TorchDispatchModeKey.FAKE,
@@ -51,48 +58,75 @@ def full_precision(tensor: torch.Tensor) -> Any:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def traceable_gate(z: torch.Tensor, gate_scale: float, probabilities: bool) -> torch.Tensor:
+def traceable_gate(z: torch.Tensor, gate_scale: float, probabilities: bool, alpha: float = 2.0) -> torch.Tensor:
     """`gate.gate` in differentiable operations without branches.
 
     Args:
         z: (..., M) scores of any float dtype; −inf is never selected beside finite ones.
-        gate_scale: g > 0. probabilities: activations g·z − τ if true, else z.
+        gate_scale: g > 0. probabilities: activations g·(z − τ)^(1/(α − 1)) if true, else z. alpha: α >= 2.
 
     Returns:
-        (..., M), zero outside the support, in the dtype of z. Its derivatives of any order and mode are exact on the
-        support and zero elsewhere.
+        (..., M), zero outside the support, in the dtype of z. Its derivatives in any mode are exact on the support and
+        zero elsewhere; those of higher order too, but for probabilities with α > 2.
     """
-    budget = 1.0 / gate_scale
+    budget = entmax.whole_budget(1.0 / gate_scale, alpha)
     wide = z if z.dtype == torch.float64 else z.float()
     row_max = wide.detach().amax(-1, keepdim=True).double()
-    on_support = _support(wide.detach().double() - row_max, budget)
+    scores = wide.detach().double()
+    on_support = _support(scores - row_max if alpha == 2 else scores, budget, alpha)
     if not probabilities:
         return torch.where(on_support, z, torch.zeros_like(z))
     shifted = wide.double() - row_max
-    shifted = torch.where(on_support, shifted, torch.zeros_like(shifted))
-    tau = (shifted.sum(-1, keepdim=True) - budget) / on_support.sum(-1, keepdim=True)
-    acts = gate_scale * (shifted - tau)
+    if alpha == 2:
+        shifted = torch.where(on_support, shifted, torch.zeros_like(shifted))
+        tau = (shifted.sum(-1, keepdim=True) - budget) / on_support.sum(-1, keepdim=True)
+        acts = gate_scale * (shifted - tau)
+    else:
+        acts = gate_scale * _excess(shifted, on_support, budget, alpha).pow(entmax.exponent(alpha))
     return torch.where(on_support, acts, torch.zeros_like(acts)).to(wide.dtype).to(z.dtype)
 
 
-def _support(shifted: torch.Tensor, budget: float) -> torch.Tensor:
-    """(..., M) bool: which scores are selected, of float64 ones less the largest of their row.
+def _support(scores: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+    """(..., M) bool: which of float64 scores are selected; for sparsemax less the largest of their row.
 
-    A score is selected if those above it would not spend the budget down to it: Σ_j max(z_j − z_i, 0) < b, which holds
+    A score is selected if those above it would not spend the budget down to it: Σ_j max(z_j − z_i, 0)^β < b, which holds
     for every score up to some rank and for none after it.
     """
-    n_concepts = int(shifted.shape[-1])
-    # Whatever lies further than b below the largest is out; the clamp keeps −inf out of the sums.
-    clamped = shifted.clamp_min(-2 * budget)
+    n_concepts = int(scores.shape[-1])
+    # Whatever lies further than b below the largest is out of sparsemax; the clamp keeps −inf out of the sums.
+    clamped = scores.clamp_min(-2 * budget if alpha == 2 else torch.finfo(scores.dtype).min)
     ranked = clamped.sort(-1, descending=True).values
     level = ranked[..., :1]
     last = torch.zeros_like(level, dtype=torch.int64)
     for bit in reversed(range(n_concepts.bit_length())):
         further = last + 2**bit
         next_level = ranked.gather(-1, further.clamp_max(n_concepts - 1))
-        spent = (clamped - next_level).clamp_min(0).sum(-1, keepdim=True)
-        is_selected = (further < n_concepts) & (spent < budget)
+        above = clamped - next_level
+        spent = (above > 0).double() if alpha == math.inf else above.clamp_min(0).pow(entmax.exponent(alpha))
+        is_selected = (further < n_concepts) & (spent.sum(-1, keepdim=True) < budget)
         last = torch.where(is_selected, further, last)
         level = torch.where(is_selected, next_level, level)
-    # Not `shifted >= level`, which is false of NaN.
-    return ~(shifted < level)
+    # Not `>= level`, which is false of NaN; and padding that TopK has room for is none.
+    return ~((scores < level) | (scores == -torch.inf))
+
+
+def _excess(scores: torch.Tensor, on_support: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+    """(..., M) z − τ on the support and 1 elsewhere, as `entmax.excess` solves it, in a fixed number of steps.
+
+    The solution is found without derivatives; the last step has them, and being one of Newton's it has the solution's.
+    """
+    beta = entmax.exponent(alpha)
+    least = torch.where(on_support, scores, torch.inf).amin(-1, keepdim=True)
+    above = torch.where(on_support, scores - least, torch.ones_like(scores))
+
+    def missing(s: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+        spent = torch.where(on_support, (above + s).clamp_min(_TINY).pow(beta), torch.zeros_like(above))
+        return budget - spent.sum(-1, keepdim=True)
+
+    given = above.detach()
+    s = (missing(torch.zeros_like(given[..., :1]), given).clamp_min(0) / on_support.sum(-1, keepdim=True)).pow(1 / beta)
+    for _ in range(_NEWTON_STEPS):
+        growth = torch.where(on_support, beta * (given + s).clamp_min(_TINY).pow(beta - 1), torch.zeros_like(given))
+        slope = growth.sum(-1, keepdim=True)
+        s = s + (missing(s, given) / slope).clamp_min(0)
+    return torch.where(on_support, above + (s + missing(s, above) / slope), torch.ones_like(above))

@@ -21,9 +21,11 @@ def dense_scores(query: torch.Tensor, W_enc: torch.Tensor, bias: torch.Tensor | 
         return scores if bias is None else scores + bias.to(query.dtype)
 
 
-def gate_scores(scores: torch.Tensor, kind: str, gate_scale: float, probabilities: bool) -> torch.Tensor:
-    """(..., M) dense activations of dense scores for the gate "sparsemax" or "relu"."""
-    return scores.relu() if kind == "relu" else gate(scores, gate_scale, probabilities)
+def gate_scores(
+    scores: torch.Tensor, kind: str, gate_scale: float, probabilities: bool, alpha: float
+) -> torch.Tensor:
+    """(..., M) dense activations of dense scores for the gate "sparsemax" (of any alpha) or "relu"."""
+    return scores.relu() if kind == "relu" else gate(scores, gate_scale, probabilities, alpha)
 
 
 @torch.no_grad()
@@ -33,20 +35,21 @@ def dense_activations(
     bias: torch.Tensor | None,
     gate_scale: float,
     probabilities: bool,
+    alpha: float,
 ) -> torch.Tensor:
-    """(..., M) dense sparsemax activations without a second matrix of that size, and without gradient.
+    """(..., M) dense activations without a second matrix of that size, and without gradient.
 
     Args:
         query: (..., d), keys: (M, d), of one float dtype. bias: (M,) or None.
-        gate_scale: g. probabilities: activations g·z − τ if true, else z.
+        gate_scale: g. probabilities: activations that sum to 1 if true, else z. alpha: α.
     """
     rows = query.reshape(-1, query.shape[-1])
     with full_precision(query):
-        found = select(rows, keys, bias, gate_scale, max_density=1.0)
+        found = select(rows, keys, bias, gate_scale, alpha, max_density=1.0)
     assert found is not None  # with a density of 1 allowed, selection never gives up
     support = found[0]
     acts = query.new_zeros(rows.shape[0], keys.shape[0])
-    acts[support.row, support.col] = support_activations(support, gate_scale, probabilities)
+    acts[support.row, support.col] = support_activations(support, probabilities)
     return acts.reshape(*query.shape[:-1], keys.shape[0])
 
 

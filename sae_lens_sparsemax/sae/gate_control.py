@@ -34,12 +34,12 @@ def next_gate_scale(gate_scale: float, l0: float, target_l0: float, rate: float)
     return max(MIN_GATE_SCALE, min(MAX_GATE_SCALE, moved))
 
 
-def batch_metrics(l0: torch.Tensor, tau: torch.Tensor | None, score_std: torch.Tensor) -> dict[str, Metric]:
+def batch_metrics(l0: torch.Tensor, tau: Callable[[], torch.Tensor] | None, score_std: torch.Tensor) -> dict[str, Metric]:
     """Percentiles of L0 over tokens, mean τ in units of g·z, and the standard deviation of the scores.
 
     Args:
         l0: (N,) active concepts per token.
-        tau: (N,) thresholds, or None where none were computed.
+        tau: makes (N,) thresholds, or None where none were computed.
         score_std: standard deviation of the scores of a sample of tokens.
 
     Returns:
@@ -48,7 +48,7 @@ def batch_metrics(l0: torch.Tensor, tau: torch.Tensor | None, score_std: torch.T
     metrics: dict[str, Metric] = {f"l0_p{percent}": partial(_quantile, l0, percent / 100) for percent in (5, 50, 95)}
     metrics["score_std"] = score_std.detach()
     if tau is not None:
-        metrics["tau"] = tau.mean
+        metrics["tau"] = lambda: tau().mean()
     return metrics
 
 

@@ -30,9 +30,10 @@ from sae_lens_sparsemax.sae.weights import check_weights, is_training_checkpoint
 
 
 class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
-    """A trained sparsemax SAE: f = ‖x‖ · a(z) on the support of sparsemax(g·z), x̂ = f W_dec + b_dec.
+    """A trained sparsemax SAE: f = ‖x‖ · a(z) on the support of the gate, x̂ = f W_dec + b_dec.
 
-    With u = (x − b_dec)/‖x − b_dec‖ and z = u W_enc + b_enc; a(z) is z or g·z − τ, as the config says. `encode`
+    With u = (x − b_dec)/‖x − b_dec‖ and z = u W_enc + b_enc; the support is that of sparsemax(g·z), or of another
+    α-entmax, and a(z) is z or the probabilities, as the config says. `encode`
     returns dense activations and `decode` is linear in them, so hooks, steering and dashboards work as for any SAE.
     Training checkpoints load into this class too: their projections are folded into W_enc and W_dec.
     """
@@ -59,10 +60,11 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
                 self.b_enc.to(query.dtype),
                 self.cfg.gate_scale,
                 self._probabilities,
+                self.cfg.alpha,
             )
         else:
             hidden_pre = self.hook_sae_acts_pre(dense_scores(query, self.W_enc, self.b_enc))
-            acts = gate_scores(hidden_pre, self.cfg.gate, self.cfg.gate_scale, self._probabilities)
+            acts = gate_scores(hidden_pre, self.cfg.gate, self.cfg.gate_scale, self._probabilities, self.cfg.alpha)
         return self.hook_sae_acts_post(rounded(acts * factor, self.dtype))
 
     @override
@@ -78,11 +80,12 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         query, factor = checked_queries(self, x)
         rows = query.reshape(-1, query.shape[-1])
         with full_precision(rows):
-            found = select(rows, self.W_enc.T.to(rows.dtype), self.b_enc.to(rows.dtype), self.cfg.gate_scale)
+            keys, bias = self.W_enc.T.to(rows.dtype), self.b_enc.to(rows.dtype)
+            found = select(rows, keys, bias, self.cfg.gate_scale, self.cfg.alpha)
             if found is None:
                 return super().forward(x)
             support = found[0]
-            acts = support_activations(support, self.cfg.gate_scale, self._probabilities)
+            acts = support_activations(support, self._probabilities)
             context = weighted_rows(support.crow, support.col, acts, self.W_dec.to(rows.dtype))
             context = context.reshape(query.shape)
         return self.hook_sae_output(self._finish(rounded(context * factor, self.dtype)))

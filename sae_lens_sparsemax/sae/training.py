@@ -102,7 +102,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         query, factor = checked_queries(self, x)
         scores = dense_scores(self._project(query), self.dictionary.keys.T, self.dictionary.bias)
         hidden_pre = self.hook_sae_acts_pre(scores)
-        acts = gate_scores(hidden_pre, self.cfg.gate, self.gate_scale, self._probabilities)
+        acts = gate_scores(hidden_pre, self.cfg.gate, self.gate_scale, self._probabilities, self.cfg.alpha)
         return self.hook_sae_acts_post(rounded(acts * factor, self.dtype)), hidden_pre
 
     @override
@@ -119,6 +119,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             None if bias is None else bias.to(query.dtype),
             self.gate_scale,
             self._probabilities,
+            self.cfg.alpha,
         )
         return self.hook_sae_acts_post(rounded(acts * factor, self.dtype))
 
@@ -208,7 +209,13 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         own = self.dictionary
         query, factor = self._projected_query(x)
         attention = attend(
-            query, own.keys, own.values, own.bias, gate_scale=self.gate_scale, probabilities=self._probabilities
+            query,
+            own.keys,
+            own.values,
+            own.bias,
+            gate_scale=self.gate_scale,
+            probabilities=self._probabilities,
+            alpha=self.cfg.alpha,
         )
         return attention, factor
 

@@ -117,7 +117,7 @@ def test_probabilities_sum_to_one_and_the_threshold_is_theirs():
     ours = attend(query, keys, values, bias, gate_scale=2.0, probabilities=True)
     torch.testing.assert_close(dense(ours.acts).sum(-1), torch.ones(11, dtype=torch.float64))
     z = query @ keys.T + bias
-    torch.testing.assert_close(dense(ours.acts), torch.clamp(2.0 * z - ours.tau[:, None], min=0))
+    torch.testing.assert_close(dense(ours.acts), torch.clamp(2.0 * z - ours.tau()[:, None], min=0))
     assert torch.equal(ours.counts, (dense(ours.acts) > 0).sum(-1))
 
 
@@ -128,7 +128,7 @@ def test_dense_and_sparse_report_the_same_thresholds(monkeypatch):
         monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 0.0)
         plain_products = attend(query, keys, values, bias, gate_scale=2.0, probabilities=probabilities)
         monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
-        torch.testing.assert_close(sparse.tau, plain_products.tau)
+        torch.testing.assert_close(sparse.tau(), plain_products.tau())
         assert torch.equal(sparse.counts, plain_products.counts)
 
 

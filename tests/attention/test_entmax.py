@@ -12,6 +12,7 @@ from sae_lens_sparsemax.attention import support as support_module
 from sae_lens_sparsemax.attention.cross_attention import attend
 from sae_lens_sparsemax.attention.gate import gate, support_activations
 from sae_lens_sparsemax.attention.support import select_support
+from sae_lens_sparsemax.attention.traceable import traceable_gate
 from tests.attention.test_support import DISTRIBUTIONS
 
 ALPHAS = [2.0, 2.5, 3.0, 5.0, 20.0, math.inf]
@@ -104,6 +105,29 @@ def test_gradients_equal_finite_differences(alpha: float):
             return attend(query, keys, keys, bias, gate_scale=0.4, probabilities=probabilities, alpha=alpha).context  # noqa: B023
 
         assert torch.autograd.gradcheck(context, (query, keys, bias))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("name", ["narrow gaussian", "heavy-tailed", "one-hot", "constant", "ties", "large offset"])
+def test_the_traced_gate_selects_the_same(name: str, alpha: float):
+    torch.manual_seed(0)
+    z = DISTRIBUTIONS[name]()[:3]
+    z[:, -1] = -torch.inf
+    for budget in BUDGETS:
+        assert torch.equal(traceable_gate(z, 1 / budget, False, alpha), gate(z, 1 / budget, False, alpha))
+
+
+@pytest.mark.parametrize("alpha", [2.5, 3.0, 5.0])
+def test_probabilities_and_their_derivatives_are_the_same_when_traced(alpha: float):
+    z, weights, direction = torch.randn(3, 4, 30, dtype=torch.float64)
+    traced = lambda z: traceable_gate(z, 0.4, True, alpha)  # noqa: E731
+    torch.testing.assert_close(traced(z), gate(z, 0.4, True, alpha))
+    ordinary = z.clone().requires_grad_()
+    (gate(ordinary, 0.4, True, alpha) * weights).sum().backward()
+    torch.testing.assert_close(torch.func.grad(lambda z: (traced(z) * weights).sum())(z), ordinary.grad)
+    step = 1e-7 * direction
+    difference = (traced(z + step) - traced(z - step)) / 2e-7
+    torch.testing.assert_close(torch.func.jvp(traced, (z,), (direction,))[1], difference, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [3.0, 20.0])

@@ -33,7 +33,7 @@ def test_it_settles_on_the_target_when_l0_falls_with_the_gate_scale():
 
 def test_percentiles_and_threshold_are_values_or_functions_of_nothing():
     l0 = torch.arange(101)
-    metrics = batch_metrics(l0, torch.tensor([0.25, 0.75]), torch.tensor(0.1))
+    metrics = batch_metrics(l0, lambda: torch.tensor([0.25, 0.75]), torch.tensor(0.1))
     values = {name: float(value() if callable(value) else value) for name, value in metrics.items()}
     assert (values["l0_p5"], values["l0_p50"], values["l0_p95"]) == (5.0, 50.0, 95.0)
     assert values["tau"] == 0.5
