@@ -1,7 +1,8 @@
 """Sparse cross-attention from queries to concepts: scores, selection, weighted sum, and their gradients.
 
-With S_n the support of Z_n, Z = Q Kᵀ + b, under sparsemax or another α-entmax of budget 1/g, this computes the activations
-on S_n (the scores, or probabilities) and the context P V, in O(N·d·M) for the scores and O(nnz·d) for everything else:
+With S_n the support of Z_n, Z = Q Kᵀ + b, under sparsemax or another α-entmax of budget 1/g, this computes the
+activations on S_n (the scores, or probabilities) and the context P V, in O(N·d·M) for the scores and O(nnz·d) for
+everything else:
 
 - scores are made for a block of tokens at a time, selected from, and overwritten; Z is never whole in memory;
 - context and dQ are weighted sums of rows of V and K over the CSR lists, a sparse matrix product;
@@ -170,7 +171,14 @@ class _SparseAttend(torch.autograd.Function):
             from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
 
             d_scores, d_query = score_gradients(
-                support.crow, support.col, grad_acts, grad_context, keys, values, 1.0 / support.budget, ctx.probabilities
+                support.crow,
+                support.col,
+                grad_acts,
+                grad_context,
+                keys,
+                values,
+                1.0 / support.budget,
+                ctx.probabilities,
             )
         else:
             d_acts = grad_acts + sampled_product(support.crow, support.col, grad_context, values)
@@ -212,8 +220,8 @@ def _concatenate(parts: list[Support]) -> Support:
     crow = [parts[0].crow]
     for part in parts[1:]:
         crow.append(part.crow[1:] + crow[-1][-1])
-    rest = [torch.cat(columns) for columns in zip(*(part[1:4] for part in parts), strict=True)]
-    return Support(torch.cat(crow), *rest, parts[0].budget, parts[0].alpha)
+    col, values, row_max = (torch.cat(columns) for columns in zip(*(part[1:4] for part in parts), strict=True))
+    return Support(torch.cat(crow), col, values, row_max, parts[0].budget, parts[0].alpha)
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ and at α = ∞ every concept costs 1 whatever its score: TopK with k = b, which
 
 Nobody needs τ to decide. The cost of a cut at t, Σ max(z_j − t, 0)^β, falls with t, so a score z is in the support
 exactly if a cut at z costs less than b; a cut that costs less settles everything above it, one that costs more
-everything below it. Cutting at the mean of what is undecided halves it each time, whatever its scale.
+everything below it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import math
 
 import torch
 
-from sae_lens_sparsemax.attention.rows import row_offsets
-
-# A bound need not be tight: after this many cuts only a handful of a row's chunk maxima are undecided.
-BOUND_CUTS = 8
+# A bound need not be tight: so many halvings leave a thousandth of the way from a row's mean to its maximum.
+BOUND_CUTS = 10
 # A float32 cost of n terms is trusted to be at least b when it exceeds it by this share.
 COST_MARGIN = 1e-4
 MAX_NEWTON_STEPS = 100
@@ -48,20 +46,17 @@ def lower_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alph
     Returns:
         The bounds; −inf where no cut among the subset costs b.
     """
-    beta = exponent(alpha)
-    low, high = torch.full_like(row_max, -torch.inf), row_max
-    below = torch.empty_like(scores)
+    beta, affordable = exponent(alpha), (1 + COST_MARGIN) * budget
+    below = torch.sub(scores, row_max).clamp_(min=-torch.finfo(scores.dtype).max)
+    # Half of the scores lie above their mean; where that costs too little, so does every bound above it.
+    low = row_max + below.div_(scores.shape[1]).sum(-1, keepdim=True)
+    enough = _terms(torch.sub(scores, low, out=below), beta).sum(-1, keepdim=True) > affordable
+    high = row_max
     for _ in range(BOUND_CUTS):
-        undecided = (scores > low) & (scores < high)
-        count = undecided.sum(-1, keepdim=True)
-        torch.sub(scores, row_max, out=below)
-        # Shares first: the sum of scores near the largest number would be none.
-        share = torch.where(undecided, below, 0).div_(count.clamp(min=1))
-        cut = row_max + share.sum(-1, keepdim=True)
-        costs_more = _terms(torch.sub(scores, cut, out=below), beta).sum(-1, keepdim=True) > (1 + COST_MARGIN) * budget
-        low = torch.where((count > 0) & costs_more, torch.maximum(low, cut), low)
-        high = torch.where((count > 0) & ~costs_more, torch.minimum(high, cut), high)
-    return low
+        cut = low / 2 + high / 2
+        costs_more = _terms(torch.sub(scores, cut, out=below), beta).sum(-1, keepdim=True) > affordable
+        low, high = torch.where(costs_more, cut, low), torch.where(costs_more, high, cut)
+    return torch.where(enough, low, -torch.inf)
 
 
 def in_support(
@@ -76,24 +71,43 @@ def in_support(
     Returns:
         (nnz,) bool, whether each is in the support of its row.
     """
-    values = values.double()
-    offsets = row_offsets(row, len(row_max))
-    # The maximum costs nothing, and is in every support.
-    keep = values == row_max[row]
-    undecided = ~keep
-    while bool(undecided.any()):
-        cut = _mean_of(values, undecided, row_max, row, offsets)
-        at = cut[row]
-        cost = torch.segment_reduce(_terms(values - at, exponent(alpha)), "sum", offsets=offsets)
-        affordable = (cost < budget)[row]
-        keep |= undecided & affordable & (values >= at)
-        undecided &= torch.where(affordable, values < at, values > at)
+    counts = torch.bincount(row, minlength=len(row_max))
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    keep = torch.zeros_like(row, dtype=torch.bool)
+    # Rows of a similar number of candidates together, as a matrix: padding doubles them at most.
+    size = (counts - 1).clamp_min(1).log2().floor().long()
+    for group in size[counts > 0].unique().tolist():
+        chosen = (size == group) & (counts > 0)
+        entry = chosen[row]
+        line = (chosen.cumsum(0) - 1)[row[entry]]
+        shape = (int(chosen.sum()), int(counts[chosen].max()))
+        scores = row_max.new_full(shape, -torch.inf).index_put_((line, place[entry]), values[entry].double())
+        least = least_affordable(scores, budget, exponent(alpha))
+        keep[entry] = values[entry].double() >= least.squeeze(1)[line]
     return keep
 
 
-def excess(
-    values: torch.Tensor, offsets: torch.Tensor, row: torch.Tensor, budget: float, alpha: float
-) -> torch.Tensor:
+def least_affordable(scores: torch.Tensor, budget: float, beta: float) -> torch.Tensor:
+    """(..., 1) the least score of each row's support, by bisection over ranks: one cut for each bit of their number.
+
+    Args: (..., W) float64 scores, −inf for padding; b; β.
+    """
+    width = int(scores.shape[-1])
+    ranked = scores.sort(-1, descending=True).values
+    level = ranked[..., :1]
+    last = torch.zeros_like(level, dtype=torch.int64)
+    for bit in reversed(range(width.bit_length())):
+        further = last + 2**bit
+        next_level = ranked.gather(-1, further.clamp_max(width - 1))
+        spent = _terms(ranked - next_level, beta).sum(-1, keepdim=True)
+        # Padding costs NaN, which is affordable to nobody.
+        affordable = (further < width) & (spent < budget)
+        last = torch.where(affordable, further, last)
+        level = torch.where(affordable, next_level, level)
+    return level
+
+
+def excess(values: torch.Tensor, offsets: torch.Tensor, row: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
     """(nnz,) z − τ on given supports, each positive: what `probabilities` are made of.
 
     With z_min the smallest score of a support, z − τ = (z − z_min) + s, and s solves Σ (z_i − z_min + s)^β = b. The
@@ -129,21 +143,20 @@ def largest_difference(budget: float, alpha: float) -> float:
 
 
 def _terms(below: torch.Tensor, beta: float) -> torch.Tensor:
-    """max(z − t, 0)^β of z − t, in its place; a difference beyond the largest number costs what that number does."""
+    """max(z − t, 0)^β of z − t, where possible in its place.
+
+    A difference beyond the largest number costs what that number does.
+    """
+    largest = torch.finfo(below.dtype).max
     if beta == 0:
-        return below.sign_().clamp_(min=0)
-    below.clamp_(0, torch.finfo(below.dtype).max)
-    return below.sqrt_() if beta == 0.5 else below.pow_(beta)
-
-
-def _mean_of(
-    values: torch.Tensor, chosen: torch.Tensor, row_max: torch.Tensor, row: torch.Tensor, offsets: torch.Tensor
-) -> torch.Tensor:
-    """(N,) mean of each row's chosen values, between their least and largest; 0 where none is."""
-    count = torch.segment_reduce(chosen.double(), "sum", offsets=offsets)
-    share = torch.where(chosen, values - row_max[row], 0.0) / count.clamp_min(1)[row]
-    mean = row_max + torch.segment_reduce(share, "sum", offsets=offsets)
-    # Rounding may put the mean of equal values beside all of them, and nothing would be settled.
-    least = torch.segment_reduce(torch.where(chosen, values, torch.inf), "min", offsets=offsets, initial=torch.inf)
-    largest = torch.segment_reduce(torch.where(chosen, values, -torch.inf), "max", offsets=offsets, initial=-torch.inf)
-    return torch.where(count > 0, torch.maximum(torch.minimum(mean, largest), least), 0.0)
+        return below.sign_().relu_()
+    if beta == 1:
+        return below.relu_()
+    if beta not in (0.5, 0.25):
+        return below.clamp(0, largest).pow(beta)
+    # Roots are several times faster than powers, but of zero they are slow. What a row's zeros then cost is far below
+    # the last digit in float64, and is taken off in float32, so that costs are never too large.
+    floor = 1e-300 if below.dtype == torch.float64 else 1e-30
+    roots = below.clamp(floor, largest).sqrt_()
+    roots = roots.sqrt_() if beta == 0.25 else roots
+    return roots if below.dtype == torch.float64 else roots.sub_(floor**beta)

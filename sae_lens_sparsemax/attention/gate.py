@@ -1,10 +1,10 @@
 """Activations on a support and their gradients; the gate on dense scores; sparsemax itself.
 
 A support S says which concepts are active; the gate says with what: with their scores z, or with the probabilities
-g·(z − τ)^β of α-entmax, which sum to 1 (β = 1/(α − 1); for sparsemax, α = 2, they are g·z − τ). Outside the support every
-derivative is exactly zero; on it dL/dz = dL/da for scores, and s·(dL/da less its mean weighted by s) for probabilities,
-where s = gβ·(z − τ)^(β − 1) is how fast each grows (Martins & Astudillo 2016, Prop. 2; Peters et al. 2019, Prop. 2).
-At α = ∞ all probabilities are equal and have no gradient.
+g·(z − τ)^β of α-entmax, which sum to 1 (β = 1/(α − 1); for sparsemax, α = 2, they are g·z − τ). Outside the support
+every derivative is exactly zero; on it dL/dz = dL/da for scores, and s·(dL/da less its mean weighted by s) for
+probabilities, where s = gβ·(z − τ)^(β − 1) is how fast each grows (Martins & Astudillo 2016, Prop. 2; Peters, Niculae
+& Martins 2019, Prop. 2). At α = ∞ all probabilities are equal and have no gradient.
 """
 
 from __future__ import annotations

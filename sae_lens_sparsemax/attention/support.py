@@ -119,7 +119,8 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
     if kernels.usable(z):
         from sae_lens_sparsemax.attention.kernels.selection import select
 
-        found = Support(*select(z, budget, alpha), budget, alpha)
+        crow, col, values, row_max = select(z, budget, alpha)
+        found = Support(crow, col, values, row_max, budget, alpha)
         check_row_maxima(found.row_max)
         return found
 

@@ -1,16 +1,14 @@
 """The gate in plain tensor operations, for whatever looks through a call: torch.func, compilers, export, meta tensors.
 
 The lists of `support` have lengths that depend on the scores, and its errors ask for values, neither of which exists
-while a call is traced, batched by vmap or run on shapes alone. Here everything is dense and nothing branches: ranks
-are found by bisection over the sorted row, with one question to it per bit of the number of concepts. Slower, so only
-`is_traced` calls come here.
+while a call is traced, batched by vmap or run on shapes alone. Here everything is dense and nothing branches: the
+least selected score is found by bisection over the sorted row. Slower, so only `is_traced` calls come here.
 
 But: scores that are not finite cannot be refused. Such a row is selected whole, so that what it holds shows.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -87,25 +85,12 @@ def traceable_gate(z: torch.Tensor, gate_scale: float, probabilities: bool, alph
 
 
 def _support(scores: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
-    """(..., M) bool: which of float64 scores are selected; for sparsemax less the largest of their row.
-
-    A score is selected if those above it would not spend the budget down to it: Σ_j max(z_j − z_i, 0)^β < b, which holds
-    for every score up to some rank and for none after it.
-    """
-    n_concepts = int(scores.shape[-1])
-    # Whatever lies further than b below the largest is out of sparsemax; the clamp keeps −inf out of the sums.
-    clamped = scores.clamp_min(-2 * budget if alpha == 2 else torch.finfo(scores.dtype).min)
-    ranked = clamped.sort(-1, descending=True).values
-    level = ranked[..., :1]
-    last = torch.zeros_like(level, dtype=torch.int64)
-    for bit in reversed(range(n_concepts.bit_length())):
-        further = last + 2**bit
-        next_level = ranked.gather(-1, further.clamp_max(n_concepts - 1))
-        above = clamped - next_level
-        spent = (above > 0).double() if alpha == math.inf else above.clamp_min(0).pow(entmax.exponent(alpha))
-        is_selected = (further < n_concepts) & (spent.sum(-1, keepdim=True) < budget)
-        last = torch.where(is_selected, further, last)
-        level = torch.where(is_selected, next_level, level)
+    """(..., M) bool: which of float64 scores are selected; for sparsemax less the largest of their row."""
+    if alpha == 2:
+        # Whatever lies further than b below the largest is out; the clamp keeps −inf out of the sums.
+        level = entmax.least_affordable(scores.clamp_min(-2 * budget), budget, 1.0)
+    else:
+        level = entmax.least_affordable(scores, budget, entmax.exponent(alpha))
     # Not `>= level`, which is false of NaN; and padding that TopK has room for is none.
     return ~((scores < level) | (scores == -torch.inf))
 
@@ -124,7 +109,8 @@ def _excess(scores: torch.Tensor, on_support: torch.Tensor, budget: float, alpha
         return budget - spent.sum(-1, keepdim=True)
 
     given = above.detach()
-    s = (missing(torch.zeros_like(given[..., :1]), given).clamp_min(0) / on_support.sum(-1, keepdim=True)).pow(1 / beta)
+    slope = torch.ones_like(given[..., :1])
+    s = (missing(torch.zeros_like(slope), given).clamp_min(0) / on_support.sum(-1, keepdim=True)).pow(1 / beta)
     for _ in range(_NEWTON_STEPS):
         growth = torch.where(on_support, beta * (given + s).clamp_min(_TINY).pow(beta - 1), torch.zeros_like(given))
         slope = growth.sum(-1, keepdim=True)

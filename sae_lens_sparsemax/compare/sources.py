@@ -103,7 +103,7 @@ class CapturedActivations(ABC):
         """Mean of all stored training activations, shape (d_in,)."""
         return self.train.mean
 
-    def check_start(self, sae: SAE[Any], name: str) -> None:
+    def check_start(self, sae: SAE[Any], name: str) -> None:  # noqa: B027 (the protocol's)
         """Nothing: what is true of a model's activations, no initialisation knows."""
 
     def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:

@@ -77,9 +77,9 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             gate scale and no target.
         gate_scale: g, the multiple of the scores that the gate looks at: larger selects fewer concepts. Where it
             starts if target_l0 moves it.
-        alpha: What selecting a concept costs: the support is that of α-entmax with the budget 1/g, Σ (z_i − τ)^(1/(α − 1))
-            = 1/g. 2 is sparsemax, where one strong concept can spend the whole budget; larger ones let it be followed
-            by more, and infinity is TopK with k = 1/g, the same number for every token.
+        alpha: What selecting a concept costs: the support is that of α-entmax with the budget 1/g,
+            Σ (z_i − τ)^(1/(α − 1)) = 1/g. 2 is sparsemax, where one strong concept can spend the whole budget; larger
+            ones let it be followed by more, and infinity is TopK with k = 1/g, the same number for every token.
         target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
             number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper. The default of
             32 is a quarter of d_sae where d_sae is less.

@@ -21,9 +21,7 @@ def dense_scores(query: torch.Tensor, W_enc: torch.Tensor, bias: torch.Tensor | 
         return scores if bias is None else scores + bias.to(query.dtype)
 
 
-def gate_scores(
-    scores: torch.Tensor, kind: str, gate_scale: float, probabilities: bool, alpha: float
-) -> torch.Tensor:
+def gate_scores(scores: torch.Tensor, kind: str, gate_scale: float, probabilities: bool, alpha: float) -> torch.Tensor:
     """(..., M) dense activations of dense scores for the gate "sparsemax" (of any alpha) or "relu"."""
     return scores.relu() if kind == "relu" else gate(scores, gate_scale, probabilities, alpha)
 

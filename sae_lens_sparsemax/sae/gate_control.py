@@ -34,7 +34,9 @@ def next_gate_scale(gate_scale: float, l0: float, target_l0: float, rate: float)
     return max(MIN_GATE_SCALE, min(MAX_GATE_SCALE, moved))
 
 
-def batch_metrics(l0: torch.Tensor, tau: Callable[[], torch.Tensor] | None, score_std: torch.Tensor) -> dict[str, Metric]:
+def batch_metrics(
+    l0: torch.Tensor, tau: Callable[[], torch.Tensor] | None, score_std: torch.Tensor
+) -> dict[str, Metric]:
     """Percentiles of L0 over tokens, mean τ in units of g·z, and the standard deviation of the scores.
 
     Args:

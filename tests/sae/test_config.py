@@ -114,3 +114,16 @@ def test_the_inference_form_keeps_the_gate_and_names_the_package():
     assert inference["metadata"]["training_architecture_details"]["structure"] == "cross_attention"
     loaded = SparsemaxSAEConfig.from_dict(inference)
     assert (loaded.activations, loaded.unit_norm_query, loaded.gate_scale) == ("probabilities", False, 0.7)
+
+
+def test_gates_that_are_none_are_refused_and_topk_starts_at_its_target():
+    with pytest.raises(ValueError, match=r"alpha must be at least 2, got 1.5"):
+        config(alpha=1.5)
+    with pytest.raises(ValueError, match=r"alpha must be finite where activations are probabilities, got inf"):
+        config(alpha=float("inf"), activations="probabilities", target_l0=None)
+    assert config(alpha=float("inf"), target_l0=4).gate_scale == 0.25
+    assert config(alpha=3.0, target_l0=4).gate_scale == 1.0
+    saved = SparsemaxSAEConfig(d_in=8, d_sae=64, alpha=float("inf")).to_dict()
+    assert SparsemaxSAEConfig.from_dict(saved).alpha == float("inf")
+    del saved["alpha"]  # as a version wrote it that knew sparsemax alone
+    assert SparsemaxSAEConfig.from_dict(saved).alpha == 2

@@ -19,6 +19,9 @@ VARIANTS = [
     for projection in (False, True)
     if not (structure == "mlp" and projection)
 ]
+VARIANTS += [
+    {"structure": "cross_attention", "unit_norm_query": unit_norm, "alpha": 3.0} for unit_norm in (True, False)
+]
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 

@@ -16,6 +16,9 @@ VARIANTS = [
     {"query_projection": True, "unit_norm_query": False},
     {"activations": "probabilities"},
     {"loss_weighting": "inverse_norm", "apply_b_dec_to_input": False},
+    {"alpha": 3.0},
+    {"alpha": 3.0, "activations": "probabilities", "structure": "mlp"},
+    {"alpha": float("inf")},
 ]
 
 
@@ -267,3 +270,15 @@ def test_tokens_without_active_concepts_count_as_none():
     l0 = dense(output.feature_acts).count_nonzero(-1)
     assert l0[:20].sum() == 0 and output.metrics["l0_p5"]() == 0
     assert output.metrics["l0_p95"]() == torch.quantile(l0.float(), 0.95)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 2.5, 5.0, float("inf")])
+def test_the_target_holds_for_every_gate(alpha):
+    torch.manual_seed(0)
+    sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=D_IN, d_sae=64, alpha=alpha, target_l0=6))
+    x = torch.randn(256, D_IN)
+    for _ in range(300):
+        sae.training_forward_pass(step_input(x))
+    counts = sae.encode(x).count_nonzero(-1).double()
+    assert counts.mean().item() == pytest.approx(6, rel=0.03)
+    assert (counts.std() == 0) == (alpha == float("inf"))

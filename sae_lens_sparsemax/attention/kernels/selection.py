@@ -59,10 +59,7 @@ def _chunk_maxima(scores, maxima, n_columns, n_chunks, CHUNK: tl.constexpr, CHUN
 @triton.jit
 def _cost(below, beta, TOPK: tl.constexpr):
     """Σ max(z − t, 0)^β of z − t."""
-    if TOPK:
-        spent = 1.0
-    else:
-        spent = tl.exp2(tl.log2(tl.where(below > 0, below, 1.0)) * beta.to(below.dtype))
+    spent = 1.0 if TOPK else tl.exp2(tl.log2(tl.where(below > 0, below, 1.0)) * beta.to(below.dtype))
     return tl.sum(tl.where(below > 0, spent, 0.0), 0)
 
 
@@ -89,6 +86,7 @@ def _bound_thresholds(
             lower += tl.maximum(step, 0.0)
             steps += 1
         floor = lower.to(tl.float64) - b * BOUND_MARGIN
+        exceeds = peak.to(tl.float64) - top.to(tl.float64) > floor
     else:
         beta = tl.load(rule + 1)
         lowest = top - float("inf")
@@ -102,9 +100,6 @@ def _bound_thresholds(
             lowest = tl.where((n_undecided > 0) & costs_more, tl.maximum(lowest, cut), lowest)
             high = tl.where((n_undecided > 0) & (costs_more == 0), tl.minimum(high, cut), high)
         floor = lowest.to(tl.float64)
-    if SPARSEMAX:
-        exceeds = peak.to(tl.float64) - top.to(tl.float64) > floor
-    else:
         exceeds = peak > lowest
     slot = tl.cumsum(exceeds.to(tl.int32), 0) - 1
     tl.store(active + row * n_chunks + slot, chunk, mask=exceeds)
@@ -233,7 +228,8 @@ def select(scores: torch.Tensor, budget: float, alpha: float = 2.0) -> tuple[tor
         budget: b > 0 in Σ max(z_i − τ, 0)^(1/(α − 1)) = b. alpha: α >= 2, infinity for TopK.
 
     Returns:
-        crow (N + 1,) int64, col (nnz,) int64 sorted in each row, values (nnz,) and the row maxima (N,) float64. A row that holds NaN or +inf has the maximum +inf and no support.
+        crow (N + 1,) int64, col (nnz,) int64 sorted in each row, values (nnz,) and the row maxima (N,) float64. A row
+        that holds NaN or +inf has the maximum +inf and no support.
     """
     scores = scores.contiguous()
     n_rows, n_columns = scores.shape
