@@ -48,7 +48,7 @@ def lower_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alph
     """
     beta, affordable = exponent(alpha), (1 + COST_MARGIN) * budget
     below = torch.sub(scores, row_max).clamp_(min=-torch.finfo(scores.dtype).max)
-    # Half of the scores lie above their mean; where that costs too little, so does every bound above it.
+    # About half of the scores lie above their mean; where a cut there costs too little, supports are dense.
     low = row_max + below.div_(scores.shape[1]).sum(-1, keepdim=True)
     enough = _terms(torch.sub(scores, low, out=below), beta).sum(-1, keepdim=True) > affordable
     high = row_max

@@ -62,6 +62,10 @@ def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | in
         passes["probabilities"] = sparsemax_pass(problem, activations="probabilities")
     if "mlp" in args.only:
         passes["mlp"] = sparsemax_pass(problem, structure="mlp")
+    if "alpha_3" in args.only:
+        passes["alpha_3"] = sparsemax_pass(problem, alpha=3.0)
+    if "alpha_inf" in args.only:
+        passes["alpha_inf"] = sparsemax_pass(problem, alpha=float("inf"))
     if "topk" in args.only:
         passes["topk"] = topk_pass(problem, sparse=False)
     if "topk_sparse" in args.only:
@@ -107,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         nargs="+",
-        default=["topk", "topk_sparse", "naive"],
-        choices=["sparsemax", "probabilities", "mlp", "topk", "topk_sparse", "naive"],
+        default=["alpha_3", "topk", "topk_sparse", "naive"],
+        choices=["sparsemax", "probabilities", "mlp", "alpha_3", "alpha_inf", "topk", "topk_sparse", "naive"],
         help="what to measure beside the sparsemax SAE",
     )
     parser.add_argument("--naive_up_to", type=int, default=24576, metavar="M", help="skip the naive form above this")

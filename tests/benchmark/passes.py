@@ -46,6 +46,7 @@ def sparsemax_pass(
     problem: Problem,
     activations: str = "scores",
     structure: str = "cross_attention",
+    alpha: float = 2.0,
     sae_class: type[SparsemaxTrainingSAE] = SparsemaxTrainingSAE,
 ) -> Callable[[], None]:
     """This library's training pass, with the gate set so that supports have the size asked for."""
@@ -54,6 +55,7 @@ def sparsemax_pass(
         d_sae=problem.d_sae,
         activations=activations,  # type: ignore[arg-type]
         structure=structure,  # type: ignore[arg-type]
+        alpha=alpha,
         target_l0=None,
         device=problem.device,
     )

@@ -12,6 +12,8 @@ LABELS = {
     "sparsemax": "sparsemax (scores)",
     "probabilities": "sparsemax (probabilities)",
     "mlp": "sparsemax (MLP)",
+    "alpha_3": "α-entmax, α = 3",
+    "alpha_inf": "α = ∞ (TopK's supports)",
     "topk": "SAELens TopK",
     "topk_sparse": "SAELens TopK, sparse",
     "naive": "naive sparsemax",
