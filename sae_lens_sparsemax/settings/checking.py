@@ -46,6 +46,8 @@ _AT_LEAST_ONE = {
     "megabytes", "n_images", "n_counting_images", "n_tokens", "n_prediction_tokens", "n_training_tokens",
     "n_validation_tokens", "n_evaluation_tokens",
 }  # fmt: skip
+# infinity means something there: TopK.
+_MAY_BE_INFINITE = {"alpha"}
 _NOT_NEGATIVE = {
     "d_in", "lr_warm_up_steps", "lr_decay_steps", "n_checkpoints", "eval_frequency", "showcase", "port",
     "n_cross_entropy_tokens", "n_zero_shot_images", "n_decode_workers", "prefetch_image_batches", "eval_n_images",
@@ -181,7 +183,7 @@ def _checked(hint: Any, key: str) -> Any:
         inner = tuple(option if option is Ellipsis else _checked(option, key) for option in arguments)
         return types.GenericAlias(origin, inner)
     if hint in (int, float):
-        finite = {"allow_inf_nan": False} if hint is float else {}
+        finite = {"allow_inf_nan": False} if hint is float and key.rpartition(".")[2] not in _MAY_BE_INFINITE else {}
         return Annotated[hint, BeforeValidator(_usual), Field(**finite, **_bounds(key))]
     if hint in (bool, str):
         return Annotated[hint, Strict()]

@@ -3,6 +3,7 @@ from typing import Any, Literal
 
 import pytest
 
+from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.settings.checking import Word, build, plain
 
 
@@ -87,6 +88,14 @@ def test_words_in_groups_are_read_as_their_own_fields_ask():
     settings = build(Settings, given)
     assert settings.datasets == {"wiki": Source("d #2/a", 10)} and settings.kwargs == {"a": 1000.0}
     assert plain(Settings, given) == {"datasets": {"wiki": {"path": "d #2/a", "rows": 10}}, "kwargs": {"a": 1000.0}}
+
+
+@pytest.mark.parametrize("given", [float("inf"), Word("inf"), Word(".inf")])
+def test_the_gate_alone_may_be_infinite(given):
+    values = {"d_in": 8, "d_sae": 16, "alpha": given}
+    assert build(SparsemaxTrainingSAEConfig, values).alpha == float("inf")
+    with pytest.raises(ValueError, match="gate_scale must be a number, got"):
+        build(SparsemaxTrainingSAEConfig, values | {"gate_scale": given})
 
 
 @pytest.mark.parametrize(
