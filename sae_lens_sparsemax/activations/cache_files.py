@@ -22,7 +22,7 @@ from sae_lens_sparsemax.activations.sources import ActivationBatch
 from sae_lens_sparsemax.data.image_loader import Position
 from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text, read_object, reading, sealed, sha256_of
 from sae_lens_sparsemax.settings.checking import build
-from sae_lens_sparsemax.settings.sentences import shown
+from sae_lens_sparsemax.settings.sentences import must_be, shown
 
 MANIFEST_FILENAME = "manifest.json"
 _VERSION = 3
@@ -101,10 +101,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILENAME
     if not path.is_file():
-        raise ValueError(
-            f"There are no cached activations in {str(folder)!r} (no {MANIFEST_FILENAME}); "
-            "make them with 'sparsemax-sae cache-activations'."
-        )
+        condition = f"a folder with {MANIFEST_FILENAME}, as 'sparsemax-sae cache-activations' writes it"
+        raise must_be("cached_activations_path", condition, str(folder))
     values = read_object(path)
     with reading(path):
         version = values["format_version"]
@@ -132,7 +130,9 @@ def write_shard(folder: Path, number: int, batches: Sequence[ActivationBatch]) -
     acts = torch.cat([batch.acts for batch in batches])
     if not acts.isfinite().all():
         dtype = str(acts.dtype).removeprefix("torch.")
-        raise ValueError(f"Some activations are not finite as {dtype}; store them as bfloat16 or float32.")
+        raise ValueError(
+            f"The activations must be finite as {dtype}, got NaN or inf; store them as bfloat16 or float32."
+        )
     lengths = torch.cat([batch.lengths for batch in batches])
     data = save({"activations": acts, "lengths": lengths})
     file = _shard_name(number)

@@ -129,8 +129,8 @@ class ActivationTable:
         self.manifest = _whole(folder, expected)
         if n_rows > self.manifest.n_tokens:
             raise ValueError(
-                f"The cache in {str(folder)!r} holds {self.manifest.n_tokens:,} activations of {n_rows:,} asked for: "
-                f"the data gave no more."
+                f"The cache in {str(folder)!r} must hold {n_rows:,} activations, got {self.manifest.n_tokens:,}: "
+                "the data gave no more."
             )
         self._shards: list[torch.Tensor] = []
         n_left = n_rows
@@ -187,7 +187,7 @@ def _whole(folder: Path, expected: dict[str, Any] | None) -> Manifest:
     require_same(manifest.made_from, expected or {}, folder)
     if not manifest.complete:
         raise ValueError(
-            f"The cache in {folder!s} is not finished: {manifest.n_inputs:,} {manifest.unit} are there. "
+            f"The cache in {str(folder)!r} must be finished, got the first {manifest.n_inputs:,} {manifest.unit}. "
             "Run 'sparsemax-sae cache-activations' again; finished shards are kept."
         )
     return manifest

@@ -109,7 +109,7 @@ class CacheWriter:
                 n_done += shards[number].n_tokens
                 number += 1
         if not shards:
-            raise ValueError(f"None of the {manifest.unit} could be used.")
+            raise ValueError(f"The data must hold {manifest.unit} that can be used, got none.")
         manifest.complete = True
         write_manifest(manifest, self.folder)
         return manifest

@@ -202,6 +202,6 @@ class ResumableActivationsStore(ActivationsStore):
         for _ in tqdm(range(count), desc="Moving to the saved position in the data", leave=False):
             if next(self.iterable_sequences, None) is None:
                 raise ValueError(
-                    f"The data set ends after {self.sequences_drawn} contexts, but the checkpoint was made "
-                    f"after {count}: resume with the data set of the original run."
+                    f"The data set must have the {count} contexts that the checkpoint was made after, got "
+                    f"{self.sequences_drawn}: resume with the data set of the original run."
                 )

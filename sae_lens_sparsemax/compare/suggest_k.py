@@ -5,7 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
@@ -15,6 +14,7 @@ from sae_lens_sparsemax.files import atomic_write_text, read_object
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.settings.checking import build, convert
 from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.settings.yaml_files import yaml_text
 from sae_lens_sparsemax.training.log import METRICS_FILENAME, read_metrics
 
 MATCHED_ARCHITECTURES = ("topk", "batchtopk")
@@ -129,6 +129,6 @@ def write_matched_settings(settings: Mapping[str, Any], mean_l0: float, folder: 
     for architecture, matched in matched_settings(settings, mean_l0).items():
         path = Path(folder) / f"{architecture}.yaml"
         note = f"# k is the mean L0 ({mean_l0:.4g}) of the sparsemax SAE that this is compared with.\n"
-        atomic_write_text(path, note + yaml.safe_dump(matched, sort_keys=False))
+        atomic_write_text(path, note + yaml_text(matched))
         paths.append(path)
     return paths

@@ -221,7 +221,8 @@ class ImageLoader:
                 traceback.clear_frames(error.__traceback__)
                 logger.warning("Images are decoded in this process from here on: %s", why_workers_failed(error))
         if self.n_bad and not self.n_good and not (position or {}).get("drawn"):
-            raise ValueError(f"None of the {self.n_bad} images could be used. The first: {self.first_errors[0]}")
+            found = f"{self.n_bad} that cannot. The first: {self.first_errors[0]}"
+            raise ValueError(f"The data must hold images that can be used, got {found}")
 
     def _count(self, batch: PixelBatch) -> None:
         self.n_good += len(batch.pixel_values)

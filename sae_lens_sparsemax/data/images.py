@@ -1,6 +1,5 @@
 """Images to train and evaluate on: a hub data set, local files or a folder, with the images left encoded."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import datasets
 from datasets import Dataset, Image, IterableDataset
 
 from sae_lens_sparsemax.data.drawings import quickstart_images
-from sae_lens_sparsemax.data.loading import load_rows, split_names
+from sae_lens_sparsemax.data.loading import load_rows, require_column, split_names
 from sae_lens_sparsemax.settings.sentences import Mistake
 
 ImageDataset = Dataset | IterableDataset
@@ -60,23 +59,19 @@ def encoded_images(data: ImageDataset, image_column: str | None, name: str = "gi
         ValueError: the column is missing, or holds no images; or there are no rows.
     """
     if isinstance(data, Dataset) and len(data) == 0:
-        raise ValueError(f"The data set {name!r} has no rows.")
+        raise ValueError(f"The data set {name!r} must have rows, got none.")
     if isinstance(data, IterableDataset) and data.features is None:
         if next(iter(data), None) is None:
-            raise ValueError(f"The data set {name!r} has no rows.")
+            raise ValueError(f"The data set {name!r} must have rows, got none.")
         data = data._resolve_features()
     features = data.features or {}
     if image_column is None:
         image_column = image_column_of(data, name)
-    if image_column not in features:
-        near = difflib.get_close_matches(image_column, features, n=1)
-        raise ValueError(
-            f"The data set {name!r} has no column {image_column!r}; its columns are "
-            f"{', '.join(map(repr, features))}" + (f" (perhaps {near[0]!r})." if near else ".")
-        )
+    require_column("image_column", image_column, features, name)
     feature = features[image_column]
     if not isinstance(feature, Image) and getattr(feature, "dtype", None) not in (*_BYTES, "string", "large_string"):
-        raise ValueError(f"The column {image_column!r} of the data set {name!r} holds {feature}, not images.")
+        condition = f"a column with images of the data set {name!r}"
+        raise Mistake("image_column", f"must be {condition}, got {image_column!r}, which holds {feature}")
     return data.cast_column(image_column, Image(decode=False))
 
 
@@ -147,7 +142,7 @@ def class_names_of(data: ImageDataset, label_column: str) -> list[str]:
     if labels is None:
         features = data.features or {}
         raise ValueError(
-            f"The column {label_column!r} names no classes (it is {features.get(label_column)}); the columns are "
-            f"{', '.join(map(repr, features))}. Name the classes in the configuration."
+            f"label_column must be one with the names of classes, got {label_column!r} ({features.get(label_column)}); "
+            f"the columns are {', '.join(map(repr, features))}. Name the classes in the configuration."
         )
     return [label.replace("_", " ") for label in labels]

@@ -23,6 +23,7 @@ from sae_lens_sparsemax.data.image_loader import (
     permutation,
 )
 from sae_lens_sparsemax.data.images import ImageDataset, class_labels_of, encoded_images, load_image_dataset
+from sae_lens_sparsemax.data.loading import require_column
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +138,7 @@ class LabelledImages:
         Raises:
             ValueError: there is no such column, or it holds something else than the numbers of classes.
         """
-        if self.label_column not in self.data.column_names:
-            raise ValueError(
-                f"The data set {self.name} has no column {self.label_column!r}; its columns are "
-                f"{', '.join(map(repr, self.data.column_names))}."
-            )
+        require_column("label_column", self.label_column, self.data.column_names, self.name)
         labels = self.data.select(self._rows)[self.label_column]
         labels = [-1 if label is None or label != label else label for label in labels]  # NaN is not equal to itself
         n_classes = len(self.class_labels() or ())
@@ -269,7 +266,7 @@ def compressed_size(image: torch.Tensor) -> float:
         ValueError: pixels of another type.
     """
     if image.dtype != torch.uint8:
-        raise ValueError(f"compressed_size needs pixels of type uint8, got {image.dtype}")
+        raise ValueError(f"image must have pixels of type torch.uint8, got {image.dtype}")
     rows = image.cpu().flatten(0, -2)
     differences = torch.cat([rows[:1], rows[1:] - rows[:-1]])  # wraps around, as in PNG
     return len(zlib.compress(differences.numpy().tobytes(), level=6)) / image.numel()

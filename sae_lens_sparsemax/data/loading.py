@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
-from sae_lens_sparsemax.settings.sentences import shown, similar_path
+from sae_lens_sparsemax.settings.sentences import listed, must_be, must_be_one_of, shown, similar_path
 
 _HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
@@ -114,11 +114,11 @@ def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: 
         data = datasets.load_from_disk(file)
         if isinstance(data, DatasetDict):
             if split not in data:
-                raise ValueError(f"it has no split {split!r}, only {', '.join(map(repr, data))}.")
+                raise must_be_one_of("split", split, data)
             data = data[split]
         return data.to_iterable_dataset() if streaming else data, False
     if folder.is_file():
-        raise ValueError(f"its ending is none of {', '.join(builders)}.")
+        raise must_be_one_of("its ending", ending, builders)
     files = [each for each in folder.rglob("*") if each.is_file() and not each.name.startswith(".")]
     if ".txt" in builders and files and all(each.name.removesuffix(".gz").endswith(".txt") for each in files):
         return datasets.load_dataset("text", data_dir=file, sample_by="paragraph", **given), True
@@ -160,6 +160,13 @@ def explained(path: str) -> Iterator[None]:
         if "scripts are no longer supported" in reason:
             reason += " Use a parquet version of the data set."
         raise _Unreadable(f"The data set {shown(path)} could not be loaded: {reason}") from error
+
+
+def require_column(setting: str, column: str, columns: Iterable[str], path: str) -> None:
+    """Raise a ValueError with the nearest column, unless the one that a setting names is among those of a data set."""
+    columns = list(columns)
+    if column not in columns:
+        raise must_be(setting, f"one of {listed(list(map(repr, columns)))} in the data set {path!r}", column, columns)
 
 
 def is_local(name: str) -> bool:

@@ -18,8 +18,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from sae_lens.training.activations_store import ActivationsStore
 
-from sae_lens_sparsemax.data.loading import explained, is_there, load_rows
+from sae_lens_sparsemax.data.loading import explained, is_there, load_rows, require_column
 from sae_lens_sparsemax.data.quickstart import quickstart_text
+from sae_lens_sparsemax.settings.sentences import Mistake, must_be
 
 logger = logging.getLogger(__name__)
 
@@ -98,16 +99,12 @@ def load_text_dataset(
     except StopIteration:  # what `datasets` raises for a JSON lines file without lines
         first = None
     if first is None:
-        raise ValueError(f"The data set {path!r} (split {split!r}) has no rows.")
+        raise ValueError(f"The data set {path!r} (split {split!r}) must have rows, got none.")
     if is_json_lines:
         return _texts_alone(data, _IsText(path, text_column), text_column).map(_ParsedLine(text_column))
     if _has_tokens(text_column, set(first)):
         return data
-    if text_column not in first:
-        raise ValueError(
-            f"The data set {path!r} has no column {text_column!r}; its columns are "
-            f"{', '.join(map(repr, first))}: name the one with the text as 'text_column'."
-        )
+    require_column("text_column", text_column, first, path)
     if text_column != "text":
         # Alone, since the activations store would prefer a column of token ids to the one asked for.
         data = data.select_columns([text_column]).rename_column(text_column, "text")
@@ -120,10 +117,7 @@ def require_one_context(store: ActivationsStore, path: str) -> None:
         return
     first = next(store.iterable_sequences, None)
     if first is None:
-        raise ValueError(
-            f"The data set {path!r} holds fewer tokens than one context of {store.context_size}: "
-            "use more text or a smaller 'context_size'."
-        )
+        raise must_be("context_size", f"at most the number of tokens in the data set {path!r}", store.context_size)
     store.n_dataset_processed = 0
     store.iterable_sequences = store._iterate_tokenized_sequences()
 
@@ -156,10 +150,11 @@ def part_of_dataset(
     """
     assert part in PARTS
     if dataset.column_names is not None and "text" not in dataset.column_names:
-        raise ValueError(f"The data set {path!r} has no text, so no documents of it can be held out by their hash.")
+        raise ValueError(f"The data set {path!r} must hold text to hold documents of it out, got token ids.")
     chosen = dataset.filter(BelongsTo(part, held_out_fraction))
     if next(iter(chosen), None) is None:
-        raise ValueError(f"No document of {path!r} belongs to the part {part!r} at a fraction of {held_out_fraction}.")
+        condition = f"such that a document of {path!r} belongs to the part {part!r}"
+        raise must_be("held_out_fraction", condition, held_out_fraction)
     return chosen
 
 
@@ -196,7 +191,8 @@ def _texts_alone(data: Any, is_text: _IsText, text_column: str) -> Any:
             is_text({"text": text}, index)
     if next(iter(texts), None) is None:
         found = is_text.first_errors[0] if is_text.first_errors else "its rows are empty"
-        raise ValueError(f"The column {text_column!r} of the data set {is_text.path!r} holds no text: {found}.")
+        condition = f"a column with text of the data set {is_text.path!r}"
+        raise Mistake("text_column", f"must be {condition}, got {text_column!r}: {found}")
     return texts
 
 

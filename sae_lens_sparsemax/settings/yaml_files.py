@@ -119,6 +119,10 @@ class _TextLoader(_Plain):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  as the base class has it
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes where YAML 1.1 or `_StrictLoader` would read something else, such as 1e3."""
+
+
 def _is_text(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
@@ -141,7 +145,8 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", list("-+.0123456789")),
     ("merge", r"<<", ["<"]),
 ):
-    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _class in (_StrictLoader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _number)
 
 
@@ -199,6 +204,11 @@ def merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """Settings as the text of a file that `read_yaml` reads as the same values."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_value(text: str) -> Any:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
@@ -22,7 +21,7 @@ from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS
 from sae_lens_sparsemax.settings.checking import build, convert, plain, refuse_unknown_keys
 from sae_lens_sparsemax.settings.command_line import Group, apply_overrides
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
-from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
+from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml, yaml_text
 
 
 class RunnerKind(NamedTuple):
@@ -53,7 +52,7 @@ class LoadedConfig(NamedTuple):
         values["sae"] = {key: value for key, value in values["sae"].items() if key != "metadata"}
         plain = json.loads(json.dumps(values))
         steps = f"# {self.config.total_training_steps:,} steps\n"
-        return steps + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip()
+        return steps + yaml_text(plain).rstrip()
 
 
 def _language_model() -> tuple[type, type]:

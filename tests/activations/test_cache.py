@@ -154,7 +154,7 @@ def test_killed_at_a_random_moment_caching_goes_on_to_the_same_files(folder, cac
     finished = [path / shard.file for shard in read_manifest(path).shards]
     assert 1 <= len(finished) < 13, "caching was over before it was killed"
     written = [file.stat().st_mtime_ns for file in finished]
-    with pytest.raises(ValueError, match="not finished"):
+    with pytest.raises(ValueError, match="must be finished"):
         CachedActivations(path, 4)
     make_cache(folder, path, training_tokens=1000)
     assert [file.stat().st_mtime_ns for file in finished] == written
@@ -214,7 +214,7 @@ def test_a_damaged_manifest_is_named(cache):
         ({"tokens": "patches"}, r"'tokens' \('all' there, 'patches' here"),
         ({"model_dtype": "bfloat16"}, r"the model's weights .*; 'model_dtype' \('float32' there, 'bfloat16' here"),
         ({"dataset_path": "elsewhere"}, "'dataset_path'"),
-        ({"cached_activations_path": "nowhere"}, "no cached activations in 'nowhere'"),
+        ({"cached_activations_path": "nowhere"}, "cached_activations_path must be a folder with .*, got 'nowhere'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -279,7 +279,7 @@ def test_activations_beyond_the_stored_type_are_refused(folder, tmp_path):
     with torch.no_grad():
         model.tower.embeddings.position_embedding.weight[0, 0] = 1e4
         model.tower.pre_layrnorm.weight *= 1e5
-    with pytest.raises(ValueError, match="not finite as float16"):
+    with pytest.raises(ValueError, match="must be finite as float16"):
         cache_activations(cfg, override_model=model)
 
 

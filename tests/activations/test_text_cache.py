@@ -97,7 +97,7 @@ def test_a_checkpoint_continues_with_the_source_it_was_made_with_alone(settings,
         ({"context_size": 12}, r"'context_size' \(16 there, 12 here"),
         ({"hook_name": "blocks.0.hook_in"}, "'hook_name'"),
         ({"prepend_bos": False}, "'prepend_bos'"),
-        ({"cached_activations_path": "nowhere"}, "no cached activations in 'nowhere'"),
+        ({"cached_activations_path": "nowhere"}, "cached_activations_path must be a folder with .*, got 'nowhere'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -97,7 +97,7 @@ def test_dry_run_prints_the_complete_configuration_and_trains_nothing(config_pat
         (["--lr"], "--lr needs a value"),
         (["--hook_name", "blocks.0.hook_resid_pots"], "did you mean 'blocks.0.hook_resid_post'"),
         (["--sae.d_in", "8"], "'sae.d_in' is 8"),
-        (["--text_column", "txt"], "its columns are 'content'"),
+        (["--text_column", "txt"], "text_column must be one of 'content' in"),
         (["--dataset_path", "absent.jsonl"], "there is no file 'absent.jsonl'"),
     ],
 )

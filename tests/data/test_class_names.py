@@ -66,7 +66,7 @@ def test_two_imagenet_classes_that_changed_places_are_noticed():
         moved[i], moved[j] = moved[j], moved[i]
         with pytest.raises(ValueError, match="not in the order of imagenet's class names: label"):
             class_prompts("imagenet", moved)
-    with pytest.raises(ValueError, match="1000 class names, but the data set has 999 labels"):
+    with pytest.raises(ValueError, match="must be the 1000 of imagenet, got 999"):
         class_prompts("imagenet", labels[:-1])
     with pytest.raises(ValueError, match="not in the order"):
         class_prompts("imagenet", sorted(labels))
@@ -75,7 +75,7 @@ def test_two_imagenet_classes_that_changed_places_are_noticed():
 def test_wordnet_ids_must_be_sorted():
     ids = [f"n{i:08d}" for i in range(1000)]
     assert class_prompts("imagenet", ids).names[1] == "goldfish"
-    with pytest.raises(ValueError, match="not in sorted order"):
+    with pytest.raises(ValueError, match="must be sorted"):
         class_prompts("imagenet_sketch", ids[::-1])
 
 
@@ -84,5 +84,5 @@ def test_unknown_data_sets_and_labels_name_the_nearest_and_missing_labels_are_as
         class_prompts("caltech_101")
     with pytest.raises(ValueError, match=r"a label of eurosat must be one of .*, got 'Rivers'; did you mean 'River'\?"):
         class_prompts("eurosat", ["Rivers"])
-    with pytest.raises(ValueError, match="give its label_names"):
+    with pytest.raises(ValueError, match="label_names must be given for"):
         class_prompts("food101")

@@ -112,11 +112,21 @@ def test_too_many_rows_without_text_are_an_error_and_empty_ones_are_none(tmp_pat
     [
         ("absent.jsonl", None, {}, r"there is no file .*absent\.jsonl"),
         ("a*.jsonl", None, {}, "there is no file"),
-        ("data.xml", "text\nhello\n", {}, r"its ending is none of \.jsonl"),
+        ("data.xml", "text\nhello\n", {}, r"its ending must be one of \.jsonl, .* got '\.xml'"),
         ("empty.jsonl", "", {}, "empty.jsonl"),
-        ("data.jsonl", '{"txt": "a", "n": 1}\n', {}, r"no column 'text'; its columns are 'txt', 'n'"),
-        ("data.jsonl", '{"txt": "a"}\n', {"text_column": "tex"}, r"no column 'tex'; its columns are 'txt'"),
-        ("data.jsonl", '{"text": 3}\n', {}, "'text' of the data set .* holds no text: row 0 holds int values"),
+        ("data.jsonl", '{"txt": "a", "n": 1}\n', {}, r"text_column must be one of 'txt', 'n' in .* got 'text'"),
+        (
+            "data.jsonl",
+            '{"txt": "a"}\n',
+            {"text_column": "tex"},
+            r"text_column must be one of 'txt' in .* got 'tex'; did you mean 'txt'",
+        ),
+        (
+            "data.jsonl",
+            '{"text": 3}\n',
+            {},
+            "text_column must be a column with text .* got 'text': row 0 holds int values",
+        ),
         ("data.jsonl", '{"text": "a"}\n', {"split": "test"}, "test"),
         ("data.jsonl", "no json\n", {}, "could not be loaded"),
     ],
@@ -134,7 +144,7 @@ def test_missing_folders_and_splits_are_named(tmp_path):
     with pytest.raises(ValueError, match="there is no file or folder"):
         load_text_dataset(str(tmp_path / "absent"))
     DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match="no split 'test', only 'train'"):
+    with pytest.raises(ValueError, match="split must be one of train, got 'test'"):
         load_text_dataset(str(tmp_path / "saved"), split="test")
 
 
@@ -167,9 +177,11 @@ def test_documents_that_are_held_out_are_never_trained_on(tmp_path, tiny_model_f
 
 def test_only_documents_can_be_held_out(tmp_path):
     data = Dataset.from_list([{"tokens": [1, 2, 3]}])
-    with pytest.raises(ValueError, match="'pile' has no text"):
+    with pytest.raises(ValueError, match="'pile' must hold text"):
         part_of_dataset(data, "train", 0.1, "pile")
-    with pytest.raises(ValueError, match="No document of 'pile' belongs to the part 'held_out'"):
+    with pytest.raises(
+        ValueError, match="held_out_fraction must be such that a document of 'pile' belongs to the part 'held_out', got"
+    ):
         part_of_dataset(Dataset.from_list([{"text": "a"}]), "held_out", 1e-9, "pile")
     with pytest.raises(ValueError, match="held_out_fraction must be at least 0 and below 0.5"):
         config_from_values(

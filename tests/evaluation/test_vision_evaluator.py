@@ -135,7 +135,7 @@ def test_the_images_of_an_evaluator_are_the_usable_ones_with_their_labels(mini_c
         row for row in torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist() if row not in (3, 4)
     ]
     assert evaluator.labels.tolist() == [row % 2 for row in order]
-    with pytest.raises(ValueError, match=r"no column 'class'; its columns are 'image'"):
+    with pytest.raises(ValueError, match=r"label_column must be one of 'image'.* got 'class'"):
         images = random_images(data, 100, mini_clip.image_processor, 8, label_column="class")
         load_evaluator(VisionAtHook(mini_clip, HOOK), images, **asked)
 

@@ -1,6 +1,13 @@
 import pytest
 
-from sae_lens_sparsemax.settings.yaml_files import find_recipe, parse_value, read_yaml, recipe_names, recipe_title
+from sae_lens_sparsemax.settings.yaml_files import (
+    find_recipe,
+    parse_value,
+    read_yaml,
+    recipe_names,
+    recipe_title,
+    yaml_text,
+)
 from tests.support.places import CONFIGS
 
 
@@ -94,6 +101,30 @@ def test_an_empty_file_holds_no_keys(tmp_path):
 def test_what_only_yaml_1_1_takes_for_something_else_is_text(text):
     assert parse_value(text) == text
     assert parse_value("0100") == 100
+
+
+def test_what_is_written_is_read_as_the_same_values(tmp_path):
+    texts = [
+        "1e3",
+        "4e-4",
+        "5.",
+        "1_0",
+        "no",
+        "2024-05-01",
+        "<<",
+        "~",
+        "",
+        "a: b",
+        "x #3",
+        "*best",
+        "0x1f",
+        "ü",
+        " a",
+        "-",
+    ]
+    values = {"texts": texts, "numbers": [1e-05, 1e3, 1e300, 12, 0.1], "others": [None, True], "group": {"1e3": "1e3"}}
+    (tmp_path / "a.yaml").write_text(yaml_text(values), encoding="utf-8")
+    assert read_yaml(tmp_path / "a.yaml") == values
 
 
 def test_a_file_extends_its_base_group_by_group(tmp_path):

@@ -278,7 +278,7 @@ def test_width_hook_and_data_mistakes_are_named(tiny_model_folder, text_file, tm
         run(hook_name="blocks.0.hook_outt")
     short = tmp_path / "short.txt"
     short.write_text("hello")
-    with pytest.raises(ValueError, match="fewer tokens than one context of 16"):
+    with pytest.raises(ValueError, match="context_size must be at most the number of tokens .* got 16"):
         run(dataset_path=str(short))
 
 

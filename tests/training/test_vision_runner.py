@@ -169,7 +169,7 @@ def test_the_configuration_survives_json(folder, tmp_path):
         ({"hook_name": "blocks.3.hook_resid_post"}, "no hook 'blocks.3"),
         ({"hook_name": "blocks.0.attn.hook_pattern"}, "one vector per token"),
         ({"hook_name": "blocks.0.attn.hook_z"}, "reshape_activations"),
-        ({"image_column": "picture"}, "no column 'picture'"),
+        ({"image_column": "picture"}, "image_column must be one of .* got 'picture'"),
         ({"dataset_split": "validation"}, "validation"),
         ({"tokens": "first"}, "tokens must be one of"),
         ({"training_tokens": 8}, "at least one batch"),

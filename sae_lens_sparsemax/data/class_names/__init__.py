@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sae_lens_sparsemax.settings.sentences import must_be_one_of
+from sae_lens_sparsemax.settings.sentences import Mistake, must_be_one_of
 
 # Fraction of the names of a list that must share a word with the data set's own name of the same label. In the
 # right order it is 0.9 for ImageNet; in a random one 0.02.
@@ -57,7 +57,7 @@ def class_prompts(dataset: str, label_names: Sequence[str] | None = None) -> Cla
         if label_names is not None:
             check_order(names, label_names, dataset)
     elif label_names is None:
-        raise ValueError(f"{dataset} is published with its labels in several orders: give its label_names")
+        raise Mistake("label_names", f"must be given for {dataset}, whose labels are published in several orders")
     elif "labels" in table:
         names = _look_up(dict(zip(table["labels"], table["names"], strict=True)), label_names, dataset)
     else:
@@ -78,10 +78,10 @@ def check_order(names: Sequence[str], label_names: Sequence[str], dataset: str) 
     ids (`n01440764`) carry no words; they fit if they are sorted, which is ImageNet's order.
     """
     if len(names) != len(label_names):
-        raise ValueError(f"{dataset} has {len(names)} class names, but the data set has {len(label_names)} labels")
+        raise ValueError(f"the labels must be the {len(names)} of {dataset}, got {len(label_names)}")
     if all(re.fullmatch(r"n\d{8}", label) for label in label_names):
         if list(label_names) != sorted(label_names):
-            raise ValueError(f"the labels of {dataset} are WordNet ids that are not in sorted order")
+            raise ValueError(f"the labels of {dataset} must be sorted where they are WordNet ids, got another order")
         return
     places: dict[str, list[int]] = {}
     for i, label in enumerate(label_names):
@@ -179,9 +179,9 @@ def read_words(path: str | Path) -> list[str]:
         raise ValueError(f"The word list {str(path)!r} could not be read as text: {error}") from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words:
-        raise ValueError(f"The word list {str(path)!r} holds no words; it needs one a line.")
+        raise ValueError(f"The word list {str(path)!r} must hold words, one a line, got none.")
     if len(words) > _MAX_WORDS:
-        raise ValueError(f"The word list {str(path)!r} holds {len(words):,} words; at most {_MAX_WORDS:,} are taken.")
+        raise ValueError(f"The word list {str(path)!r} must hold at most {_MAX_WORDS:,} words, got {len(words):,}.")
     return words
 
 
@@ -195,8 +195,6 @@ def known_words(tokenizer: Any, words: list[str]) -> list[str]:
     ids = tokenizer(words, add_special_tokens=False)["input_ids"]
     known = [word for word, tokens in zip(words, ids, strict=True) if tokens and unknown not in tokens]
     if not known:
-        raise ValueError(
-            f"The model's tokenizer knows none of the {len(words)} words, the first being {words[0]!r}; give a word "
-            "list that fits the model."
-        )
+        found = f"{len(words)} unknown ones, the first being {words[0]!r}"
+        raise ValueError(f"The word list must hold words that the model's tokenizer knows, got {found}.")
     return known

@@ -115,7 +115,10 @@ def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
     [
         (["--datasets.owt.path", "absent.jsonl"], "there is no file 'absent.jsonl'"),
         (["--datasets.owt.text_column", "txt"], "datasets.owt.path must be given"),
-        (["--datasets.held_out.path", "{text}", "--datasets.held_out.text_column", "txt"], "no column 'txt'"),
+        (
+            ["--datasets.held_out.path", "{text}", "--datasets.held_out.text_column", "txt"],
+            "text_column must be one of 'text' in",
+        ),
         (["--datasets.owt.pth", "x"], "datasets.owt.pth is not a valid key; did you mean datasets.owt.path?"),
         (["--hook_name", "blocks.0.hook_resid_pots"], "did you mean 'blocks.0.hook_resid_post'"),
         (["--hook_name", "blocks.0.mlp.hook_pre"], "'sae.d_in' is 16"),

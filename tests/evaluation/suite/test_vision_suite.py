@@ -197,7 +197,7 @@ def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder)
     result = evaluate_suite(str(folder), settings=settings, say=said.append, progress=False)
     assert "geometry" in result.results["groups"]["tokens"]
     assert any("give --encoder" in line for line in said)
-    assert any("has no column 'class'" in line for line in said)
+    assert any("label_column must be one of" in line for line in said)
     assert "not measured" in result.report.read_text()
 
 
@@ -237,7 +237,7 @@ def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_pat
     [
         ([], "dataset_path must be given"),
         (["--dataset_path", "absent.parquet"], "there is no file 'absent.parquet'"),
-        (["--dataset_path", TEST.path, "--image_column", "img"], "has no column 'img'"),
+        (["--dataset_path", TEST.path, "--image_column", "img"], "image_column must be one of"),
         (["--dataset_path", TEST.path, "--dataset_split", "test"], "split"),
         (["--dataset_path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),
         (["--dataset_path", TEST.path, "--templates", "[a photo]"], "a template needs {}"),
