@@ -168,6 +168,12 @@ def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
         raise ValueError(f"gate='relu' has activations='scores' only, got {cfg.activations!r}")
 
 
+def gate_of(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> dict[str, Any]:
+    """How a config's gate selects and what it gives, as the functions of `attention` take it by name."""
+    probabilities = cfg.activations == "probabilities"
+    return {"gate_scale": cfg.gate_scale, "probabilities": probabilities, "alpha": cfg.alpha}
+
+
 def _check_choice(cfg: SAEConfig, name: str, choices: Any) -> None:
     value, valid = getattr(cfg, name), get_args(choices)
     if value not in valid:

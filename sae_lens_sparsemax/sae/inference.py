@@ -15,7 +15,7 @@ from sae_lens_sparsemax.attention.gate import support_activations
 from sae_lens_sparsemax.attention.rows import weighted_rows
 from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 from sae_lens_sparsemax.files import save_atomically
-from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig
+from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig, gate_of
 from sae_lens_sparsemax.sae.encoding import (
     dense_activations,
     dense_scores,
@@ -58,13 +58,11 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
                 query,
                 self.W_enc.T.to(query.dtype),
                 self.b_enc.to(query.dtype),
-                self.cfg.gate_scale,
-                self._probabilities,
-                self.cfg.alpha,
+                **gate_of(self.cfg),
             )
         else:
             hidden_pre = self.hook_sae_acts_pre(dense_scores(query, self.W_enc, self.b_enc))
-            acts = gate_scores(hidden_pre, self.cfg.gate, self.cfg.gate_scale, self._probabilities, self.cfg.alpha)
+            acts = gate_scores(hidden_pre, self.cfg.gate, **gate_of(self.cfg))
         return self.hook_sae_acts_post(rounded(acts * factor, self.dtype))
 
     @override
@@ -85,14 +83,10 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             if found is None:
                 return super().forward(x)
             support = found[0]
-            acts = support_activations(support, self._probabilities)
+            acts = support_activations(support, self.cfg.activations == "probabilities")
             context = weighted_rows(support.crow, support.col, acts, self.W_dec.to(rows.dtype))
             context = context.reshape(query.shape)
         return self.hook_sae_output(self._finish(rounded(context * factor, self.dtype)))
-
-    @property
-    def _probabilities(self) -> bool:
-        return self.cfg.activations == "probabilities"
 
     def _finish(self, sae_out: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(sae_out + self.b_dec)

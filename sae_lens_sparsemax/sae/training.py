@@ -16,7 +16,7 @@ from sae_lens_sparsemax.attention.rows import scale_rows
 from sae_lens_sparsemax.attention.support import UnrankableScores
 from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 from sae_lens_sparsemax.files import save_atomically
-from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig, gate_of
 from sae_lens_sparsemax.sae.dictionaries import build_dictionary
 from sae_lens_sparsemax.sae.encoding import (
     dense_activations,
@@ -102,7 +102,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         query, factor = checked_queries(self, x)
         scores = dense_scores(self._project(query), self.dictionary.keys.T, self.dictionary.bias)
         hidden_pre = self.hook_sae_acts_pre(scores)
-        acts = gate_scores(hidden_pre, self.cfg.gate, self.gate_scale, self._probabilities, self.cfg.alpha)
+        acts = gate_scores(hidden_pre, self.cfg.gate, **gate_of(self.cfg))
         return self.hook_sae_acts_post(rounded(acts * factor, self.dtype)), hidden_pre
 
     @override
@@ -117,9 +117,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             self._project(query),
             self.dictionary.keys.to(query.dtype),
             None if bias is None else bias.to(query.dtype),
-            self.gate_scale,
-            self._probabilities,
-            self.cfg.alpha,
+            **gate_of(self.cfg),
         )
         return self.hook_sae_acts_post(rounded(acts * factor, self.dtype))
 
@@ -175,7 +173,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         metrics = {**batch_metrics(l0, tau, score_std), "gate_scale": self.gate_scale}
         losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
         losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))
-        has_lists = self.cfg.gate == "sparsemax" and not self._probabilities
+        has_lists = self.cfg.gate == "sparsemax" and self.cfg.activations == "scores"
         if has_lists != feature_acts.is_sparse:
             feature_acts = feature_acts.to_sparse() if has_lists else feature_acts.to_dense()
         if self.cfg.target_l0 is not None and self.training:
@@ -208,16 +206,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     def _attend(self, x: torch.Tensor) -> tuple[Attention, torch.Tensor]:
         own = self.dictionary
         query, factor = self._projected_query(x)
-        attention = attend(
-            query,
-            own.keys,
-            own.values,
-            own.bias,
-            gate_scale=self.gate_scale,
-            probabilities=self._probabilities,
-            alpha=self.cfg.alpha,
-        )
-        return attention, factor
+        return attend(query, own.keys, own.values, own.bias, **gate_of(self.cfg)), factor
 
     def _projected_query(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if x.requires_grad or is_hooked(self.hook_sae_input) or self.cfg.structure == "mlp":
@@ -261,10 +250,6 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     def _can_run_sparse(self, x: torch.Tensor) -> bool:
         hooked = is_hooked(self.hook_sae_acts_pre) or is_hooked(self.hook_sae_acts_post)
         return self.cfg.gate == "sparsemax" and x.ndim == 2 and not hooked
-
-    @property
-    def _probabilities(self) -> bool:
-        return self.cfg.activations == "probabilities"
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
