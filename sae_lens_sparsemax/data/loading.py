@@ -179,7 +179,9 @@ def refuse_missing_model(name: str) -> None:
     folder = Path(name).expanduser()
     if is_local(name) and not os.path.isdir(folder):  # noqa: PTH112  also of names that no folder can have
         near = similar_path(folder, lambda entry: (entry / "config.json").is_file())
-        raise ValueError(f"The model {shown(name)} could not be loaded: there is no such folder{near}")
+        raise ValueError(
+            f"The model {shown(name)} could not be loaded: there is no such folder{near}; --model_name says where it is"
+        )
 
 
 def is_there(pattern: str) -> bool:

@@ -55,7 +55,7 @@ def test_the_naive_form_is_the_same_function_with_the_same_gradients(activations
     outputs = [sae.training_forward_pass(step) for sae in (ours, naive)]
     for output in outputs:
         output.loss.backward()
-    torch.testing.assert_close(outputs[0].feature_acts.to_dense(), outputs[1].feature_acts)
+    torch.testing.assert_close(outputs[0].feature_acts.to_dense(), outputs[1].feature_acts.to_dense())
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, naive.get_parameter(name).grad, rtol=1e-9, atol=1e-10)
 

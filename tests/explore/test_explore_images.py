@@ -123,7 +123,9 @@ def test_a_data_set_that_is_gone_is_an_error_in_one_sentence(image_world, tmp_pa
 
 
 def test_a_model_that_has_moved_is_an_error_that_says_what_to_do(image_world, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere' could not be loaded; give --model_name if it has moved"):
+    with pytest.raises(
+        ValueError, match=r"nowhere' could not be loaded: there is no such folder; --model_name says where"
+    ):
         settings = ExploreSettings(model_name=str(tmp_path / "nowhere"))
         explore([str(image_world / "sae")], tmp_path / "pages", settings, progress=False)
 
