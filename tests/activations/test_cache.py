@@ -201,6 +201,50 @@ def test_a_damaged_shard_is_named_and_made_again(folder, cache, harm, message):
     assert changed == {"activations-00003.safetensors"}
 
 
+def flip(values):
+    values["shards"][1]["n_tokens"] += 1
+
+
+def repeat(values):
+    values["shards"][1] = values["shards"][0]
+
+
+def reorder(values):
+    values["shards"].reverse()
+
+
+def leave_the_folder(values):
+    values["shards"][0]["file"] = "../cache/" + values["shards"][0]["file"]
+
+
+def drop(values):
+    del values["shards"][0]
+
+
+def retype(values):
+    values["shards"][2]["n_bytes"] = "many"
+
+
+def unknown(values):
+    values["shards"][2]["other"] = 1
+
+
+STRANGE = [repeat, reorder, leave_the_folder, drop, retype, unknown]
+
+
+@pytest.mark.parametrize(("harm", "version"), [(flip, 3), *((harm, version) for harm in STRANGE for version in (2, 3))])
+def test_a_manifest_that_says_something_else_is_refused(cache, harm, version):
+    path = cache / "manifest.json"
+    values = json.loads(path.read_text())
+    harm(values)
+    if version == 2:  # has no checksum of itself
+        del values["sha256"]
+        values["format_version"] = 2
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"manifest\.json' is damaged or cannot be read: (it has changed|shards)"):
+        CachedActivations(cache, 4)
+
+
 def test_a_damaged_manifest_is_named(cache):
     truncate(cache / "manifest.json")
     with pytest.raises(ValueError, match=r"manifest\.json' is damaged"):

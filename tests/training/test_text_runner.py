@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_model_folder, t
 
     for checkpoint in checkpoints:
         torch.manual_seed(1234)
+        shutil.rmtree(resumed, ignore_errors=True)
         config = make_config(tiny_model_folder, text_file, resumed, **common, resume_from_checkpoint=str(checkpoint))
         TextTrainingRunner(config).run()
         assert_same_files(whole, resumed)
@@ -220,13 +222,14 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_and_sae(tiny_model_folder,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sae_lens.llm_sae_training_runner.json.dump", no_space)
-    for changes in ({"n_checkpoints": 1, "seed": 7}, {"seed": 7}):
+    for n_checkpoints in (2, 0):
+        changes = {"n_checkpoints": n_checkpoints, "resume_from_checkpoint": str(checkpoint)}
         with pytest.raises(OSError, match="No space left"):
             TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path, **changes)).run()
         assert (tmp_path / "sae_weights.safetensors").read_bytes() == weights
         assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == saved
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [checkpoint.name]
-        assert not list(tmp_path.glob(".new-*"))
+        assert not list(tmp_path.rglob(".*new"))
 
 
 @pytest.mark.usefixtures("without_pictures")
