@@ -205,15 +205,20 @@ def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder)
     ("given", "zero_shot", "names"),
     [
         ({"min_plain_accuracy": 0.99}, "below 99.0%", None),
-        ({"class_names": ["cat", "dog"]}, "has 2 names for 10 classes", "has 2 names for 10 classes"),
+        pytest.param(
+            {"class_names": ["cat", "dog"]},
+            "has 2 names for 10 classes",
+            "has 2 names for 10 classes",
+            marks=pytest.mark.slow,
+        ),
         (
             {"label_column": "number", "class_names": ["a", "b"]},
             "labels must lie in [0, 2)",
             "labels must lie in [0, 2)",
         ),
-        ({"classes": "eurosat"}, "label", "label"),
-        ({"threshold_quantile": 1.5}, "must lie in [0, 1]", None),
-        ({"encoder": "/no/such/encoder"}, None, None),
+        pytest.param({"classes": "eurosat"}, "label", "label", marks=pytest.mark.slow),
+        pytest.param({"threshold_quantile": 1.5}, "must lie in [0, 1]", None, marks=pytest.mark.slow),
+        pytest.param({"encoder": "/no/such/encoder"}, None, None, marks=pytest.mark.slow),
     ],
 )
 def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_path, given, zero_shot, names):
