@@ -114,7 +114,7 @@ def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: 
         data = datasets.load_from_disk(file)
         if isinstance(data, DatasetDict):
             if split not in data:
-                raise must_be_one_of("split", split, data)
+                raise must_be_one_of("split", split, map(str, data))
             data = data[split]
         return data.to_iterable_dataset() if streaming else data, False
     if folder.is_file():
