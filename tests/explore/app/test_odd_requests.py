@@ -15,7 +15,6 @@ from PIL import Image
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.explore.app import guard
 from sae_lens_sparsemax.explore.app import server as server_module
-from sae_lens_sparsemax.explore.app.server import AppServer, listen
 from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession
 from tests.explore.app import odd_requests
 from tests.explore.app.odd_requests import HOST, ask, post, question
@@ -23,24 +22,6 @@ from tests.explore.app.test_session import encoded
 from tests.support.sites import save_text, save_text_sae
 
 N_CLIENTS = 20
-
-
-@pytest.fixture(scope="module")
-def serving():
-    """Starts servers that end with the module; a traceback of theirs would be raised by the thread."""
-    running = []
-
-    def start(session) -> AppServer:
-        server = AppServer(session, "an SAE", listen(0))
-        running.append((server, threading.Thread(target=server.serve)))
-        running[-1][1].start()
-        return server
-
-    yield start
-    for server, thread in running:
-        server.stop()
-        thread.join(60)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

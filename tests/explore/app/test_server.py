@@ -2,13 +2,12 @@
 
 import http.client
 import json
-import threading
 
 import pytest
 from PIL import Image
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.explore.app.server import AppServer, listen
+from sae_lens_sparsemax.explore.app.server import listen
 from sae_lens_sparsemax.explore.app.session import open_session
 from tests.support.sites import save_clip, save_image_sae, save_images, save_text, save_text_sae
 
@@ -20,23 +19,6 @@ class Echo:
         if not given:
             raise ValueError("The text is empty.")
         return {"given": given, "position": position, "changes": [[c, *change] for c, change in changes.items()]}
-
-
-@pytest.fixture
-def serve():
-    running = []
-
-    def start(session, title="an SAE") -> AppServer:
-        server = AppServer(session, title, listen(0))
-        running.append((server, threading.Thread(target=server.serve)))
-        running[-1][1].start()
-        return server
-
-    yield start
-    for server, thread in running:
-        server.stop()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 def request(server, method, path, body=None, **headers):
