@@ -13,6 +13,10 @@ from sae_lens.saes.sae import SAE
 
 from sae_lens_sparsemax.attention.traceable import is_traced
 
+# Numbers between these powers of two have squares that neither overflow nor vanish; others are shifted by so many.
+_ORDINARY_POWER = {torch.float32: 50, torch.float64: 400}
+_SHIFT = {torch.float32: 80, torch.float64: 600}
+
 
 def checked_queries(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries of raw inputs, through the SAE's own hook, normalisation and b_dec; see `split_norm`.
@@ -75,6 +79,11 @@ def split_norm(sae_in: torch.Tensor, unit_norm_query: bool) -> tuple[torch.Tenso
     wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
     if not unit_norm_query:
         return wide, (wide != 0).any(-1, keepdim=True).to(wide.dtype)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    ordinary = _ORDINARY_POWER[wide.dtype]
+    # Squares that overflowed or vanished show in the norm, so ordinary rows, nearly all there are, need no second look.
+    if not is_traced(norm) and bool(((norm > 2.0**-ordinary) & (norm < 2.0**ordinary)).all()):
+        return wide / norm, norm
     scale = _power_of_two(wide)
     scaled = wide * scale
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
@@ -87,7 +96,7 @@ def _power_of_two(x: torch.Tensor) -> torch.Tensor:
 
     A power of two changes no digit, and is 1 for ordinary rows.
     """
-    ordinary, shift = (50, 80) if x.dtype == torch.float32 else (400, 600)
+    ordinary, shift = _ORDINARY_POWER[x.dtype], _SHIFT[x.dtype]
     largest = x.abs().amax(-1, keepdim=True)
     raised = torch.where(largest < 2.0**-ordinary, torch.full_like(largest, 2.0**shift), torch.ones_like(largest))
     return torch.where(largest > 2.0**ordinary, torch.full_like(largest, 2.0**-shift), raised)
