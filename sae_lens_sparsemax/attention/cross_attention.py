@@ -40,13 +40,13 @@ class Attention(NamedTuple):
     """What N queries read from M concepts.
 
     acts: (N, M) activations, sparse COO (coalesced) where supports are sparse, dense otherwise.
-    context: (N, d) P V. scores: (N, M) like acts, the scores on the support (dense: all of them), without gradient.
+    context: (N, d) P V, or None where no values were given. scores: (N, M) like acts, the scores on the support (dense: all of them), without gradient.
     counts: (N,) int64, concepts per token. tau: makes (N,) float64, thresholds in units of g·z, for who asks.
     score_std: standard deviation of all scores of a sample of tokens.
     """
 
     acts: torch.Tensor
-    context: torch.Tensor
+    context: torch.Tensor | None
     scores: torch.Tensor
     counts: torch.Tensor
     tau: Callable[[], torch.Tensor]
@@ -56,22 +56,25 @@ class Attention(NamedTuple):
 def attend(
     query: torch.Tensor,
     keys: torch.Tensor,
-    values: torch.Tensor,
+    values: torch.Tensor | None,
     bias: torch.Tensor | None = None,
     *,
     gate_scale: float = 1.0,
     probabilities: bool = False,
     alpha: float = 2.0,
+    max_density: float | None = None,
 ) -> Attention:
     """Cross-attention of queries over concepts with a sparse gate (the paper's Eq. 3, where that is sparsemax).
 
     Args:
-        query: (N, d). keys: (M, d). values: (M, d), the same tensor as `keys` where concepts are shared. All of one
-            float dtype; half precision is computed in float32, since rounded scores select wrong supports.
+        query: (N, d). keys: (M, d). values: (M, d), the same tensor as `keys` where concepts are shared, or None where
+            no context is wanted (activations then have no gradient). All of one float dtype; half precision is computed
+            in float32, since rounded scores select wrong supports.
         bias: (M,), added to the scores, or None.
         gate_scale: g > 0; the support is that of sparsemax(g · Z), or of budget 1/g for another α.
         probabilities: activations that sum to 1 if true (g·z − τ for sparsemax), else the scores z.
         alpha: α >= 2, see `gate`.
+        max_density: share of concepts in the supports above which everything is dense; default by device.
 
     Returns:
         See Attention. Differentiable in query, keys, values and bias through `acts` and `context`; the selection
@@ -85,13 +88,17 @@ def attend(
     with full_precision(query):
         shared = keys is values
         query, keys = _full(query), _full(keys)
-        values = keys if shared else _full(values)
+        values = keys if shared else None if values is None else _full(values)
         bias = None if bias is None else _full(bias)
-        found = select(query.detach(), keys.detach(), None if bias is None else bias.detach(), gate_scale, alpha)
+        shift = None if bias is None else bias.detach()
+        found = select(query.detach(), keys.detach(), shift, gate_scale, alpha, max_density)
         if found is None:
             return _attend_dense(query, keys, values, bias, gate_scale, probabilities, alpha)
         support, score_std = found
-        acts, context = _SparseAttend.apply(query, keys, values, bias, support, probabilities)  # type: ignore[misc]
+        if values is None:
+            acts, context = support_activations(support, probabilities), None
+        else:
+            acts, context = _SparseAttend.apply(query, keys, values, bias, support, probabilities)  # type: ignore[misc]
         shape = (query.shape[0], keys.shape[0])
         index = torch.stack([support.row, support.col])
         return Attention(
@@ -102,6 +109,36 @@ def attend(
             tau=lambda: gate_scale * support.tau,
             score_std=score_std,
         )
+
+
+def attend_on(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    crow: torch.Tensor,
+    col: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores of given supports, as activations, and their context: attention with its selection made already.
+
+    Args:
+        query, keys, values, bias: as for `attend`. crow: (N + 1,) and col: (nnz,) the supports, as CSR lists.
+
+    Returns:
+        (nnz,) scores and (N, d) context; scores without gradient and no context where no values were given.
+    """
+    with full_precision(query):
+        shared = keys is values
+        query, keys = _full(query), _full(keys)
+        values = keys if shared else None if values is None else _full(values)
+        bias = None if bias is None else _full(bias)
+        with torch.no_grad():
+            scores = sampled_product(crow, col, query, keys)
+            scores = scores if bias is None else scores + bias[col]
+        if values is None:
+            return scores, None
+        support = Support(crow, col, scores, scores.new_zeros(0), 1.0, 2.0)
+        return _SparseAttend.apply(query, keys, values, bias, support, False)  # type: ignore[no-any-return]
 
 
 def select(
@@ -211,7 +248,7 @@ def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: b
         return gate_scale * select_support(scores, 1.0 / gate_scale, alpha).tau
 
     counts = acts.detach().count_nonzero(-1)
-    return Attention(acts, acts @ values, scores, counts, tau, scores[:16].std(correction=0))
+    return Attention(acts, None if values is None else acts @ values, scores, counts, tau, scores[:16].std(correction=0))
 
 
 def _concatenate(parts: list[Support]) -> Support:
@@ -229,11 +266,11 @@ def _full(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check(query, keys, values, bias) -> None:
-    fits = query.ndim == keys.ndim == 2 and keys.shape == values.shape and query.shape[1] == keys.shape[1]
+    fits = query.ndim == keys.ndim == 2 and (values is None or keys.shape == values.shape) and query.shape[1] == keys.shape[1]
     if not fits:
         raise ValueError(
             "expected query (N, d) and keys and values (M, d), got "
-            f"{tuple(query.shape)}, {tuple(keys.shape)} and {tuple(values.shape)}"
+            f"{tuple(query.shape)}, {tuple(keys.shape)} and {tuple(keys.shape if values is None else values.shape)}"
         )
     if bias is not None and bias.shape != keys.shape[:1]:
         raise ValueError(f"expected bias ({keys.shape[0]},), got {tuple(bias.shape)}")

@@ -37,6 +37,8 @@ class SparsemaxSAEConfig(SAEConfig):
         gate: "sparsemax", or "relu" for SAEs trained as the paper's ablation.
         gate_scale: g; the support is that of sparsemax(g·z), or what the budget 1/g allows. Fixed once trained.
         alpha: α of the gate: 2 for sparsemax, infinity for TopK.
+        passes: how often concepts are selected, each time for what is unexplained until then.
+        refinements: how often what was selected is then weighed once more.
     """
 
     activations: Activations = "scores"
@@ -44,6 +46,8 @@ class SparsemaxSAEConfig(SAEConfig):
     gate: Gate = "sparsemax"
     gate_scale: float = 1.0
     alpha: float = 2.0
+    passes: int = 1
+    refinements: int = 0
 
     @override
     @classmethod
@@ -80,6 +84,11 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         alpha: What selecting a concept costs: the support is that of α-entmax with the budget 1/g,
             Σ (z_i − τ)^(1/(α − 1)) = 1/g. 2 is sparsemax, where one strong concept can spend the whole budget; larger
             ones let it be followed by more, and infinity is TopK with k = 1/g, the same number for every token.
+        passes: How often the SAE looks. Each pass after the first reads what is unexplained until then, r = x − x̂, as
+            the first reads x: the same concepts, the same gate, and a map of the queries of its own, the identity at
+            the start. Activations add up; a concept found twice counts once in L0. A pass costs a score product.
+        refinements: How often the concepts that were found are weighed once more by r, so that their activations fit
+            together. None are added, so it costs little.
         target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
             number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper. The default of
             32 is a quarter of d_sae where d_sae is less.
@@ -103,6 +112,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     gate: Gate = "sparsemax"
     gate_scale: float = 1.0
     alpha: float = 2.0
+    passes: int = 1
+    refinements: int = 0
     target_l0: float | None = field(default=DEFAULT_TARGET_L0, type=number_or_none)
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
@@ -137,7 +148,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         if self.target_l0 is not None and self.target_l0 > self.d_sae:
             raise ValueError(f"target_l0 must not exceed d_sae = {self.d_sae}, got {self.target_l0}")
         if math.isinf(self.alpha) and self.target_l0 is not None and self.gate_scale == 1:
-            self.gate_scale = 1 / self.target_l0
+            self.gate_scale = self.passes / self.target_l0
         if self.gate == "relu" and self.target_l0 is not None:
             raise ValueError(
                 f"gate='relu' has no gate scale to move: set target_l0=None (got {self.target_l0}) and choose "
@@ -157,6 +168,11 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
                 "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True with "
                 "structure='cross_attention': without it the mean would fold into an encoder bias, which it has not"
             )
+        if self.passes + self.refinements > 1 and not self.apply_b_dec_to_input:
+            raise ValueError(
+                "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True with several passes: "
+                "without it every pass would take up the mean in a bias of its own"
+            )
 
 
 def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
@@ -166,6 +182,17 @@ def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     check_gate(cfg.gate_scale, cfg.activations == "probabilities", cfg.alpha)
     if cfg.gate == "relu" and cfg.activations != "scores":
         raise ValueError(f"gate='relu' has activations='scores' only, got {cfg.activations!r}")
+    if cfg.passes < 1 or cfg.refinements < 0:
+        raise ValueError(
+            f"passes must be at least 1 and refinements at least 0, got passes={cfg.passes}, "
+            f"refinements={cfg.refinements}"
+        )
+    if cfg.gate == "relu" and cfg.passes + cfg.refinements > 1:
+        raise ValueError("passes must be 1 and refinements 0 with gate='relu', which has no gate scale to share")
+    if cfg.refinements and cfg.activations != "scores":
+        raise ValueError(
+            f"refinements must be 0 with activations={cfg.activations!r}, which sum to 1: they weigh with scores"
+        )
 
 
 def gate_of(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> dict[str, Any]:
@@ -192,6 +219,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "activations": "probabilities",
         "alpha": 2.0,
+        "passes": 1,
+        "refinements": 0,
         "unit_norm_query": False,
         "query_projection": True,
         "target_l0": None,
@@ -203,6 +232,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "released": {
         "activations": "scores",
         "alpha": 2.0,
+        "passes": 1,
+        "refinements": 0,
         "unit_norm_query": True,
         "query_projection": False,
         "target_l0": None,

@@ -87,7 +87,7 @@ class CrossAttentionDictionary(nn.Module):
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """(N, d) context W_v."""
-        return context @ self.W_v
+        return context @ self.W_v.to(context.dtype)
 
     @property
     def W_enc(self) -> torch.Tensor:

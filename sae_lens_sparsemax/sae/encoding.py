@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sae_lens_sparsemax.attention.cross_attention import select
-from sae_lens_sparsemax.attention.gate import gate, support_activations
+from sae_lens_sparsemax.attention.gate import gate
 from sae_lens_sparsemax.attention.rows import row_offsets, weighted_rows
 from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 
@@ -24,31 +23,6 @@ def dense_scores(query: torch.Tensor, W_enc: torch.Tensor, bias: torch.Tensor | 
 def gate_scores(scores: torch.Tensor, kind: str, gate_scale: float, probabilities: bool, alpha: float) -> torch.Tensor:
     """(..., M) dense activations of dense scores for the gate "sparsemax" (of any alpha) or "relu"."""
     return scores.relu() if kind == "relu" else gate(scores, gate_scale, probabilities, alpha)
-
-
-@torch.no_grad()
-def dense_activations(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    bias: torch.Tensor | None,
-    gate_scale: float,
-    probabilities: bool,
-    alpha: float,
-) -> torch.Tensor:
-    """(..., M) dense activations without a second matrix of that size, and without gradient.
-
-    Args:
-        query: (..., d), keys: (M, d), of one float dtype. bias: (M,) or None.
-        gate_scale: g. probabilities: activations that sum to 1 if true, else z. alpha: α.
-    """
-    rows = query.reshape(-1, query.shape[-1])
-    with full_precision(query):
-        found = select(rows, keys, bias, gate_scale, alpha, max_density=1.0)
-    assert found is not None  # with a density of 1 allowed, selection never gives up
-    support = found[0]
-    acts = query.new_zeros(rows.shape[0], keys.shape[0])
-    acts[support.row, support.col] = support_activations(support, probabilities)
-    return acts.reshape(*query.shape[:-1], keys.shape[0])
 
 
 def linear_decode(feature_acts: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -90,6 +90,14 @@ def fold_whitening(
     b_dec.data.copy_(b_dec.double() @ inverse + mean)
 
 
+@torch.no_grad()
+def fold_pass_maps(W_pass: nn.Parameter | None, matrix: torch.Tensor, inverse: torch.Tensor) -> None:
+    """Let further passes read residuals r in place of r · matrix: each map becomes matrix · map · inverse."""
+    if W_pass is not None:
+        matrix, inverse = (tensor.to(W_pass.device, torch.float64) for tensor in (matrix, inverse))
+        W_pass.copy_(matrix @ W_pass.double() @ inverse)
+
+
 def refuse_whitened_norm(unit_norm_query: bool) -> None:
     """Whitening cannot be folded behind x/‖x‖."""
     if unit_norm_query:

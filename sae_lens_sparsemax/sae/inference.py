@@ -10,21 +10,12 @@ from sae_lens.saes.sae import SAE
 from torch import nn
 from typing_extensions import override
 
-from sae_lens_sparsemax.attention.cross_attention import select
-from sae_lens_sparsemax.attention.gate import support_activations
-from sae_lens_sparsemax.attention.rows import weighted_rows
-from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
+from sae_lens_sparsemax.attention.traceable import is_traced
 from sae_lens_sparsemax.files import save_atomically
-from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig, gate_of
-from sae_lens_sparsemax.sae.encoding import (
-    dense_activations,
-    dense_scores,
-    gate_scores,
-    is_hooked,
-    linear_decode,
-    rounded,
-)
-from sae_lens_sparsemax.sae.folding import fold_checkpoint, refuse_W_dec_norm, refuse_whitened_norm
+from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig
+from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_decode, rounded
+from sae_lens_sparsemax.sae.folding import fold_checkpoint, fold_pass_maps, refuse_W_dec_norm, refuse_whitened_norm
+from sae_lens_sparsemax.sae.passes import Maps, dense_activations, observed_activations, pass_maps, read
 from sae_lens_sparsemax.sae.queries import checked_queries
 from sae_lens_sparsemax.sae.weights import check_weights, is_training_checkpoint
 
@@ -39,11 +30,13 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
     """
 
     b_enc: nn.Parameter
+    W_pass: nn.Parameter | None
 
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
+        self.W_pass = pass_maps(self.cfg, self.dtype, self.device)
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,18 +45,13 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         Raises:
             ValueError: x holds NaN or infinity, or the scores do because weights do.
         """
-        query, factor = checked_queries(self, x)
+        sae_in, query, factor = checked_queries(self, x)
         if self._runs_unobserved(query):
-            acts = dense_activations(
-                query,
-                self.W_enc.T.to(query.dtype),
-                self.b_enc.to(query.dtype),
-                **gate_of(self.cfg),
-            )
+            acts = dense_activations(sae_in, query, factor, self._maps(), self.cfg)
         else:
             hidden_pre = self.hook_sae_acts_pre(dense_scores(query, self.W_enc, self.b_enc))
-            acts = gate_scores(hidden_pre, self.cfg.gate, **gate_of(self.cfg))
-        return self.hook_sae_acts_post(rounded(acts * factor, self.dtype))
+            acts = observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg)
+        return self.hook_sae_acts_post(rounded(acts, self.dtype))
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -75,18 +63,13 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         """Reconstructions (..., d_in), without an N × d_sae matrix unless a hook, a gradient or the error term asks."""
         if not self._runs_unobserved(x) or is_hooked(self.hook_sae_acts_post) or self.use_error_term:
             return super().forward(x)
-        query, factor = checked_queries(self, x)
-        rows = query.reshape(-1, query.shape[-1])
-        with full_precision(rows):
-            keys, bias = self.W_enc.T.to(rows.dtype), self.b_enc.to(rows.dtype)
-            found = select(rows, keys, bias, self.cfg.gate_scale, self.cfg.alpha)
-            if found is None:
-                return super().forward(x)
-            support = found[0]
-            acts = support_activations(support, self.cfg.activations == "probabilities")
-            context = weighted_rows(support.crow, support.col, acts, self.W_dec.to(rows.dtype))
-            context = context.reshape(query.shape)
-        return self.hook_sae_output(self._finish(rounded(context * factor, self.dtype)))
+        queries = checked_queries(self, x)
+        context = read(*(each.reshape(-1, each.shape[-1]) for each in queries), self._maps(), self.cfg).context
+        assert context is not None
+        return self.hook_sae_output(self._finish(rounded(context.reshape(queries[0].shape), self.dtype)))
+
+    def _maps(self) -> Maps:
+        return Maps(lambda query: query, self.W_enc.T, self.W_dec, self.b_enc, lambda context: context, self.W_pass)
 
     def _finish(self, sae_out: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(sae_out + self.b_dec)
@@ -136,6 +119,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         """
         refuse_whitened_norm(self.cfg.unit_norm_query)
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        fold_pass_maps(self.W_pass, whitening_matrix, unwhitening_matrix)
 
     @override
     def fold_and_get_W_dec_norm(self) -> torch.Tensor:

@@ -18,8 +18,8 @@ _ORDINARY_POWER = {torch.float32: 50, torch.float64: 400}
 _SHIFT = {torch.float32: 80, torch.float64: 600}
 
 
-def checked_queries(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries of raw inputs, through the SAE's own hook, normalisation and b_dec; see `split_norm`.
+def checked_queries(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs after the SAE's own hook, normalisation and b_dec, their queries and factors; see `split_norm`.
 
     Args:
         sae: a sparsemax SAE, in training or for inference.
@@ -30,7 +30,13 @@ def checked_queries(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch
     """
     check_width(x, sae.cfg.d_in, sae.hook_z_reshaping_mode)
     check_finite(x, sae.cfg.metadata.hook_name)
-    return split_norm(sae.process_sae_in(x), sae.cfg.unit_norm_query)
+    sae_in = wide(sae.process_sae_in(x))
+    return sae_in, *split_norm(sae_in, sae.cfg.unit_norm_query)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """The same in float32, or in float64 where it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def check_finite(sae_in: torch.Tensor, hook_name: str | None, step: int | None = None) -> None:
@@ -70,24 +76,23 @@ def split_norm(sae_in: torch.Tensor, unit_norm_query: bool) -> tuple[torch.Tenso
     """Queries, and what multiplies their activations.
 
     Args:
-        sae_in: (..., d) activations with b_dec subtracted, of any float dtype.
+        sae_in: (..., d) activations with b_dec subtracted, float32 or float64.
         unit_norm_query: x/‖x‖ and ‖x‖ if true; x and 1 if false, or 0 where x = 0, which has no active concept.
 
     Returns:
-        (..., d) queries and (..., 1) factors, in float32 (float64 stays).
+        (..., d) queries and (..., 1) factors.
     """
-    wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
     if not unit_norm_query:
-        return wide, (wide != 0).any(-1, keepdim=True).to(wide.dtype)
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    ordinary = _ORDINARY_POWER[wide.dtype]
+        return sae_in, (sae_in != 0).any(-1, keepdim=True).to(sae_in.dtype)
+    norm = torch.linalg.vector_norm(sae_in, dim=-1, keepdim=True)
+    ordinary = _ORDINARY_POWER[sae_in.dtype]
     # Squares that overflowed or vanished show in the norm, so ordinary rows, nearly all there are, need no second look.
     if not is_traced(norm) and bool(((norm > 2.0**-ordinary) & (norm < 2.0**ordinary)).all()):
-        return wide / norm, norm
-    scale = _power_of_two(wide)
-    scaled = wide * scale
+        return sae_in / norm, norm
+    scale = _power_of_two(sae_in)
+    scaled = sae_in * scale
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / norm.clamp_min(torch.finfo(wide.dtype).tiny), _unscaled(norm, scale)
+    return scaled / norm.clamp_min(torch.finfo(norm.dtype).tiny), _unscaled(norm, scale)
 
 
 @torch.no_grad()

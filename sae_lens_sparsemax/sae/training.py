@@ -11,30 +11,23 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInpu
 from torch import nn
 from typing_extensions import override
 
-from sae_lens_sparsemax.attention.cross_attention import Attention, attend
-from sae_lens_sparsemax.attention.rows import scale_rows
 from sae_lens_sparsemax.attention.support import UnrankableScores
 from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 from sae_lens_sparsemax.files import save_atomically
-from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig, gate_of
+from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.dictionaries import build_dictionary
-from sae_lens_sparsemax.sae.encoding import (
-    dense_activations,
-    dense_scores,
-    gate_scores,
-    is_hooked,
-    linear_decode,
-    rounded,
-)
+from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_decode, rounded
 from sae_lens_sparsemax.sae.folding import (
     fold_checkpoint,
+    fold_pass_maps,
     fold_scaling,
     fold_whitening,
     refuse_W_dec_norm,
     refuse_whitened_norm,
 )
 from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
-from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm
+from sae_lens_sparsemax.sae.passes import Maps, dense_activations, observed_activations, pass_maps, read
+from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm, wide
 from sae_lens_sparsemax.sae.weights import prepare_for_training, saved_gate_scale
 
 
@@ -42,7 +35,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     """The cross-attention sparsemax SAE in training (the paper's Eq. 3, and its variants).
 
     Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q`, and `b_dec`; or
-    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp". `W_enc` and `W_dec`
+    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp"; and `W_pass`, the maps of
+    the queries of further passes, where there are any. `W_enc` and `W_dec`
     are computed from the parameters: read them; with shared concepts, writing to them raises a ValueError.
 
     The gate scale g is `cfg.gate_scale`, which only `gate_scale` reads and writes here. A float of the config is exact
@@ -50,6 +44,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     the inference SAE takes g from its config anyway. So each SAE has a config of its own.
     """
 
+    W_pass: nn.Parameter | None
     b_dec_is_initialised: torch.Tensor
 
     def __init__(self, cfg: SparsemaxTrainingSAEConfig, use_error_term: bool = False) -> None:
@@ -61,6 +56,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     @override
     def initialize_weights(self) -> None:
         self.dictionary = build_dictionary(self.cfg, self.dtype, self.device)
+        self.W_pass = pass_maps(self.cfg, self.dtype, self.device)
         self.b_dec = nn.Parameter(
             torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device),
             requires_grad=self.cfg.b_dec_init != "fixed_zeros",
@@ -98,12 +94,12 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     @override
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dense activations and dense scores, (..., d_sae) each, seen by every hook."""
-        query, factor = checked_queries(self, x)
+        """Dense activations and the dense scores of the first pass, (..., d_sae) each, seen by every hook."""
+        sae_in, query, factor = checked_queries(self, x)
         scores = dense_scores(self._project(query), self.dictionary.keys.T, self.dictionary.bias)
         hidden_pre = self.hook_sae_acts_pre(scores)
-        acts = gate_scores(hidden_pre, self.cfg.gate, **gate_of(self.cfg))
-        return self.hook_sae_acts_post(rounded(acts * factor, self.dtype)), hidden_pre
+        acts = observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg)
+        return self.hook_sae_acts_post(rounded(acts, self.dtype)), hidden_pre
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,15 +107,9 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         observed = torch.is_grad_enabled() or is_hooked(self.hook_sae_acts_pre) or is_traced(x, *self.parameters())
         if observed or self.cfg.gate != "sparsemax":
             return super().encode(x)
-        query, factor = checked_queries(self, x)
-        bias = self.dictionary.bias
-        acts = dense_activations(
-            self._project(query),
-            self.dictionary.keys.to(query.dtype),
-            None if bias is None else bias.to(query.dtype),
-            **gate_of(self.cfg),
-        )
-        return self.hook_sae_acts_post(rounded(acts * factor, self.dtype))
+        sae_in, query, factor = checked_queries(self, x)
+        acts = dense_activations(sae_in, self._project(query), factor, self._maps(), self.cfg)
+        return self.hook_sae_acts_post(rounded(acts, self.dtype))
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -160,11 +150,11 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     def _forward_pass(self, x: torch.Tensor, step_input: TrainStepInput) -> TrainStepOutput:
         if self._can_run_sparse(x):
-            attention, factor = self._attend(x)
-            feature_acts, hidden_pre = scale_rows(attention.acts, factor), attention.scores
-            sae_out = self._finish((attention.context * factor).to(self.dtype))
-            # x = 0 has scores that all tie, and no active concept.
-            l0, tau, score_std = attention.counts * (factor.squeeze(-1) > 0), attention.tau, attention.score_std
+            found = read(*self._centred_and_projected(x), self._maps(), self.cfg)
+            feature_acts, hidden_pre = found.acts, found.scores
+            assert found.context is not None
+            sae_out = self._finish(found.context.to(self.dtype))
+            l0, tau, score_std = found.counts, found.tau, found.score_std
         else:
             feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
             sae_out = self.decode(feature_acts)
@@ -203,30 +193,35 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         magnitudes = feature_acts.abs() @ self.W_dec.norm(dim=-1)
         return {"l1_loss": step_input.coefficients["l1"] * magnitudes.mean()}
 
-    def _attend(self, x: torch.Tensor) -> tuple[Attention, torch.Tensor]:
+    def _maps(self) -> Maps:
         own = self.dictionary
-        query, factor = self._projected_query(x)
-        return attend(query, own.keys, own.values, own.bias, **gate_of(self.cfg)), factor
+        return Maps(self._project, own.keys, own.values, own.bias, self._write, self.W_pass)
 
-    def _projected_query(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _centred_and_projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Centred inputs, their projected queries, and what multiplies the activations of these."""
         if x.requires_grad or is_hooked(self.hook_sae_input) or self.cfg.structure == "mlp":
-            query, factor = split_norm(self.process_sae_in(x), self.cfg.unit_norm_query)
-            return self._project(query), factor
+            sae_in = wide(self.process_sae_in(x))
+            query, factor = split_norm(sae_in, self.cfg.unit_norm_query)
+            return sae_in, self._project(query), factor
         with torch.no_grad():
-            sae_in = self.process_sae_in(x)
-        wide = sae_in if sae_in.dtype == torch.float64 else sae_in.float()
-        with full_precision(wide):
-            return projected_query(
-                wide,
-                self.b_dec if self.cfg.apply_b_dec_to_input else None,
-                self.dictionary.query_map(wide.dtype),
-                self.cfg.unit_norm_query,
+            sae_in = wide(self.process_sae_in(x))
+        b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
+        with full_precision(sae_in):
+            query, factor = projected_query(
+                sae_in, b_dec, self.dictionary.query_map(sae_in.dtype), self.cfg.unit_norm_query
             )
+        if b_dec is not None and self.W_pass is not None:
+            # Later passes read x − b_dec itself, so that b_dec has a gradient through it: of a difference of zero.
+            sae_in = sae_in - (b_dec - b_dec.detach())
+        return sae_in, query, factor
 
     def _project(self, query: torch.Tensor) -> torch.Tensor:
         # Scores of rounded queries select wrong concepts, so autocast stays out of here as of the scores.
         with full_precision(query):
             return self.dictionary.project_query(query)
+
+    def _write(self, context: torch.Tensor) -> torch.Tensor:
+        return self.dictionary.project_context(context)
 
     def _finish(self, context: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(self.dictionary.project_context(context) + self.b_dec)
@@ -300,6 +295,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         refuse_whitened_norm(self.cfg.unit_norm_query)
         subtracted = self.cfg.apply_b_dec_to_input
         fold_whitening(self.dictionary, self.b_dec, mean, whitening_matrix, unwhitening_matrix, subtracted)
+        fold_pass_maps(self.W_pass, whitening_matrix, unwhitening_matrix)
         self.cfg.normalize_activations = "none"
 
     @override

@@ -1,0 +1,209 @@
+"""Several looks at one dictionary: passes that select what explains the residual, refinements that weigh it again.
+
+The first pass reads x, centred. Every later look reads the residual r = x − Σ f W_dec in the same way: a query r/‖r‖ (or
+r itself), turned by a map of its own, W_pass, scored against the same keys; ‖r‖ multiplies what it finds. A pass selects
+by the same gate, so one gate scale serves all of them, and activations of a concept that several find add up. A
+refinement selects nothing: it scores the concepts found so far, and no others, so that their activations fit together.
+
+The reconstruction stays linear in the activations that come out, Σ over looks, which hooks and steering rely on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sae_lens_sparsemax.attention.cross_attention import attend, attend_on
+from sae_lens_sparsemax.attention.rows import coo, row_offsets, scale_rows
+from sae_lens_sparsemax.attention.traceable import full_precision
+from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig, SparsemaxTrainingSAEConfig, gate_of
+from sae_lens_sparsemax.sae.encoding import dense_scores, gate_scores
+from sae_lens_sparsemax.sae.queries import split_norm
+
+# A residual of less than this share of ‖x‖ is rounding, and has nothing to be explained.
+EXPLAINED = {torch.float32: 2.0**-16, torch.float64: 2.0**-40}
+
+
+class Maps(NamedTuple):
+    """What lies between an SAE's input and its reconstruction.
+
+    project: queries (..., d) to what the keys are multiplied with. keys: (M, d). values: (M, d). bias: (M,) or None.
+    write: Σ f·value (..., d) to the reconstruction, less b_dec. W_pass: (looks after the first, d, d) or None.
+    """
+
+    project: Callable[[torch.Tensor], torch.Tensor]
+    keys: torch.Tensor
+    values: torch.Tensor
+    bias: torch.Tensor | None
+    write: Callable[[torch.Tensor], torch.Tensor]
+    W_pass: torch.Tensor | None
+
+
+class Reading(NamedTuple):
+    """What an SAE reads from N inputs.
+
+    acts: (N, M) activations, sparse COO (coalesced) or dense, as supports are. context: (N, d) Σ f·value, or None.
+    scores: (N, M) the scores of the first pass on its support (dense: all), without gradient.
+    counts: (N,) concepts per input, each once. pass_counts: (N,) of every pass. tau, score_std: of the first pass.
+    """
+
+    acts: torch.Tensor
+    context: torch.Tensor | None
+    scores: torch.Tensor
+    counts: torch.Tensor
+    pass_counts: list[torch.Tensor]
+    tau: Callable[[], torch.Tensor]
+    score_std: torch.Tensor
+
+
+def pass_maps(
+    cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device
+) -> nn.Parameter | None:
+    """(looks after the first, d, d) W_pass, the identity, or None where the first is the only one."""
+    further = cfg.passes - 1 + cfg.refinements
+    identity = torch.eye(cfg.d_in, dtype=dtype, device=device)
+    return nn.Parameter(identity.repeat(further, 1, 1)) if further else None
+
+
+def read(
+    sae_in: torch.Tensor,
+    query: torch.Tensor,
+    factor: torch.Tensor,
+    maps: Maps,
+    cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
+    with_context: bool = True,
+    **limits: Any,
+) -> Reading:
+    """All looks of an SAE, over lists of active concepts where supports are sparse.
+
+    Args:
+        sae_in: (N, d) centred inputs, float32 or float64; read where looks follow the first.
+        query: (N, d) projected queries of the first pass, and factor: (N, 1) what multiplies their activations.
+        with_context: whether Σ f·value is wanted.
+        limits: `max_density` of `attend`.
+    """
+    gate = gate_of(cfg)
+    n_looks = cfg.passes + cfg.refinements
+    found, context, first = [], None, None
+    for look in range(cfg.passes):
+        if context is not None:
+            query, factor = _further_query(sae_in, context, maps, cfg, look)
+        values = maps.values if with_context or look < n_looks - 1 else None
+        attention = attend(query, maps.keys, values, maps.bias, **gate, **limits)
+        first = first or attention
+        found.append(_without_explained(scale_rows(attention.acts, factor), factor))
+        if attention.context is not None:
+            context = attention.context * factor + (0 if context is None else context)
+    assert first is not None
+    acts = found[0] if len(found) == 1 else _sum(found)
+    for look in range(cfg.passes, n_looks):
+        assert context is not None
+        query, factor = _further_query(sae_in, context, maps, cfg, look)
+        values = maps.values if with_context or look < n_looks - 1 else None
+        acts, added = _refine(acts, query, factor, maps, values)
+        context = None if added is None else context + added
+    pass_counts = [_counts(each) for each in found]
+    counts = pass_counts[0] if len(found) == 1 else _counts(acts)
+    return Reading(acts, context, first.scores, counts, pass_counts, first.tau, first.score_std)
+
+
+@torch.no_grad()
+def dense_activations(
+    sae_in: torch.Tensor,
+    query: torch.Tensor,
+    factor: torch.Tensor,
+    maps: Maps,
+    cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
+) -> torch.Tensor:
+    """(..., M) dense activations without a second matrix of that size, and without gradient; arguments as for `read`."""
+    rows = (each.reshape(-1, each.shape[-1]) for each in (sae_in, query, factor))
+    found = read(*rows, maps, cfg, with_context=False, max_density=1.0)
+    return found.acts.to_dense().reshape(*query.shape[:-1], maps.keys.shape[0])
+
+
+def observed_activations(
+    sae_in: torch.Tensor,
+    factor: torch.Tensor,
+    hidden_pre: torch.Tensor,
+    maps: Maps,
+    cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
+) -> torch.Tensor:
+    """(..., M) dense activations, differentiable in any mode.
+
+    Args:
+        sae_in: (..., d) centred inputs. factor: (..., 1). hidden_pre: (..., M) scores of the first pass, which a hook may
+            have changed.
+    """
+    acts = gate_scores(hidden_pre, cfg.gate, **gate_of(cfg)) * factor
+    for look in range(1, cfg.passes + cfg.refinements):
+        query, factor = _further_query(sae_in, acts @ maps.values.to(acts.dtype), maps, cfg, look)
+        scores = dense_scores(query, maps.keys.T, maps.bias)
+        if look < cfg.passes:
+            added = gate_scores(scores, cfg.gate, **gate_of(cfg))
+        else:
+            added = torch.where(acts != 0, scores, torch.zeros_like(scores))
+        acts = acts + added * factor
+    return acts
+
+
+def _further_query(
+    sae_in: torch.Tensor,
+    context: torch.Tensor,
+    maps: Maps,
+    cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
+    look: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(..., d) projected queries of the residual and (..., 1) what multiplies their activations, 0 where it is none."""
+    assert maps.W_pass is not None
+    with full_precision(sae_in):
+        residual = sae_in - maps.write(context)
+        query, factor = split_norm(residual, cfg.unit_norm_query)
+        largest, least = (each.detach().abs().amax(-1, keepdim=True) for each in (sae_in, residual))
+        factor = torch.where(least > EXPLAINED[sae_in.dtype] * largest, factor, torch.zeros_like(factor))
+        return maps.project(query @ maps.W_pass[look - 1].to(query.dtype)), factor
+
+
+def _refine(
+    acts: torch.Tensor, query: torch.Tensor, factor: torch.Tensor, maps: Maps, values: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Activations with the scores of the concepts that are active added, and what that adds to the context."""
+    if acts.is_sparse:
+        index = acts.indices()
+        added, context = attend_on(query, maps.keys, values, maps.bias, row_offsets(index[0], len(acts)), index[1])
+        scaled = added * factor.squeeze(-1)[index[0]]
+        acts = coo(index, acts.values() + scaled, (acts.shape[0], acts.shape[1]))
+        return acts, None if context is None else context * factor
+    scores = dense_scores(query, maps.keys.T, maps.bias) * factor
+    added = torch.where(acts != 0, scores, torch.zeros_like(scores))
+    return acts + added, None if values is None else added @ values.to(added.dtype)
+
+
+def _without_explained(acts: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Sparse activations without the entries of rows that have nothing to be explained (x = 0 ties everything)."""
+    if not acts.is_sparse or bool((factor > 0).all()):
+        return acts
+    index = acts.indices()
+    keep = factor.squeeze(-1)[index[0]] > 0
+    return coo(index[:, keep], acts.values()[keep], (acts.shape[0], acts.shape[1]))
+
+
+def _sum(found: list[torch.Tensor]) -> torch.Tensor:
+    """The sum of activations, over the union of their entries if all are sparse, dense if one is."""
+    if not all(each.is_sparse for each in found):
+        return torch.stack([each.to_dense() for each in found]).sum(0)
+    n_rows, n_concepts = found[0].shape
+    place = torch.cat([each.indices()[0] * n_concepts + each.indices()[1] for each in found])
+    place, where = place.unique(return_inverse=True)
+    values = torch.cat([each.values() for each in found])
+    row = place // n_concepts
+    summed = values.new_zeros(len(place)).index_add(0, where, values)
+    return coo(torch.stack([row, place - row * n_concepts]), summed, (n_rows, n_concepts))
+
+
+def _counts(acts: torch.Tensor) -> torch.Tensor:
+    if acts.is_sparse:
+        return torch.bincount(acts.indices()[0], minlength=len(acts))
+    return acts.detach().count_nonzero(-1)
