@@ -26,7 +26,7 @@ EPILOG = """\
 suites:
   saelens   SAELens's own harness with every metric on (the default for language models)
   text      reconstruction (NMSE variants, explained variance), L0 distribution, dead concepts, cross-entropy,
-            KL divergence, on named sets of text
+            KL divergence, on named sets of text; k-sparse probing on those and on sets of text with classes
   vision    reconstruction and geometry (FVU variants, CS, CKNNA, decoder orthogonality) over tokens and images,
             L0 per token, per image and against complexity, monosemanticity, zero-shot classification with the
             top-n concepts on and off, with controls (the default for image models)
@@ -38,6 +38,7 @@ examples:
   sparsemax-sae evaluate user/repository:blocks.6.hook_resid_post --suite text \\
       --datasets.wikitext103.path wikitext103_test.txt \\
       --datasets.openwebtext.path openwebtext.jsonl --datasets.openwebtext.held_out true --held_out_fraction 0.1
+  sparsemax-sae evaluate output/my_run --suite text --probing.reviews.path reviews.csv --probing_pooling mean
   sparsemax-sae evaluate output/my_clip_run --suite vision --dataset_path cifar10_test.parquet \\
       --counting_dataset.path cifar10_train.parquet --encoder facebook/dinov2-base --n_images 5000
   sparsemax-sae evaluate output/my_clip_run --config configs/evaluate/mini_clip_cifar10.yaml --groups zero_shot

@@ -161,6 +161,9 @@ class CompareConfig:
     """Activations per evaluation set (samples, with a synthetic model)."""
     n_cross_entropy_tokens: int = 16_384
     """Tokens per evaluation set on which the cross-entropy is measured; 0 leaves it out."""
+    n_probing_tokens: int = 0
+    """Tokens per evaluation set in whose contexts k-sparse probes tell apart what follows and of which set they are; 0
+    leaves it out."""
     activation_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of stored activations."""
 

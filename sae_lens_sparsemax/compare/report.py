@@ -15,6 +15,7 @@ from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import MEASURES, Point, matched_values
 from sae_lens_sparsemax.display.plots import INK, SMALL, log_scale, panels, save_figure, series_style, style
 from sae_lens_sparsemax.display.tables import csv_table, markdown_table, mean_and_std, number
+from sae_lens_sparsemax.evaluation.probing import KS
 from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
 from sae_lens_sparsemax.files import atomic_write_text
 
@@ -28,6 +29,8 @@ COLUMNS = {
     "explained_variance": (EXPLAINED_VARIANCE, 4),
     "ce_loss_score": ("CE score", 4),
     "ce_degradation": ("CE degradation", 4),
+    **{f"probe_auc_k{k}": (f"probe AUC, k = {k}", 3) for k in KS},
+    "probe_auc_without_sae": ("probe AUC, raw", 3),
     "zero_shot_accuracy": ("zero-shot", 4),
     "zero_shot_accuracy_without_sae": ("zero-shot, no SAE", 4),
     "cosine_similarity": ("cosine", 4),
@@ -151,7 +154,10 @@ def _measures(results: Iterable[RunResult], dataset: str) -> list[str]:
 
 
 # A value of the model itself, to which the measure tends, drawn as a dashed line.
-_REFERENCES = {"zero_shot_accuracy": "zero_shot_accuracy_without_sae"}
+_REFERENCES = {
+    "zero_shot_accuracy": "zero_shot_accuracy_without_sae",
+    **{f"probe_auc_k{k}": "probe_auc_without_sae" for k in KS},
+}
 
 
 def write_plots(cfg: CompareConfig, points: Sequence[Point], folder: Path) -> list[Path]:

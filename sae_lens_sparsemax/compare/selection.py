@@ -20,11 +20,13 @@ import numpy as np
 from sae_lens_sparsemax.compare.config import Arm, CompareConfig
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.sources import VALIDATION
+from sae_lens_sparsemax.evaluation.probing import KS
 from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
 
 MEASURES = {
     "explained_variance": EXPLAINED_VARIANCE,
     "ce_loss_score": "Cross-entropy loss score",
+    **{f"probe_auc_k{k}": f"AUC of probes on {k} concept{'s' * (k > 1)}" for k in KS},
     "zero_shot_accuracy": "Zero-shot accuracy",
     "mcc": "MCC with the true features",
     "f1": "F1 of the best-matching features",

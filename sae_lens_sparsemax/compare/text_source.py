@@ -1,10 +1,13 @@
 """Activations of a language model as the source of a comparison: captured once, then read from disk."""
 
 import gc
+import logging
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,6 +25,8 @@ from sae_lens_sparsemax.evaluation.predictions import (
     evaluate_cross_entropy,
     evaluate_cross_entropy_baseline,
 )
+from sae_lens_sparsemax.evaluation.probing import KS, ProbeScores, probe
+from sae_lens_sparsemax.evaluation.suite.probing import Passages, Task, passage_tasks, read_passages
 from sae_lens_sparsemax.files import (
     file_facts,
     load_json,
@@ -38,6 +43,8 @@ from sae_lens_sparsemax.models.language_models import (
     load_language_model,
     resolve_hook_name,
 )
+
+logger = logging.getLogger(__name__)
 
 # Settings that change which activations are stored. Those not named here only concern the runs.
 _CACHE_SETTINGS = (
@@ -76,7 +83,10 @@ class TextSource(CapturedActivations):
         settings["evaluation_data"] = {name: _identity(data) for name, data in cfg.eval_datasets.items()}
         settings["files"] = file_facts([cfg.model_name, *(text.path for text in texts)])
         super().__init__(cfg, settings)
-        self.chosen_fingerprint = fingerprint({"n_cross_entropy_tokens": cfg.n_cross_entropy_tokens})
+        chosen = {"n_cross_entropy_tokens": cfg.n_cross_entropy_tokens}
+        chosen |= {"n_probing_tokens": cfg.n_probing_tokens} if cfg.n_probing_tokens else {}
+        self.chosen_fingerprint = fingerprint(chosen)
+        self._raw_probes: dict[tuple[str, str], ProbeScores] = {}
         recorded = (
             "model_name", "model_class_name", "hook_name", "context_size", "prepend_bos", "exclude_special_tokens",
         )  # fmt: skip
@@ -90,10 +100,17 @@ class TextSource(CapturedActivations):
             gc.collect()
 
     def evaluate_chosen(self, sae: SAE[Any]) -> dict[str, Metrics]:
-        """Cross-entropy with the SAE spliced in, on every set of text."""
-        if self.cfg.n_cross_entropy_tokens == 0:
-            return {}
-        return {name: self._cross_entropy(sae, name) for name in self.cfg.evaluation_sets}
+        """Cross-entropy with the SAE spliced in, and k-sparse probes, on every set of text."""
+        names, found = self.cfg.evaluation_sets, {}
+        if self.cfg.n_cross_entropy_tokens:
+            found = {name: self._cross_entropy(sae, name) for name in names}
+        if self.cfg.n_probing_tokens:
+            passages = cache(partial(self._passages, sae))
+            for place, name in enumerate(names):
+                found[name] = found.get(name, {}) | self._probes(
+                    name, passage_tasks(name, names[place + 1 :], passages)
+                )
+        return found
 
     @property
     def width(self) -> int:
@@ -163,18 +180,38 @@ class TextSource(CapturedActivations):
         text = load_text(cfg.training_dataset)
         return part_of_dataset(text, part, cfg.held_out_fraction, str(cfg.dataset_path))
 
+    def _at_hook(self, sae: SAE[Any]) -> TextAtHook:
+        return TextAtHook(sae, self.model, self._hook_name, self._special_tokens, self._max_norm)
+
     def _cross_entropy(self, sae: SAE[Any], name: str) -> Metrics:
-        cfg = self.cfg
-        batches = self._tokens(name).to(cfg.device).split(cfg.store_batch_size_prompts)
-        at_hook = TextAtHook(sae, self.model, self._hook_name, self._special_tokens, self._max_norm)
+        cfg, at_hook = self.cfg, self._at_hook(sae)
+        tokens = self._tokens(name, "n_cross_entropy_tokens")
+        batches = tokens.to(cfg.device).split(cfg.store_batch_size_prompts)
         path = self.folder / name / f"tokens-{cfg.n_cross_entropy_tokens}.baseline.json"
         if not path.exists():
             save_json(sealed(asdict(evaluate_cross_entropy_baseline(at_hook, batches))), path)
         return asdict(evaluate_cross_entropy(at_hook, batches, load_json(CrossEntropyBaseline, path)))
 
-    def _tokens(self, name: str) -> torch.Tensor:
-        """The first contexts of a set, `n_cross_entropy_tokens` tokens or a few more, (n, context), kept on disk."""
-        n_tokens = self.cfg.n_cross_entropy_tokens
+    def _passages(self, sae: SAE[Any], name: str) -> Passages:
+        tokens = self._tokens(name, "n_probing_tokens")
+        return read_passages(self._at_hook(sae), tokens, "last", self.cfg.store_batch_size_prompts, progress=False)
+
+    def _probes(self, name: str, tasks: Iterable[Task]) -> Metrics:
+        """AUC of the probes, mean over the tasks that have enough texts; nothing if none has."""
+        found = [
+            probe(task.name, task.texts, task.labels, raw=self._raw_probes.get((name, task.name))) for task in tasks
+        ]
+        measured = [each for each in found if each is not None]
+        self._raw_probes |= {(name, each.task): each.raw for each in measured}
+        if not measured:
+            logger.warning("The text of %s is not probed: it has too few texts of each class.", name)
+            return {}
+        auc = {f"probe_auc_k{k}": fmean(each.sparse[i].auc for each in measured) for i, k in enumerate(KS)}
+        return {**auc, "probe_auc_without_sae": fmean(each.raw.auc for each in measured), "probe_tasks": len(measured)}
+
+    def _tokens(self, name: str, setting: str) -> torch.Tensor:
+        """The first contexts of a set, as many tokens as a setting says or a few more, (n, context), kept on disk."""
+        n_tokens = getattr(self.cfg, setting)
         path = self.folder / name / f"tokens-{n_tokens}.safetensors"
         if not path.exists():
             store, batches = self._store(name), []
@@ -183,7 +220,7 @@ class TextSource(CapturedActivations):
                     batches.append(store.get_batch_tokens(raise_at_epoch_end=True).cpu())
                 except StopIteration:
                     raise ValueError(
-                        f"the text of {name} must have at least the {n_tokens} tokens of n_cross_entropy_tokens, got "
+                        f"the text of {name} must have at least the {n_tokens} tokens of {setting}, got "
                         f"{sum(batch.numel() for batch in batches)}"
                     ) from None
             save_tensors({"tokens": torch.cat(batches)}, path)

@@ -65,6 +65,7 @@ def load_text_dataset(
     split: str = "train",
     config: str | None = None,
     text_column: str = "text",
+    label_column: str | None = None,
     streaming: bool = True,
 ) -> Dataset | IterableDataset:
     """Load a data set whose text is in the column ``text``.
@@ -77,21 +78,23 @@ def load_text_dataset(
         split: the split to use.
         config: the configuration, for hub data sets that have several.
         text_column: the column with the text; renamed to ``text``.
+        label_column: a column to keep beside it, whatever it holds; renamed to ``label``.
         streaming: read while training, rather than convert everything first.
 
     Raises:
-        ValueError: missing file, no rows, missing text column (the message names the columns there are),
+        ValueError: missing file, no rows, missing column (the message names the columns there are),
             a column that holds no text, too many rows without any, or whatever ``datasets`` reports, in one sentence.
     """
     data: Any = None
     is_json_lines = False
+    columns = [text_column] if label_column is None else [text_column, label_column]
     # Numbers in the column with the text are text as well.
     builders = {
-        ending: (builder, {**options, "converters": {text_column: str}} if builder == "csv" else options)
+        ending: (builder, {**options, "converters": dict.fromkeys(columns, str)} if builder == "csv" else options)
         for ending, (builder, options) in _BUILDERS.items()
     }
     try:
-        data = _json_lines(path, split, streaming, text_column)
+        data = _json_lines(path, split, streaming, text_column, label_column)
         is_json_lines = data is not None
         data = data if is_json_lines else load_rows(path, split, config, streaming, builders, quickstart_text)
         with explained(path):
@@ -101,13 +104,16 @@ def load_text_dataset(
     if first is None:
         raise ValueError(f"The data set {path!r} (split {split!r}) must have rows, got none.")
     if is_json_lines:
-        return _texts_alone(data, _IsText(path, text_column), text_column).map(_ParsedLine(text_column))
-    if _has_tokens(text_column, set(first)):
+        return _texts_alone(data, _IsText(path, text_column), text_column).map(_ParsedLine(text_column, label_column))
+    if label_column is None and _has_tokens(text_column, set(first)):
         return data
     require_column("text_column", text_column, first, path)
-    if text_column != "text":
+    if label_column is not None:
+        require_column("label_column", label_column, first, path)
+    if columns != ["text"]:
         # Alone, since the activations store would prefer a column of token ids to the one asked for.
-        data = data.select_columns([text_column]).rename_column(text_column, "text")
+        renamed = {old: new for old, new in zip(columns, ("text", "label"), strict=False) if old != new}
+        data = data.select_columns(columns).rename_columns(renamed)
     return _texts_alone(data, _IsText(path), text_column)
 
 
@@ -168,7 +174,7 @@ class BelongsTo:
         return part_of_document(document["text"], self.held_out_fraction) == self.part
 
 
-def _json_lines(path: str, split: Any, streaming: bool, text_column: str) -> Any:
+def _json_lines(path: str, split: Any, streaming: bool, text_column: str, label_column: str | None) -> Any:
     """The lines of JSON lines files with this column, not parsed; None for anything else.
 
     The library's own reader is stopped by one broken line, or one value of another type.
@@ -178,8 +184,11 @@ def _json_lines(path: str, split: Any, streaming: bool, text_column: str) -> Any
         return None
     lines: tuple[str, dict[str, Any]] = ("text", {})
     data = load_rows(path, split, None, streaming, {".jsonl": lines, ".json": lines}, quickstart_text)
-    keys = {key for line in islice(iter(data), _N_NAMED) for key in _parsed(line["text"]) or {}}
-    return data if text_column in keys and not _has_tokens(text_column, keys) else None
+    keys = dict.fromkeys(key for line in islice(iter(data), _N_NAMED) for key in _parsed(line["text"]) or {})
+    if text_column in keys and label_column is not None:
+        require_column("label_column", label_column, keys, path)
+        return data
+    return data if text_column in keys and not _has_tokens(text_column, set(keys)) else None
 
 
 def _texts_alone(data: Any, is_text: _IsText, text_column: str) -> Any:
@@ -243,14 +252,16 @@ class _IsText:
 
 
 class _ParsedLine:
-    """Maps a line of JSON to the text in it."""
+    """Maps a line of JSON to the text in it, and to what is beside it."""
 
-    def __init__(self, text_column: str) -> None:
-        self.text_column = text_column
+    def __init__(self, text_column: str, label_column: str | None = None) -> None:
+        self.text_column, self.label_column = text_column, label_column
 
-    def __call__(self, line: dict[str, str]) -> dict[str, str]:
+    def __call__(self, line: dict[str, str]) -> dict[str, Any]:
+        row = json.loads(line["text"])
         # Half a character, as a text that was cut leaves it, cannot be written.
-        return {"text": _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", json.loads(line["text"])[self.text_column])}
+        text = {"text": _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", row[self.text_column])}
+        return text if self.label_column is None else text | {"label": row.get(self.label_column)}
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

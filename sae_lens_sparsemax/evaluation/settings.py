@@ -11,12 +11,15 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.data.class_names import check_dataset
 from sae_lens_sparsemax.data.labelled_images import ImageData, ImageReading
+from sae_lens_sparsemax.data.labelled_texts import LabelledText
 from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.concept_counts import PATCHSAE_THRESHOLD
+from sae_lens_sparsemax.evaluation.probing import KS, Pooling
 from sae_lens_sparsemax.evaluation.zero_shot import N_CONCEPTS
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.checking import build
+from sae_lens_sparsemax.settings.sentences import must_be
 
 # What stands where neither the settings nor the metadata say.
 _DEFAULTS = {
@@ -106,6 +109,15 @@ class TextSuiteSettings(LanguageModelSettings):
     """Tokens of each set for cross-entropy and KL divergence, which run the model six times."""
     max_norm: float | None = None
     """Leave out activations of a larger norm; by default those that the SAE's training left out."""
+    probing: dict[str, LabelledText] = field(default_factory=dict)
+    """Sets of text with classes by name, to be told apart by a few concepts, beside what `datasets` give by
+    themselves: of which of them a passage is, and whether what follows holds a digit, a question or a quotation."""
+    probing_ks: list[int] = field(default_factory=lambda: list(KS))
+    """Numbers of concepts of the probes."""
+    probing_pooling: Pooling = "last"
+    """What stands for a text: its last token (`last`) or the average over its tokens (`mean`)."""
+    n_probing_texts: int = 1_500
+    """Texts of each set with classes: the first ones."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +210,8 @@ def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings
             )
         split, config, column = meta.dataset_split or "train", meta.dataset_config, meta.text_column or "text"
         datasets = {"held_out": TextData(meta.dataset_path, split, config, column, held_out=True)}
+    if both := sorted(datasets.keys() & given.probing.keys()):
+        raise must_be("probing", "sets of text of other names than those of datasets", both[0])
     if any(each.held_out for each in datasets.values()) and not fraction:
         raise ValueError(
             "'held_out' needs the fraction that training left out, which the SAE's metadata do not have; give "

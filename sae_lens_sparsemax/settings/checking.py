@@ -44,14 +44,14 @@ _AT_LEAST_ONE = {
     "feature_sampling_window", "n_batches_for_norm_estimate", "n_eval_batches", "eval_samples",
     "wandb_log_frequency", "eval_every_n_wandb_logs", "n_restart_cycles", "batches", "steps", "samples", "examples",
     "megabytes", "n_images", "n_counting_images", "n_tokens", "n_prediction_tokens", "n_training_tokens",
-    "n_validation_tokens", "n_evaluation_tokens",
+    "n_validation_tokens", "n_evaluation_tokens", "probing_ks", "n_probing_texts",
 }  # fmt: skip
 # infinity means something there: TopK.
 _MAY_BE_INFINITE = {"alpha"}
 _NOT_NEGATIVE = {
     "d_in", "lr_warm_up_steps", "lr_decay_steps", "n_checkpoints", "eval_frequency", "showcase", "port",
     "n_cross_entropy_tokens", "n_zero_shot_images", "n_decode_workers", "prefetch_image_batches", "eval_n_images",
-    "eval_every_n_steps",
+    "eval_every_n_steps", "n_probing_tokens",
 }  # fmt: skip
 _ABOVE_ZERO = {"l0", "lr", "lrs", "max_norm", "max_norm_over_median"}
 _DEVICES = {"device", "model_device", "llm_device", "act_store_device"}

@@ -117,7 +117,10 @@ def test_a_repeated_comparison_trains_only_what_is_missing_or_changed(tmp_path, 
     assert all(json.loads(r.read_text())["metrics"] != b["metrics"] for r, b in zip(results, before, strict=True))
 
 
-def test_language_model_comparison_measures_reconstruction_and_cross_entropy(tmp_path, language_model_settings):
+def test_language_model_comparison_measures_reconstruction_cross_entropy_and_probes(
+    tmp_path, language_model_settings, caplog
+):
+    language_model_settings["n_probing_tokens"] = 480
     table = compare(config_from_yaml(write(tmp_path, language_model_settings)))
     rows = list(csv.DictReader((table.parent / "table.csv").open()))
     assert len(rows) == 3
@@ -128,6 +131,11 @@ def test_language_model_comparison_measures_reconstruction_and_cross_entropy(tmp
             with_sae, original, zero = (float(row[f"{name}/ce_{m}"]) for m in ("with_sae", "original", "zero_ablation"))
             assert score == pytest.approx((zero - with_sae) / (zero - original))
             assert float(row[f"{name}/ce_degradation"]) == pytest.approx(original - with_sae)
+        # Random words of both sets: nothing tells them apart, and nothing but words is ahead.
+        assert row["other/probe_tasks"] == "1.0" and "same/probe_tasks" not in row  # sorted in the file
+        assert all(0.1 < float(row[f"other/probe_auc_{kind}"]) < 0.9 for kind in ("k1", "k16", "without_sae"))
+    assert "The text of same is not probed" in caplog.text
+    assert (table.parent / "pareto_probe_auc_k5.png").is_file()
     assert (table.parent / "pareto_ce_loss_score.png").exists()
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a suite: how L0 is distributed, whether it follows complexity, and accuracy against top-n concepts."""
+"""Pictures of a suite: how L0 is distributed and whether it follows complexity, and accuracy against few concepts."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sae_lens_sparsemax.display.plots import (
 )
 
 _HEIGHT = 3.6
+_MOST_TASKS = 8
 
 
 def write_pictures(suite: str, groups: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -41,6 +42,8 @@ def write_pictures(suite: str, groups: Mapping[str, Any], folder: Path) -> list[
         figures["l0_against_complexity"] = l0_over_complexity(measured["sparsity"]["against_complexity"])
     if "zero_shot" in measured:
         figures["top_n_accuracy"] = top_n_accuracy(measured["zero_shot"]["zero_shot"])
+    if probes := {name: r["probing"]["tasks"] for name, r in measured.items() if "probing" in r}:
+        figures["probing"] = probing_auc(probes)
     return [save_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -72,6 +75,21 @@ def top_n_accuracy(zero_shot: Mapping[str, Any]) -> Figure:
     figure, all_axes = panels(len(masks), 5.6, _HEIGHT)
     for axes, mask in zip(all_axes, masks, strict=True):
         _draw_mask(axes, zero_shot, mask)
+    return figure
+
+
+def probing_auc(probes: Mapping[str, Any]) -> Figure:
+    """AUC of probes on few concepts, and on raw activations (dotted), of each task: one panel for each group."""
+    figure, all_axes = panels(len(probes), 5.6, _HEIGHT)
+    for axes, (name, tasks) in zip(all_axes, probes.items(), strict=True):
+        for i, task in enumerate(tasks[:_MOST_TASKS]):
+            look = series_style(i)
+            axes.plot([e["k"] for e in task["sparse"]], [e["auc"] for e in task["sparse"]], **look, label=task["task"])
+            axes.axhline(task["raw"]["auc"], color=look["color"], linewidth=1, linestyle=":")
+        log_scale(axes, "x")
+        axes.set_xticks(sorted({e["k"] for task in tasks for e in task["sparse"]}))
+        style(axes, f"{name}; dotted: raw activations", "concepts, k", "AUC of the probe", grid="both")
+        axes.legend(fontsize=SMALL)
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sae_lens_sparsemax.display.tables import markdown_table, number, percent
@@ -82,6 +83,8 @@ def _rows(part: str, value: Any) -> list[Row]:
         return zero_shot_rows(value)
     if part == "names":
         return name_rows(value)
+    if part == "probing":
+        return probing_rows(value)
     if isinstance(value, Mapping):
         return [_l0(f"L0 {part.replace('_', ' ')}".replace(" l0", ""), value, "mean")] if "mean" in value else []
     return [(part.replace("_", " "), value)]
@@ -110,6 +113,30 @@ def name_rows(value: Mapping[str, Any]) -> list[Row]:
         for source, text in (("from_images", "top images"), ("from_decoder", "the decoder")):
             rows.append((f"right names, from {text}", percent(value[source + suffix])))
     return [*rows, ("right names, at random", percent(value["chance"]))]
+
+
+def probing_rows(value: Mapping[str, Any]) -> list[Row]:
+    """Accuracy, AUC and F1 of every probe of every task, and the mean over tasks where there are several."""
+    rows: list[Row] = []
+    for task in value["tasks"]:
+        rows.append((task["task"], f"{task['n_train']:,} texts to train on, {task['n_test']:,} to test on"))
+        rows += [(f"{task['task']}, {probe}", _probe(scores)) for probe, scores in _probes(task)]
+    if len(value["tasks"]) > 1:
+        for same in zip(*map(_probes, value["tasks"]), strict=True):
+            mean = {name: fmean(scores[name] for _, scores in same) for name in ("accuracy", "auc", "f1")}
+            rows.append((f"mean over {len(same)} tasks, {same[0][0]}", _probe(mean)))
+    if value["too_few_texts"]:
+        rows.append(("too few texts", ", ".join(value["too_few_texts"])))
+    return rows
+
+
+def _probes(task: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    sparse = [(f"k = {scores['k']}", scores) for scores in task["sparse"]]
+    return [*sparse, ("raw activations", task["raw"]), ("one class", task["majority"])]
+
+
+def _probe(scores: Mapping[str, Any]) -> str:
+    return f"accuracy {percent(scores['accuracy'])}, AUC {number(scores['auc'])}, F1 {number(scores['f1'])}"
 
 
 def _named(names: Mapping[str, str], values: Mapping[str, Any]) -> list[Row]:

@@ -1,6 +1,6 @@
-"""The text suite: reconstruction, sparsity and predictions of a language model with an SAE spliced in.
+"""The text suite: reconstruction, sparsity and predictions of a language model with an SAE spliced in, and probes.
 
-Tables 1 and 2 of the sparsemax paper, with every variant of their measures under its own name.
+Tables 1 and 2 of the sparsemax paper, with every variant of their measures under its own name, and k-sparse probing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.data.labelled_texts import LabelledText
 from sae_lens_sparsemax.data.texts import TextData, load_text_dataset, part_of_dataset, require_one_context
 from sae_lens_sparsemax.evaluation.predictions import (
     evaluate_cross_entropy,
@@ -25,6 +26,7 @@ from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulat
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
 from sae_lens_sparsemax.evaluation.sparsity import l0_distribution
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured
+from sae_lens_sparsemax.evaluation.suite.probing import Passages, labelled_tasks, passage_tasks, probed, read_passages
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text
 from sae_lens_sparsemax.models.encoding import encode_chunks
@@ -33,7 +35,8 @@ from sae_lens_sparsemax.models.language_models import NO_NEXT_TOKENS, load_langu
 
 def text_group_names(settings: TextSuiteSettings) -> list[str]:
     """The names of the groups that `text_groups` makes."""
-    return [f"{name}/{group}" for name in settings.datasets for group in ("reconstruction", "predictions")]
+    groups = [f"{name}/{group}" for name in settings.datasets for group in ("reconstruction", "predictions", "probing")]
+    return [*groups, *(f"{name}/probing" for name in settings.probing)]
 
 
 def text_groups(
@@ -42,7 +45,7 @@ def text_groups(
     progress: bool = True,
     load: Callable[..., Any] = load_language_model,
 ) -> list[MetricGroup]:
-    """Two groups for each set of text: `<set>/reconstruction` and `<set>/predictions`."""
+    """`<set>/reconstruction`, `/predictions` and `/probing` of each set of text; `/probing` of each with classes."""
 
     @cache
     def at_hook() -> TextAtHook:
@@ -60,13 +63,35 @@ def text_groups(
     def tokens(name: str) -> TokenSet:
         return read_tokens(at_hook(), settings.datasets[name], settings)
 
+    @cache
+    def passages(name: str) -> Passages:
+        text = tokens(name).first(settings.n_tokens)
+        return read_passages(at_hook(), text.tokens, settings.probing_pooling, settings.batch_size, progress)
+
+    def passages_probed(name: str, others: list[str]) -> dict[str, Any]:
+        return probed(passage_tasks(name, others, passages), settings.probing_ks)
+
+    def classes_probed(data: LabelledText) -> dict[str, Any]:
+        assert settings.context_size is not None
+        tasks = labelled_tasks(
+            at_hook(),
+            data,
+            n_texts=settings.n_probing_texts,
+            context_size=settings.context_size,
+            pooling=settings.probing_pooling,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+        return probed(tasks, settings.probing_ks)
+
     def measured(measure: Callable[[TokenSet, bool], dict[str, Any]], name: str, n_tokens: int) -> dict[str, Any]:
         return measure(tokens(name).first(n_tokens), progress)
 
     # Named as when the first results were kept, so that those are still known again.
     shared = {"model": settings.model_name, "model_class": settings.model_class_name}
     shared |= {key: getattr(settings, key) for key in ("hook_name", "context_size", "max_norm")}
-    groups = []
+    probes = {"ks": settings.probing_ks, "pooling": settings.probing_pooling}
+    sets, groups = list(settings.datasets), []
     for name, data in settings.datasets.items():
         on = shared | {"data": asdict(data), "files": file_facts([data.path, settings.model_name])}
         on |= {"held_out_fraction": settings.held_out_fraction} if data.held_out else {}
@@ -76,6 +101,15 @@ def text_groups(
         ):
             compute = partial(measured, measure, name, n_tokens)
             groups.append(MetricGroup(f"{name}/{group}", on | {"n_tokens": n_tokens}, compute, at_hook))
+        others = sets[sets.index(name) + 1 :]
+        against = {other: asdict(settings.datasets[other]) for other in others}
+        on |= probes | {"n_tokens": settings.n_tokens, "against": against}
+        on |= {"against_files": file_facts([settings.datasets[other].path for other in others])}
+        groups.append(MetricGroup(f"{name}/probing", on, partial(passages_probed, name, others), at_hook))
+    for name, labelled in settings.probing.items():
+        on = shared | probes | {"data": asdict(labelled), "n_texts": settings.n_probing_texts}
+        on |= {"files": file_facts([labelled.path, settings.model_name])}
+        groups.append(MetricGroup(f"{name}/probing", on, partial(classes_probed, labelled), at_hook))
     return groups
 
 

@@ -145,3 +145,74 @@ def test_metadata_that_lack_something_say_what_to_give(folder, capsys, missing, 
     (folder / "cfg.json").write_text(json.dumps(cfg))
     assert main(["evaluate", str(folder), "--suite", "text"]) == 2
     assert message in capsys.readouterr().err
+
+
+def labelled(tmp_path, labels, name="classes") -> str:
+    """Texts of random words whose last word is their class."""
+    path = tmp_path / f"{name}.jsonl"
+    rows = [{"text": f"{text} w{label}", "label": label} for text, label in zip(documents(120), labels, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_probes_tell_classes_and_sets_of_text_apart(folder, text, tmp_path, caplog):
+    few, many = labelled(tmp_path, [1, 2] * 60), labelled(tmp_path, [3, 4, 5, None] * 30, "many")
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join("w1 w2 w3 w4 w5 w6" for _ in range(300)))
+    settings = {
+        "datasets": {"all": {"path": str(text)}, "other": {"path": str(other)}},
+        "probing": {"few": {"path": few}, "many": {"path": many}},
+        "probing_ks": [1, 16],
+        "n_tokens": 600,
+        "batch_size": 8,
+    }
+    names = [f"{name}/probing" for name in ("all", "other", "few", "many")]
+    result = evaluate_suite(str(folder), settings=settings, groups=names, progress=False)
+    groups = result.results["groups"]
+    assert list(groups) == names
+    (task,) = groups["all/probing"]["probing"]["tasks"]
+    assert task["task"] == "all or other" and task["raw"]["auc"] > 0.8
+    assert groups["all/probing"]["probing"]["too_few_texts"] == [
+        f"{it} ahead" for it in ("digit", "question mark", "quotation mark")
+    ]
+    assert groups["other/probing"]["not_measured"].startswith("no task has 20 texts of each class")
+    (task,) = groups["few/probing"]["probing"]["tasks"]
+    assert (task["task"], task["n_train"], task["n_test"]) == ("2 or 1", 60, 60)
+    assert min(task["raw"]["auc"], task["sparse"][1]["auc"]) > 0.8 and task["sparse"][0]["auc"] > 0.6
+    assert [task["task"] for task in groups["many/probing"]["probing"]["tasks"]] == [
+        f"{i} or another" for i in (3, 4, 5)
+    ]
+    assert f"30 of 120 texts of {many!r} have no class in 'label'" in caplog.text
+    report = result.report.read_text()
+    raw = task["raw"]
+    assert f"| 2 or 1, raw activations | accuracy {100 * raw['accuracy']:.1f} %, AUC {raw['auc']:.4f}, F1 " in report
+    assert "mean over 3 tasks, k = 16" in report and "probing.png" in report
+    said = []
+    evaluate_suite(
+        str(folder), settings=settings | {"probing_ks": [1]}, groups=names[:1], say=said.append, progress=False
+    )
+    evaluate_suite(str(folder), settings=settings, groups=names[1:], say=said.append, progress=False)
+    assert [line for line in said if "kept" in line] == [line for line in said if line.startswith(("few", "many"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--probing.few.label_column", "lable"], "label_column must be one of 'text', 'label' in the data set"),
+        (["--probing_ks", "[0]"], "probing_ks must be at least 1, got [0]"),
+        (["--probing_pooling", "max"], "probing_pooling must be one of last, mean, got 'max'"),
+        (
+            ["--probing.held_out.path", "x"],
+            "probing must be sets of text of other names than those of datasets, got 'held_out'",
+        ),
+        (
+            ["--probing.few.labels", "x"],
+            "probing.few.labels is not a valid key; valid are path, split",
+        ),
+    ],
+)
+def test_a_mistake_in_what_is_probed_is_one_sentence(folder, tmp_path, capsys, arguments, message):
+    path = labelled(tmp_path, [1, 2] * 60)
+    command = ["evaluate", str(folder), "--suite", "text", "--groups", "few/probing", "--probing.few.path", path]
+    assert main([*command, *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
