@@ -167,18 +167,23 @@ class ActivationTable:
             total += batch.double().sum(0)
         return (total / len(self)).float()
 
-    def shuffled(self, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-        """Batches without end: every epoch is a permutation of all rows that depends on `seed` and epoch alone.
+    def shuffled(self, batch_size: int, seed: int, n_rows: int | None = None) -> Iterator[torch.Tensor]:
+        """Batches without end: every epoch is a permutation of its rows that depends on `seed` and epoch alone.
 
-        The rows left over at the end of an epoch that do not fill a batch are dropped.
+        An epoch is all rows, or the next `n_rows` of them, so that what it gives is the same in a longer table. The
+        rows left over at its end that do not fill a batch are dropped.
         """
-        if batch_size > len(self):
-            raise ValueError(f"batch_size must be at most the {len(self)} activations stored, got {batch_size}")
+        n_rows = len(self) if n_rows is None else n_rows
+        if batch_size > n_rows:
+            raise ValueError(f"batch_size must be at most the {n_rows} activations stored, got {batch_size}")
         generator = torch.Generator().manual_seed(seed)
+        start = 0
         while True:
-            for index in torch.randperm(len(self), generator=generator).split(batch_size):
+            epoch = start + torch.randperm(min(n_rows, len(self) - start), generator=generator)
+            for index in epoch.split(batch_size):
                 if len(index) == batch_size:
                     yield self.rows(index)
+            start = (start + len(epoch)) % len(self)
 
 
 def _whole(folder: Path, expected: dict[str, Any] | None) -> Manifest:

@@ -62,6 +62,10 @@ class Arm:
     one_lr: bool | None = None
     """Whether all values of the sparsity field are reported at the same rate, as they should be where the rate
     moves L0; by default for fields that are coefficients. See `selection`."""
+    steps_factor: float = 1.0
+    """How many times the comparison's `steps` it is trained, its learning rate's schedule stretched as much: so that
+    an architecture whose step costs less can be given as many more. It goes on with further activations, unless
+    `n_training_tokens` says how many there are; fields of `sae` that count steps stay as they are."""
     sae: dict[str, Any] = field(default_factory=dict)
     """Other fields of the SAE's config, without `d_in`, `device` and what `CompareConfig` sets."""
 
@@ -119,8 +123,9 @@ class CompareConfig:
     """What is compared."""
     output_path: str = "output/compare"
     """Folder for activations, SAEs, results, tables and plots."""
-    synthetic_model: dict[str, Any] | None = None
-    """Settings of `sae_lens.synthetic.SyntheticModelConfig`; it replaces the model."""
+    synthetic_model: dict[str, Any] | str | None = None
+    """Settings of `sae_lens.synthetic.SyntheticModelConfig`, or the name of such a model on the hub or its folder; it
+    replaces the model."""
     images: ImageSettings | None = None
     """Images, which make `model_name` the name of a vision model; the settings of text are then not used."""
 
@@ -170,7 +175,7 @@ class CompareConfig:
     d_sae: int = 2304
     """Concepts of every SAE."""
     n_training_tokens: int | None = None
-    """Activations to store for training; by default one for every sample of `steps`, no repetition."""
+    """Activations to store for training; by default one for every sample of the steps, no repetition."""
     steps: int = 600
     """Training steps."""
     batch_size: int = 1024
@@ -192,7 +197,7 @@ class CompareConfig:
             raise ValueError("model_name and hook_name must be given unless synthetic_model is")
         if self.images is not None:
             self._check_images()
-        if self.synthetic_model is not None:
+        if isinstance(self.synthetic_model, dict):
             build(SyntheticModelConfig, self.synthetic_model, "synthetic_model")
         if self.b_dec_init not in ("mean", "zeros"):
             raise must_be_one_of("b_dec_init", self.b_dec_init, ("mean", "zeros"))
@@ -259,10 +264,20 @@ class CompareConfig:
             return [SYNTHETIC_SET]
         return [IMAGE_SET] if self.images is not None else list(self.eval_datasets)
 
+    def steps_of(self, arm: Arm) -> int:
+        """Training steps of an arm."""
+        return max(1, round(self.steps * arm.steps_factor))
+
     @property
     def n_stored_tokens(self) -> int:
-        """Activations stored for training."""
+        """Activations that every arm trains on, permuted, before any others."""
         return self.n_training_tokens or self.steps * self.batch_size
+
+    @property
+    def n_longest_tokens(self) -> int:
+        """Activations stored for training, those of the longest arm."""
+        longest = max(self.steps, *map(self.steps_of, self.arms))
+        return self.n_training_tokens or longest * self.batch_size
 
 
 def config_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> CompareConfig:

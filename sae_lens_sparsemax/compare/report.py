@@ -36,6 +36,9 @@ COLUMNS = {
     "cosine_similarity": ("cosine", 4),
     "mcc": ("MCC", 3),
     "f1": ("F1", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "uniqueness": ("uniqueness", 3),
     "dead_fraction": ("dead", 4),
 }
 
@@ -48,7 +51,7 @@ def write_tables(cfg: CompareConfig, points: Sequence[Point], results: Sequence[
     """
     atomic_write_text(folder / "table.csv", csv_table(point_row(cfg, point) for point in points))
     atomic_write_text(folder / "matched.csv", csv_table(asdict(value) for value in matched_values(cfg, points)))
-    atomic_write_text(folder / "runs.csv", csv_table(run_row(result) for result in results))
+    atomic_write_text(folder / "runs.csv", csv_table(run_row(cfg, result) for result in results))
     table = folder / "table.md"
     atomic_write_text(table, markdown(cfg, points, results))
     return table
@@ -64,6 +67,7 @@ def point_row(cfg: CompareConfig, point: Point) -> dict[str, Any]:
         "seeds": len(point.results),
         "training_dead_fraction": fmean(result.training_dead_fraction for result in point.results),
         "training_seconds": fmean(result.training_seconds for result in point.results),
+        **_cost(cfg, point.results),
     }
     for dataset in cfg.evaluation_sets:
         for measure in _measures(point.results, dataset):
@@ -72,12 +76,19 @@ def point_row(cfg: CompareConfig, point: Point) -> dict[str, Any]:
     return row
 
 
-def run_row(result: RunResult) -> dict[str, Any]:
+def run_row(cfg: CompareConfig, result: RunResult) -> dict[str, Any]:
     """A run as a flat row; its measures become columns named `set/measure`."""
     row = {key: value for key, value in asdict(result).items() if key not in ("metrics", "fingerprint")}
+    row |= _cost(cfg, [result])
     for name, metrics in result.metrics.items():
         row |= {f"{name}/{measure}": value for measure, value in metrics.items()}
     return row
+
+
+def _cost(cfg: CompareConfig, results: Sequence[RunResult]) -> dict[str, float]:
+    """Training steps of an arm, and the mean wall time of one."""
+    steps = next(cfg.steps_of(arm) for arm in cfg.arms if arm.name == results[0].arm)
+    return {"steps": steps, "seconds_per_step": fmean(result.training_seconds for result in results) / steps}
 
 
 def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunResult]) -> str:
@@ -92,11 +103,13 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
         f"seeds {', '.join(map(str, cfg.seeds))}. Rows are at the learning rate with the highest explained "
         "variance on separate validation data; where the rate moves L0, one rate for the whole arm, whose line "
         "lies highest at the same L0. ± is the standard deviation over seeds. A learning rate marked * is the "
-        "smallest or largest of several that were tried: a better one may lie outside.",
+        "smallest or largest of several that were tried: a better one may lie outside. Seconds are wall time of the "
+        "training steps on the machine that ran them, with whatever else it did: compare those of one quiet machine.",
     ]
     for dataset in cfg.evaluation_sets:
         columns = [m for m in COLUMNS if any(point.values(dataset, m) for point in points)]
-        header = ["arm", "setting", "lr", *(COLUMNS[m][0] for m in columns), "dead (training)", "seconds"]
+        cost = ["dead (training)", "steps", "seconds", "ms a step"]
+        header = ["arm", "setting", "lr", *(COLUMNS[m][0] for m in columns), *cost]
         rows = [
             [
                 point.arm,
@@ -104,7 +117,9 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
                 f"{point.lr:g}{'*' if point.lr_at_edge else ''}",
                 *(_cell(point, dataset, measure) for measure in columns),
                 fmean(r.training_dead_fraction for r in point.results),
+                _cost(cfg, point.results)["steps"],
                 number(fmean(r.training_seconds for r in point.results), 0),
+                number(1000 * _cost(cfg, point.results)["seconds_per_step"], 1),
             ]
             for point in points
         ]

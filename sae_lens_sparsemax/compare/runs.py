@@ -25,6 +25,8 @@ from sae_lens_sparsemax.training.trainer import adapt
 # A prime, so that the streams of an SAE's initialisation meet no other.
 INITIALISATION_STREAM = 15_485_863
 _RESULT = "result.json"
+# What is stretched with an arm's steps.
+_SCHEDULE = ("lr_warm_up_steps", "lr_decay_steps")
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +52,8 @@ class RunSettings:
         """Hash of everything that a result depends on, so that a stale result is not taken for this one."""
         run = {key: getattr(source.cfg, key) for key in ("d_sae", "steps", "batch_size", "trainer", "b_dec_init")}
         arm = {"architecture": self.arm.architecture, "field": self.arm.sparsity_field, "sae": self.arm.sae}
+        if self.arm.steps_factor != 1:  # results of versions without it are of 1
+            arm["steps_factor"] = self.arm.steps_factor
         return fingerprint(
             {
                 **run,
@@ -80,7 +84,7 @@ class RunResult:
     fingerprint: str
     """Hash of everything the result depends on."""
     training_seconds: float
-    """Wall time of the training steps."""
+    """Wall time of the training steps, on the machine they ran on."""
     training_l0: float
     """Mean L0 over the trainer's last sparsity window."""
     training_dead_fraction: float
@@ -119,11 +123,14 @@ def finished_run(run: RunSettings, source: ComparedActivations) -> RunResult | N
 def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResult:
     """Train one SAE, save its inference form and its result in the run's folder, and return the result."""
     cfg, sae = source.cfg, _untrained_sae(run, source)
+    steps = cfg.steps_of(run.arm)
+    schedule = {key: int(cfg.trainer.get(key, 0) * run.arm.steps_factor) for key in _SCHEDULE}
     trainer_cfg = SAETrainerConfig(
         **{
             "lr_end": run.lr / 10,
             **cfg.trainer,
-            "total_training_samples": cfg.steps * cfg.batch_size,
+            **schedule,
+            "total_training_samples": steps * cfg.batch_size,
             "train_batch_size_samples": cfg.batch_size,
             "lr": run.lr,
             "device": cfg.device,
@@ -140,7 +147,7 @@ def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResu
     except ValueError as error:
         raise ValueError(f"the run {run.name} failed: {error}") from error
     seconds = time.perf_counter() - started
-    window = min(trainer_cfg.dead_feature_window, cfg.steps)
+    window = min(trainer_cfg.dead_feature_window, steps)
     with atomic_directory(run_folder(cfg, run)) as folder:
         sae.save_inference_model(folder)
         result = RunResult(

@@ -30,9 +30,13 @@ MEASURES = {
     "zero_shot_accuracy": "Zero-shot accuracy",
     "mcc": "MCC with the true features",
     "f1": "F1 of the best-matching features",
+    "precision": "Precision for the best-matching features",
+    "recall": "Recall of the best-matching features",
+    "uniqueness": "Different best-matching features (fraction)",
     "dead_fraction": "Dead concepts (fraction)",
 }
 """What is plotted and interpolated, where it was measured, with the label of the axis."""
+_SHARES = {"dead_fraction", "precision", "recall", "uniqueness"}
 
 # How far beyond its ends a line is prolonged: an SAE asked for an L0 of 8 may have 8.2.
 _SLACK = math.log(1.05)
@@ -197,7 +201,7 @@ def matched_values(cfg: CompareConfig, points: Sequence[Point]) -> list[MatchedV
                 seed_lines = lines(results, dataset, measure)
                 for l0 in cfg.matched_l0:
                     values = at_l0(seed_lines, l0)
-                    if measure == "dead_fraction":  # a line that is prolonged may leave what a share can be
+                    if measure in _SHARES:  # a line that is prolonged may leave what a share can be
                         values = [min(max(value, 0.0), 1.0) for value in values]
                     mean = statistics.fmean(values) if values else math.nan
                     std = statistics.stdev(values) if len(values) > 1 else math.nan

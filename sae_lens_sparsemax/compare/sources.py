@@ -91,16 +91,19 @@ class CapturedActivations(ABC):
         """Store what is not there yet: activations to train on, to choose learning rates on, and to report on."""
         cfg = self.cfg
         self.train = self._table(TRAIN, cfg.n_stored_tokens)
+        longer = cfg.n_longest_tokens > cfg.n_stored_tokens
+        self._stored = self._table(TRAIN, cfg.n_longest_tokens) if longer else self.train
         self.held_out = {VALIDATION: self._table(VALIDATION, cfg.n_validation_tokens)}
         self.held_out |= {name: self._table(name, cfg.n_evaluation_tokens) for name in cfg.evaluation_sets}
         self.d_in = self.train.d_in
 
     def batches(self, seed: int) -> Iterator[torch.Tensor]:
-        """Training batches; every epoch is a permutation of all tokens fixed by the seed."""
-        return self.train.shuffled(self.cfg.batch_size, seed)
+        """Training batches; every epoch is a permutation, fixed by the seed, of as many tokens as an arm trains on
+        that is not longer than others; longer arms go on with further ones."""
+        return self._stored.shuffled(self.cfg.batch_size, seed, len(self.train))
 
     def mean(self) -> torch.Tensor:
-        """Mean of all stored training activations, shape (d_in,)."""
+        """Mean of the activations that every arm trains on, shape (d_in,)."""
         return self.train.mean
 
     def check_start(self, sae: SAE[Any], name: str) -> None:  # noqa: B027 (the protocol's)

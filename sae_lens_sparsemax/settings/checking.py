@@ -53,7 +53,7 @@ _NOT_NEGATIVE = {
     "n_cross_entropy_tokens", "n_zero_shot_images", "n_decode_workers", "prefetch_image_batches", "eval_n_images",
     "eval_every_n_steps", "n_probing_tokens",
 }  # fmt: skip
-_ABOVE_ZERO = {"l0", "lr", "lrs", "max_norm", "max_norm_over_median"}
+_ABOVE_ZERO = {"l0", "lr", "lrs", "max_norm", "max_norm_over_median", "steps_factor"}
 _DEVICES = {"device", "model_device", "llm_device", "act_store_device"}
 
 # Abstract configs whose concrete class is chosen by the key generator_name.

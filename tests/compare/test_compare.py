@@ -1,18 +1,23 @@
 import csv
 import json
 import shutil
+from itertools import islice
 
 import pytest
 import torch
 import yaml
 from sae_lens import SAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.util import temporary_seed
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.activations import cache_writer
 from sae_lens_sparsemax.activations.cache_reader import ActivationTable
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.compare import compare, config_from_yaml
+from sae_lens_sparsemax.compare import CompareConfig, compare, config_from_yaml, runs, synthetic_source
 from sae_lens_sparsemax.compare.runs import all_runs, load_run, train_and_evaluate
+from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
+from sae_lens_sparsemax.settings.checking import build
 from tests.support.tiny_language_model import documents, save_tiny_llama
 
 SYNTHETIC = {
@@ -87,7 +92,7 @@ def test_synthetic_comparison_writes_a_row_for_each_sparsity_and_plots_of_what_w
     assert len(list(csv.DictReader((table.parent / "runs.csv").open()))) == 10
     assert "BatchTopK | k 2" in table.read_text()
     plots = {path.name for path in table.parent.glob("*.png")}
-    measures = ("explained_variance", "mcc", "f1", "dead_fraction")
+    measures = ("explained_variance", "mcc", "f1", "precision", "recall", "uniqueness", "dead_fraction")
     assert plots == {"pareto.png", *(f"pareto_{m}.png" for m in measures)}
 
 
@@ -213,27 +218,97 @@ def test_command_line_takes_overrides_and_reports_mistakes_in_one_line(tmp_path,
     assert "step is not a valid key; did you mean steps?" in capsys.readouterr().err
 
 
-def test_all_architectures_train_on_the_same_batches(tmp_path):
-    from sae_lens_sparsemax.compare.config import CompareConfig
-    from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
-    from sae_lens_sparsemax.settings.checking import build
-
+@pytest.mark.parametrize("kept_bytes", [0, 2048, 2**31])  # no batch, two, or all are kept
+def test_all_architectures_train_on_the_same_batches(monkeypatch, kept_bytes):
+    monkeypatch.setattr(synthetic_source, "_KEPT_BYTES", kept_bytes)
     cfg = build(CompareConfig, SYNTHETIC)
     assert len(all_runs(cfg)) == 10
     source = SyntheticSource(cfg)
     first, again, other = source.batches(0), source.batches(0), source.batches(1)
-    for _ in range(3):
+    for step in range(3):
         batch = next(first)
         torch.randn(7)  # what a run draws in between must not matter
         assert torch.equal(batch, next(again))
         assert not torch.equal(batch, next(other))
+        with temporary_seed(8 * 1_000_003 + step):
+            assert torch.equal(batch, source.model.sample(32))
+
+
+HIERARCHICAL = {
+    "num_features": 40,
+    "hidden_dim": 8,
+    "hierarchy": {"total_root_nodes": 4, "branching_factor": 3, "max_depth": 2, "mutually_exclusive_portion": 0.5},
+    "correlation": {"rank": 2, "correlation_scale": "1e-1"},
+    "std_firing_magnitudes": {"generator_name": "folded_normal", "mean": 0.5, "std": 0.5},
+    "seed": 5,
+}
+
+
+def test_a_synthetic_model_may_be_a_saved_one(tmp_path):
+    made = SyntheticSource(build(CompareConfig, {**SYNTHETIC, "synthetic_model": HIERARCHICAL}))
+    made.model.save(tmp_path / "model")
+    path = write(tmp_path, {**SYNTHETIC, "synthetic_model": str(tmp_path / "model"), "steps": 3, "seeds": [0]})
+    loaded = SyntheticSource(config_from_yaml(path))
+    assert torch.equal(next(loaded.batches(0)), next(made.batches(0)))
+    assert loaded.fingerprint != made.fingerprint
+    assert "precision at the same L0 on synthetic" in compare(config_from_yaml(path)).read_text()
+
+
+def test_a_synthetic_model_that_is_not_there_is_an_error_of_one_sentence(tmp_path, capsys):
+    path = write(tmp_path, {**SYNTHETIC, "synthetic_model": str(tmp_path / "nothing")})
+    assert main(["compare", str(path)]) == 2
+    assert "nothing' is damaged or cannot be read: " in capsys.readouterr().err
+
+
+LONGER = {**SYNTHETIC["arms"][1], "name": "longer", "steps_factor": 2.0}
+
+
+def test_an_arm_of_more_steps_leaves_the_others_as_they_are(tmp_path, synthetic_table, monkeypatch):
+    shutil.copytree(synthetic_table.parent, tmp_path / "out")
+    results = sorted((tmp_path / "out").glob("runs/*/result.json"))
+    before = [result.read_text() for result in results]
+    schedules = []
+
+    def recorded(**given):
+        schedules.append([given[key] for key in ("total_training_samples", "lr_warm_up_steps", "lr_decay_steps")])
+        return SAETrainerConfig(**given)
+
+    monkeypatch.setattr(runs, "SAETrainerConfig", recorded)
+    table = compare(config_from_yaml(write(tmp_path, {**SYNTHETIC, "arms": [*SYNTHETIC["arms"], LONGER]})))
+    assert schedules == [[40 * 32, 0, 0]] * 2  # of two seeds
+    assert [result.read_text() for result in results] == before
+    rows = list(csv.DictReader((table.parent / "table.csv").open()))
+    assert [row["steps"] for row in rows] == ["20", "20", "20", "40"]
+    assert all(
+        float(row["seconds_per_step"]) == pytest.approx(float(row["training_seconds"]) / int(row["steps"]))
+        for row in rows
+    )
+    assert "| steps | seconds | ms a step |" in table.read_text()
+    cfg = config_from_yaml(write(tmp_path, {**SYNTHETIC, "arms": [{**LONGER, "steps_factor": 1.5}], "trainer": DECAY}))
+    train_and_evaluate(all_runs(cfg)[0], SyntheticSource(cfg))
+    assert schedules[-1] == [30 * 32, 6, 9]
+
+
+DECAY = {"lr_warm_up_steps": 4, "lr_decay_steps": 6}
+
+
+def test_an_arm_of_more_steps_goes_on_with_further_activations(tmp_path, language_model_settings):
+    arm = language_model_settings["arms"][1]
+    settings = {**language_model_settings, "seeds": [0], "arms": [arm], "n_cross_entropy_tokens": 0}
+    table = compare(config_from_yaml(write(tmp_path, settings)))
+    (result,) = table.parent.glob("runs/*/result.json")
+    before = result.read_text()
+    compare(config_from_yaml(write(tmp_path, {**settings, "arms": [arm, {**arm, "name": "x", "steps_factor": 1.5}]})))
+    assert result.read_text() == before
+    (folder,) = table.parent.glob("activations/*/train")
+    short, longer = ActivationTable(folder, 640), ActivationTable(folder, 960)
+    first = list(islice(short.shuffled(32, 0), 20))
+    drawn = list(islice(longer.shuffled(32, 0, 640), 30))
+    assert all(torch.equal(a, b) for a, b in zip(first, drawn, strict=False))
+    assert torch.equal(torch.cat(drawn).sort(0).values, torch.cat(list(longer.in_order(64))).sort(0).values)
 
 
 def test_no_arm_starts_on_the_true_features_and_one_that_does_is_refused(tmp_path):
-    from sae_lens_sparsemax.compare.config import CompareConfig
-    from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
-    from sae_lens_sparsemax.settings.checking import build
-
     model = {"num_features": 96, "hidden_dim": 32, "seed": 3, "orthogonalization": None}
     cfg = build(CompareConfig, {**SYNTHETIC, "synthetic_model": model, "d_sae": 64, "output_path": str(tmp_path)})
     source = SyntheticSource(cfg)
@@ -251,10 +326,6 @@ def test_no_arm_starts_on_the_true_features_and_one_that_does_is_refused(tmp_pat
 
 @pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])
 def test_decoder_biases_start_at_the_mean_in_whatever_units_the_sae_works(tmp_path, normalisation):
-    from sae_lens_sparsemax.compare.config import CompareConfig
-    from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
-    from sae_lens_sparsemax.settings.checking import build
-
     arm = {"name": "L1", "architecture": "standard", "sparsity_field": "l1_coefficient", "sparsities": [1]}
     arm |= {"lrs": [1e-12], "sae": {"normalize_activations": normalisation}}
     settings = {**SYNTHETIC, "arms": [arm], "output_path": str(tmp_path), "trainer": {"n_batches_for_norm_estimate": 9}}

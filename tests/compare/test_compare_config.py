@@ -71,6 +71,16 @@ def changed(*path, to):
             changed("synthetic_model", to={"num_features": 8, "hiden_dim": 4}),
             r"synthetic_model\.hidden_dim",
         ),
+        (
+            changed("synthetic_model", to={"num_features": 8, "hidden_dim": 4, "hierarchy": {"max_dept": 3}}),
+            r"hierarchy\.max_dept is not a valid key; did you mean synthetic_model\.hierarchy\.max_depth",
+        ),
+        (
+            changed("synthetic_model", to={"num_features": 8, "hidden_dim": 4, "firing_probability": {"exponent": 1}}),
+            r"synthetic_model\.firing_probability\.generator_name must be one of constant, linear, random, zipfian",
+        ),
+        (changed("synthetic_model", to=3), "synthetic_model must be a group of keys or text"),
+        (changed("arms", 0, "steps_factor", to=0), r"arms\.0\.steps_factor must be above 0.*, got 0"),
         ({"model_name": "m"}, "arms must be given"),
     ],
 )
