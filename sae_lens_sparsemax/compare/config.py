@@ -13,6 +13,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig
 
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+from sae_lens_sparsemax.evaluation.probing import Pooling
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.checking import Word, build, convert, refuse_unknown_keys
 from sae_lens_sparsemax.settings.command_line import apply_overrides
@@ -169,6 +170,8 @@ class CompareConfig:
     n_probing_tokens: int = 0
     """Tokens per evaluation set in whose contexts k-sparse probes tell apart what follows and of which set they are; 0
     leaves it out."""
+    probing_pooling: Pooling = "last"
+    """What stands for the half of a context that is probed: its last token (`last`) or the average (`mean`)."""
     activation_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of stored activations."""
 

@@ -83,8 +83,9 @@ class TextSource(CapturedActivations):
         settings["evaluation_data"] = {name: _identity(data) for name, data in cfg.eval_datasets.items()}
         settings["files"] = file_facts([cfg.model_name, *(text.path for text in texts)])
         super().__init__(cfg, settings)
-        chosen = {"n_cross_entropy_tokens": cfg.n_cross_entropy_tokens}
-        chosen |= {"n_probing_tokens": cfg.n_probing_tokens} if cfg.n_probing_tokens else {}
+        chosen: dict[str, Any] = {"n_cross_entropy_tokens": cfg.n_cross_entropy_tokens}
+        if cfg.n_probing_tokens:
+            chosen |= {"n_probing_tokens": cfg.n_probing_tokens, "probing_pooling": cfg.probing_pooling}
         self.chosen_fingerprint = fingerprint(chosen)
         self._raw_probes: dict[tuple[str, str], ProbeScores] = {}
         recorded = (
@@ -193,8 +194,9 @@ class TextSource(CapturedActivations):
         return asdict(evaluate_cross_entropy(at_hook, batches, load_json(CrossEntropyBaseline, path)))
 
     def _passages(self, sae: SAE[Any], name: str) -> Passages:
-        tokens = self._tokens(name, "n_probing_tokens")
-        return read_passages(self._at_hook(sae), tokens, "last", self.cfg.store_batch_size_prompts, progress=False)
+        cfg, tokens = self.cfg, self._tokens(name, "n_probing_tokens")
+        at_hook = self._at_hook(sae)
+        return read_passages(at_hook, tokens, cfg.probing_pooling, cfg.store_batch_size_prompts, progress=False)
 
     def _probes(self, name: str, tasks: Iterable[Task]) -> Metrics:
         """AUC of the probes, mean over the tasks that have enough texts; nothing if none has."""

@@ -135,8 +135,9 @@ def pool_texts(
     indices = torch.cat([each[0] for each in entries], 1) if entries else torch.zeros(2, 0, dtype=torch.int64)
     values = torch.cat([each[1].float() for each in entries]) if entries else torch.zeros(0)
     divisor = counts.clamp(min=1)
-    sparse = torch.sparse_coo_tensor(indices, values / divisor[indices[0]], (n, sae.cfg.d_sae)).coalesce()
-    return PooledTexts(inputs / divisor[:, None], sparse, counts > 0)
+    values, shape = values / divisor[indices[0]], (n, sae.cfg.d_sae)
+    sparse = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+    return PooledTexts(inputs / divisor[:, None], sparse.coalesce(), counts > 0)
 
 
 def joined(texts: Iterable[PooledTexts]) -> PooledTexts:
