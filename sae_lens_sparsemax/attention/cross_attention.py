@@ -40,7 +40,8 @@ class Attention(NamedTuple):
     """What N queries read from M concepts.
 
     acts: (N, M) activations, sparse COO (coalesced) where supports are sparse, dense otherwise.
-    context: (N, d) P V, or None where no values were given. scores: (N, M) like acts, the scores on the support (dense: all of them), without gradient.
+    context: (N, d) P V, or None where no values were given.
+    scores: (N, M) like acts, the scores on the support (dense: all of them), without gradient.
     counts: (N,) int64, concepts per token. tau: makes (N,) float64, thresholds in units of g·z, for who asks.
     score_std: standard deviation of all scores of a sample of tokens.
     """
@@ -248,7 +249,9 @@ def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: b
         return gate_scale * select_support(scores, 1.0 / gate_scale, alpha).tau
 
     counts = acts.detach().count_nonzero(-1)
-    return Attention(acts, None if values is None else acts @ values, scores, counts, tau, scores[:16].std(correction=0))
+    return Attention(
+        acts, None if values is None else acts @ values, scores, counts, tau, scores[:16].std(correction=0)
+    )
 
 
 def _concatenate(parts: list[Support]) -> Support:
@@ -266,7 +269,11 @@ def _full(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check(query, keys, values, bias) -> None:
-    fits = query.ndim == keys.ndim == 2 and (values is None or keys.shape == values.shape) and query.shape[1] == keys.shape[1]
+    fits = (
+        query.ndim == keys.ndim == 2
+        and (values is None or keys.shape == values.shape)
+        and query.shape[1] == keys.shape[1]
+    )
     if not fits:
         raise ValueError(
             "expected query (N, d) and keys and values (M, d), got "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -35,7 +35,10 @@ def next_gate_scale(gate_scale: float, l0: float, target_l0: float, rate: float)
 
 
 def batch_metrics(
-    l0: torch.Tensor, tau: Callable[[], torch.Tensor] | None, score_std: torch.Tensor
+    l0: torch.Tensor,
+    tau: Callable[[], torch.Tensor] | None,
+    score_std: torch.Tensor,
+    pass_counts: Sequence[torch.Tensor] = (),
 ) -> dict[str, Metric]:
     """Percentiles of L0 over tokens, mean τ in units of g·z, and the standard deviation of the scores.
 
@@ -43,12 +46,15 @@ def batch_metrics(
         l0: (N,) active concepts per token.
         tau: makes (N,) thresholds, or None where none were computed.
         score_std: standard deviation of the scores of a sample of tokens.
+        pass_counts: (N,) what each pass selected, reported where there are several.
 
     Returns:
         Values, and functions of no arguments, which SAELens calls when it logs and only then.
     """
     metrics: dict[str, Metric] = {f"l0_p{percent}": partial(_quantile, l0, percent / 100) for percent in (5, 50, 95)}
     metrics["score_std"] = score_std.detach()
+    if len(pass_counts) > 1:
+        metrics |= {f"l0_pass_{n}": partial(_mean, counts) for n, counts in enumerate(pass_counts, 1)}
     if tau is not None:
         metrics["tau"] = lambda: tau().mean()
     return metrics
@@ -56,3 +62,7 @@ def batch_metrics(
 
 def _quantile(counts: torch.Tensor, quantile: float) -> float:
     return torch.quantile(counts.float(), quantile).item()
+
+
+def _mean(counts: torch.Tensor) -> float:
+    return counts.float().mean().item()

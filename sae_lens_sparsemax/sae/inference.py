@@ -24,9 +24,10 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
     """A trained sparsemax SAE: f = ‖x‖ · a(z) on the support of the gate, x̂ = f W_dec + b_dec.
 
     With u = (x − b_dec)/‖x − b_dec‖ and z = u W_enc + b_enc; the support is that of sparsemax(g·z), or of another
-    α-entmax, and a(z) is z or the probabilities, as the config says. `encode`
-    returns dense activations and `decode` is linear in them, so hooks, steering and dashboards work as for any SAE.
-    Training checkpoints load into this class too: their projections are folded into W_enc and W_dec.
+    α-entmax, and a(z) is z or the probabilities, as the config says. Further passes read what is unexplained in the
+    same way, their queries turned by W_pass, and add to f. `encode` returns dense activations and `decode` is linear in
+    them, so hooks, steering and dashboards work as for any SAE. Training checkpoints load into this class too: their
+    projections are folded into W_enc and W_dec.
     """
 
     b_enc: nn.Parameter
@@ -63,10 +64,11 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         """Reconstructions (..., d_in), without an N × d_sae matrix unless a hook, a gradient or the error term asks."""
         if not self._runs_unobserved(x) or is_hooked(self.hook_sae_acts_post) or self.use_error_term:
             return super().forward(x)
-        queries = checked_queries(self, x)
-        context = read(*(each.reshape(-1, each.shape[-1]) for each in queries), self._maps(), self.cfg).context
+        given = checked_queries(self, x)
+        sae_in, query, factor = (each.reshape(-1, each.shape[-1]) for each in given)
+        context = read(sae_in, query, factor, self._maps(), self.cfg).context
         assert context is not None
-        return self.hook_sae_output(self._finish(rounded(context.reshape(queries[0].shape), self.dtype)))
+        return self.hook_sae_output(self._finish(rounded(context.reshape(given[0].shape), self.dtype)))
 
     def _maps(self) -> Maps:
         return Maps(lambda query: query, self.W_enc.T, self.W_dec, self.b_enc, lambda context: context, self.W_pass)

@@ -1,11 +1,11 @@
 """Several looks at one dictionary: passes that select what explains the residual, refinements that weigh it again.
 
-The first pass reads x, centred. Every later look reads the residual r = x − Σ f W_dec in the same way: a query r/‖r‖ (or
-r itself), turned by a map of its own, W_pass, scored against the same keys; ‖r‖ multiplies what it finds. A pass selects
-by the same gate, so one gate scale serves all of them, and activations of a concept that several find add up. A
+The first pass reads x, centred. Every later look reads the residual r = x − Σ f W_dec in the same way: a query r/‖r‖
+(or r itself), turned by a map of its own, W_pass, scored against the same keys; ‖r‖ multiplies what it finds. A pass
+selects by the same gate, so one gate scale serves all of them, and activations of a concept that several find add up. A
 refinement selects nothing: it scores the concepts found so far, and no others, so that their activations fit together.
 
-The reconstruction stays linear in the activations that come out, Σ over looks, which hooks and steering rely on.
+The reconstruction stays linear in the activations that come out, which hooks and steering rely on.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def dense_activations(
     maps: Maps,
     cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
 ) -> torch.Tensor:
-    """(..., M) dense activations without a second matrix of that size, and without gradient; arguments as for `read`."""
-    rows = (each.reshape(-1, each.shape[-1]) for each in (sae_in, query, factor))
-    found = read(*rows, maps, cfg, with_context=False, max_density=1.0)
+    """(..., M) dense activations without a second matrix of that size or a gradient; arguments as for `read`."""
+    x, q, norm = (each.reshape(-1, each.shape[-1]) for each in (sae_in, query, factor))
+    found = read(x, q, norm, maps, cfg, with_context=False, max_density=1.0)
     return found.acts.to_dense().reshape(*query.shape[:-1], maps.keys.shape[0])
 
 
@@ -134,8 +134,8 @@ def observed_activations(
     """(..., M) dense activations, differentiable in any mode.
 
     Args:
-        sae_in: (..., d) centred inputs. factor: (..., 1). hidden_pre: (..., M) scores of the first pass, which a hook may
-            have changed.
+        sae_in: (..., d) centred inputs. factor: (..., 1).
+        hidden_pre: (..., M) scores of the first pass, which a hook may have changed.
     """
     acts = gate_scores(hidden_pre, cfg.gate, **gate_of(cfg)) * factor
     for look in range(1, cfg.passes + cfg.refinements):

@@ -35,9 +35,9 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     """The cross-attention sparsemax SAE in training (the paper's Eq. 3, and its variants).
 
     Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q`, and `b_dec`; or
-    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp"; and `W_pass`, the maps of
-    the queries of further passes, where there are any. `W_enc` and `W_dec`
-    are computed from the parameters: read them; with shared concepts, writing to them raises a ValueError.
+    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp"; and `W_pass`, maps of
+    the queries of further passes, where there are any. `W_enc` and `W_dec` are computed from the parameters: read them;
+    with shared concepts, writing to them raises a ValueError.
 
     The gate scale g is `cfg.gate_scale`, which only `gate_scale` reads and writes here. A float of the config is exact
     in every file and copy, whereas a buffer is rounded with the weights by `.to(dtype)` and by SAELens's loaders, and
@@ -154,13 +154,13 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             feature_acts, hidden_pre = found.acts, found.scores
             assert found.context is not None
             sae_out = self._finish(found.context.to(self.dtype))
-            l0, tau, score_std = found.counts, found.tau, found.score_std
+            l0, tau, score_std, pass_counts = found.counts, found.tau, found.score_std, found.pass_counts
         else:
             feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
             sae_out = self.decode(feature_acts)
-            l0, tau = feature_acts.count_nonzero(-1).flatten(), None
+            l0, tau, pass_counts = feature_acts.count_nonzero(-1).flatten(), None, []
             score_std = hidden_pre.detach()[:16].std(correction=0)
-        metrics = {**batch_metrics(l0, tau, score_std), "gate_scale": self.gate_scale}
+        metrics = {**batch_metrics(l0, tau, score_std, pass_counts), "gate_scale": self.gate_scale}
         losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
         losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))
         has_lists = self.cfg.gate == "sparsemax" and self.cfg.activations == "scores"

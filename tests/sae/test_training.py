@@ -19,6 +19,10 @@ VARIANTS = [
     {"alpha": 3.0},
     {"alpha": 3.0, "activations": "probabilities", "structure": "mlp"},
     {"alpha": float("inf")},
+    {"alpha": 3.0, "passes": 2, "refinements": 1},
+    {"structure": "mlp", "passes": 3, "refinements": 2, "apply_b_dec_to_input": False},
+    {"unit_norm_query": False, "query_projection": True, "alpha": float("inf"), "passes": 2},
+    {"activations": "probabilities", "passes": 2},
 ]
 
 
@@ -66,10 +70,11 @@ def test_the_training_pass_encodes_and_decodes_as_encode_and_decode_do(settings,
 @pytest.mark.parametrize("gate_scale", [0.01, 1.5, 40.0])
 @pytest.mark.parametrize("hook", [None, "hook_sae_acts_pre", "hook_sae_acts_post"])
 def test_the_config_alone_decides_the_layout_of_feature_acts(settings, gate_scale, hook):
-    sae, x = small_sae(**settings, gate_scale=gate_scale), inputs()
+    sae = small_sae(**settings, gate_scale=gate_scale, dtype="float64")
+    x = inputs(dtype=torch.float64)
     with sae.hooks(fwd_hooks=[(hook, lambda tensor, hook: None)] if hook else []):
         acts = sae.training_forward_pass(step_input(x)).feature_acts
-    assert acts.shape == (40, D_SAE) and acts.dtype == torch.float32 and acts.requires_grad
+    assert acts.shape == (40, D_SAE) and acts.dtype == torch.float64 and acts.requires_grad
     has_lists = settings.get("gate") != "relu" and settings.get("activations") != "probabilities"
     assert acts.layout == (torch.sparse_coo if has_lists else torch.strided)
     assert not acts.is_sparse or acts.is_coalesced()

@@ -1,0 +1,194 @@
+"""Several passes and refinements against their definition, written out token by token in float64."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from sae_lens import SAE
+from torch import nn
+from torch.func import functional_call
+
+from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.attention import cross_attention
+from tests.support.small_sae import D_SAE, dense, inputs, small_sae, step_input
+
+INFINITE = float("inf")
+
+
+def selected(z: list[float], alpha: float, budget: float) -> set[int]:
+    """A score is in if what lies above it costs less than the budget."""
+    exponent = 1 / (alpha - 1)
+    return {i for i, mine in enumerate(z) if sum((other - mine) ** exponent for other in z if other > mine) < budget}
+
+
+def defined(sae: SparsemaxTrainingSAE, x: torch.Tensor) -> torch.Tensor:
+    """(N, M) activations of scores, by the definition: every look in its turn, every token by itself."""
+    W_enc, W_dec, cfg = sae.W_enc.detach(), sae.W_dec.detach(), sae.cfg
+    acts = torch.zeros(len(x), cfg.d_sae, dtype=torch.float64)
+    for n, row in enumerate(x):
+        centred = row - sae.b_dec.detach() if cfg.apply_b_dec_to_input else row
+        found: set[int] = set()
+        for look in range(cfg.passes + cfg.refinements):
+            residual = centred - acts[n] @ W_dec
+            norm = residual.norm() if cfg.unit_norm_query else torch.tensor(1.0, dtype=torch.float64)
+            query = residual / norm
+            if look:
+                assert sae.W_pass is not None
+                query = query @ sae.W_pass[look - 1].detach()
+            z = query @ W_enc + sae.b_enc.detach()
+            now = selected(z.tolist(), cfg.alpha, 1 / cfg.gate_scale) if look < cfg.passes else found
+            found |= now
+            for i in now:
+                acts[n, i] += norm * z[i]
+    return acts
+
+
+@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+@pytest.mark.parametrize("unit_norm_query", [True, False])
+@pytest.mark.parametrize(("alpha", "gate_scale"), [(2.0, 1.5), (3.0, 0.8), (INFINITE, 0.25)])
+@pytest.mark.parametrize(("passes", "refinements"), [(1, 1), (2, 0), (3, 2)])
+def test_every_way_to_encode_is_the_definition(
+    structure, unit_norm_query, alpha, gate_scale, passes, refinements, monkeypatch
+):
+    sae = small_sae(
+        dtype="float64",
+        structure=structure,
+        unit_norm_query=unit_norm_query,
+        alpha=alpha,
+        gate_scale=gate_scale,
+        passes=passes,
+        refinements=refinements,
+    )
+    x = inputs(10, dtype=torch.float64)
+    expected = defined(sae, x)
+    assert 0 < int((expected != 0).sum()) < expected.numel()
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(x), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(sae.encode_with_hidden_pre(x)[0], expected, rtol=1e-9, atol=1e-11)
+    for density in (0.0, 1.0):
+        monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
+        output = sae.training_forward_pass(step_input(x))
+        torch.testing.assert_close(dense(output.feature_acts).detach(), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(output.sae_out, sae.decode(expected), rtol=1e-9, atol=1e-11)
+
+
+class TrainingStep(nn.Module):
+    """A training step as a function, in float64 to its end, which the loss is not."""
+
+    def __init__(self, sae):
+        super().__init__()
+        self.sae = sae
+
+    def forward(self, x):
+        output = self.sae.training_forward_pass(step_input(x))
+        return (output.sae_out - x).square().sum() + dense(output.feature_acts).square().sum()
+
+
+@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_gradients_are_those_of_finite_differences(structure, density, monkeypatch):
+    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
+    sae = small_sae(dtype="float64", structure=structure, passes=2, refinements=1, alpha=3.0, d_sae=24)
+    x = inputs(6, dtype=torch.float64)
+    step = TrainingStep(sae)
+    names = [name for name, _ in step.named_parameters()]
+    assert "sae.W_pass" in names
+    values = [parameter.detach().clone().requires_grad_() for parameter in step.parameters()]
+
+    def loss(*values):
+        return functional_call(step, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(loss, values, fast_mode=True)
+
+
+def test_a_concept_found_twice_counts_once(monkeypatch):
+    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+    sae = small_sae(passes=3, alpha=INFINITE, gate_scale=1 / 6, target_l0=20.0, target_l0_rate=0.5)
+    output = sae.training_forward_pass(step_input(inputs()))
+    counts = dense(output.feature_acts).count_nonzero(-1).float()
+    assert output.metrics["l0_pass_1"]() == output.metrics["l0_pass_3"]() == 6
+    assert 6 < counts.mean() < 18
+    assert sae.gate_scale == pytest.approx(1 / 6 * (counts.mean().item() / 20) ** 0.5)
+
+
+def test_what_is_explained_has_nothing_left_to_find():
+    # Orthogonal concepts: the first pass explains these inputs to rounding, whatever the second would make of that.
+    sae = SparsemaxTrainingSAE(
+        SparsemaxTrainingSAEConfig(d_in=8, d_sae=8, target_l0=None, passes=2, b_dec_init="zeros", gate_scale=5.0)
+    )
+    sae.dictionary.concepts.data = torch.linalg.qr(torch.randn(8, 8)).Q
+    x = 3.0 * sae.dictionary.concepts.data
+    x[5] = 0
+    with torch.no_grad():
+        expected = 3.0 * torch.eye(8)
+        expected[5] = 0
+        assert torch.equal(sae.encode(x) != 0, expected != 0)
+        torch.testing.assert_close(sae.encode(x), expected)
+    output = sae.training_forward_pass(step_input(x))
+    assert output.feature_acts.indices().shape[1] == 7
+    output.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in sae.parameters())
+
+
+@pytest.mark.parametrize(("passes", "refinements"), list(itertools.product((1, 2), (0, 1))))
+def test_saved_passes_load_as_they_were(passes, refinements, tmp_path):
+    sae, x = small_sae(passes=passes, refinements=refinements, dtype="float64"), inputs(dtype=torch.float64)
+    sae.save_model(tmp_path / "training")
+    sae.save_inference_model(tmp_path / "inference")
+    for folder in ("training", "inference"):
+        loaded = SAE.load_from_disk(tmp_path / folder)
+        assert type(loaded) is SparsemaxSAE
+        assert (loaded.W_pass is None) == (passes + refinements == 1)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.encode(x), sae.encode(x), rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(loaded(x), sae(x), rtol=1e-9, atol=1e-10)
+
+
+def test_files_from_before_passes_load_as_one(tmp_path):
+    small_sae().save_inference_model(tmp_path)
+    path = tmp_path / "cfg.json"
+    settings = json.loads(path.read_text())
+    del settings["passes"], settings["refinements"]
+    path.write_text(json.dumps(settings))
+    (tmp_path / "checksums.json").unlink(missing_ok=True)
+    loaded = SAE.load_from_disk(tmp_path)
+    assert (loaded.cfg.passes, loaded.cfg.refinements) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"passes": 0}, "passes must be at least 1"),
+        ({"refinements": -1}, "refinements at least 0"),
+        ({"passes": 2, "gate": "relu", "target_l0": None}, "passes must be 1"),
+        ({"refinements": 1, "activations": "probabilities"}, "refinements must be 0"),
+        (
+            {
+                "passes": 2,
+                "structure": "mlp",
+                "unit_norm_query": False,
+                "apply_b_dec_to_input": False,
+                "normalize_activations": "covariance_whitening",
+            },
+            "needs apply_b_dec_to_input=True with several passes",
+        ),
+    ],
+    ids=str,
+)
+def test_what_passes_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SparsemaxTrainingSAEConfig(d_in=8, d_sae=D_SAE, **settings)
+
+
+def test_half_precision_reads_residuals_in_full(tmp_path):
+    # Without an offset to subtract, half precision differs by its weights and by rounding what comes out alone.
+    sae, x = small_sae(passes=2, refinements=1, b_dec_init="fixed_zeros"), inputs()
+    sae.b_dec.data.zero_()
+    sae.to(torch.bfloat16).float().save_inference_model(tmp_path)
+    half, full = (SAE.load_from_disk(tmp_path, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    full.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
+    with torch.no_grad():
+        acts = half.encode(x.bfloat16())
+        assert acts.dtype == torch.bfloat16
+        torch.testing.assert_close(acts, full.encode(x.bfloat16().float()).bfloat16(), rtol=0, atol=0)
