@@ -24,7 +24,7 @@ import torch
 
 from sae_lens_sparsemax.attention import kernels
 from sae_lens_sparsemax.attention.gate import check_gate, gate, support_activations, support_gradient
-from sae_lens_sparsemax.attention.rows import coo, sampled_product, transpose, weighted_rows
+from sae_lens_sparsemax.attention.rows import coo, row_offsets, sampled_product, transpose, weighted_rows
 from sae_lens_sparsemax.attention.support import Support, select_support
 from sae_lens_sparsemax.attention.traceable import full_precision
 
@@ -69,8 +69,8 @@ def attend(
 
     Args:
         query: (N, d). keys: (M, d). values: (M, d), the same tensor as `keys` where concepts are shared, or None where
-            no context is wanted (activations then have no gradient). All of one float dtype; half precision is computed
-            in float32, since rounded scores select wrong supports.
+            no context is wanted. All of one float dtype; half precision is computed in float32, since rounded scores
+            select wrong supports.
         bias: (M,), added to the scores, or None.
         gate_scale: g > 0; the support is that of sparsemax(g · Z), or of budget 1/g for another α.
         probabilities: activations that sum to 1 if true (g·z − τ for sparsemax), else the scores z.
@@ -96,10 +96,7 @@ def attend(
         if found is None:
             return _attend_dense(query, keys, values, bias, gate_scale, probabilities, alpha)
         support, score_std = found
-        if values is None:
-            acts, context = support_activations(support, probabilities), None
-        else:
-            acts, context = _SparseAttend.apply(query, keys, values, bias, support, probabilities)  # type: ignore[misc]
+        acts, context = _SparseAttend.apply(query, keys, values, bias, support, probabilities)  # type: ignore[misc]
         shape = (query.shape[0], keys.shape[0])
         index = torch.stack([support.row, support.col])
         return Attention(
@@ -126,7 +123,7 @@ def attend_on(
         query, keys, values, bias: as for `attend`. crow: (N + 1,) and col: (nnz,) the supports, as CSR lists.
 
     Returns:
-        (nnz,) scores and (N, d) context; scores without gradient and no context where no values were given.
+        (nnz,) scores and (N, d) context, or None where no values were given.
     """
     with full_precision(query):
         shared = keys is values
@@ -136,10 +133,18 @@ def attend_on(
         with torch.no_grad():
             scores = sampled_product(crow, col, query, keys)
             scores = scores if bias is None else scores + bias[col]
-        if values is None:
-            return scores, None
         support = Support(crow, col, scores, scores.new_zeros(0), 1.0, 2.0)
         return _SparseAttend.apply(query, keys, values, bias, support, False)  # type: ignore[no-any-return]
+
+
+def weigh(acts: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """(N, d) acts · values for (N, M) activations as `attend` returns them, sparse COO or dense, and (M, d) values."""
+    with full_precision(values):
+        values = _full(values)
+        if not acts.is_sparse:
+            return acts @ values
+        row, col = acts.indices()
+        return _SparseWeigh.apply(acts.values(), values, row_offsets(row, len(acts)), col, row)  # type: ignore[no-any-return]
 
 
 def select(
@@ -188,7 +193,7 @@ class _SparseAttend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, keys, values, bias, support: Support, probabilities: bool):  # noqa: ARG004
         acts = support_activations(support, probabilities)
-        context = weighted_rows(support.crow, support.col, acts, values)
+        context = None if values is None else weighted_rows(support.crow, support.col, acts, values)
         ctx.save_for_backward(query, keys, values, acts)
         ctx.support, ctx.probabilities = support, probabilities
         ctx.shared = keys is values
@@ -201,11 +206,11 @@ class _SparseAttend(torch.autograd.Function):
         # Unpacking makes two objects of one tensor.
         values = keys if ctx.shared else values
         support: Support = ctx.support
-        grad_context = grad_context.contiguous()
+        grad_context = grad_context if values is None else grad_context.contiguous()
         row = support.row
         d_query = d_keys = d_values = d_bias = None
         centred = ctx.probabilities and support.alpha != 2
-        if kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH and not centred:
+        if values is not None and kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH and not centred:
             from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
 
             d_scores, d_query = score_gradients(
@@ -219,7 +224,9 @@ class _SparseAttend(torch.autograd.Function):
                 ctx.probabilities,
             )
         else:
-            d_acts = grad_acts + sampled_product(support.crow, support.col, grad_context, values)
+            d_acts = grad_acts
+            if values is not None:
+                d_acts = grad_acts + sampled_product(support.crow, support.col, grad_context, values)
             d_scores = support_gradient(d_acts, support, ctx.probabilities)
             if ctx.needs_input_grad[0]:
                 d_query = weighted_rows(support.crow, support.col, d_scores, keys)
@@ -232,10 +239,28 @@ class _SparseAttend(torch.autograd.Function):
                 d_keys = weighted_rows(offsets, token, acts[order], grad_context, d_scores[order], query)
             else:
                 d_keys = weighted_rows(offsets, token, d_scores[order], query)
-                d_values = weighted_rows(offsets, token, acts[order], grad_context)
+                d_values = None if values is None else weighted_rows(offsets, token, acts[order], grad_context)
             if ctx.needs_input_grad[3]:
                 d_bias = torch.segment_reduce(d_scores[order], "sum", offsets=offsets)
         return d_query, d_keys, d_values, d_bias, None, None
+
+
+class _SparseWeigh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, acts, values, crow, col, row):
+        ctx.save_for_backward(acts, values, crow, col, row)
+        return weighted_rows(crow, col, acts, values)
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor):
+        acts, values, crow, col, row = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        d_acts = sampled_product(crow, col, grad, values) if ctx.needs_input_grad[0] else None
+        d_values = None
+        if ctx.needs_input_grad[1]:
+            order, offsets = transpose(col, len(values))
+            d_values = weighted_rows(offsets, row[order], acts[order], grad)
+        return d_acts, d_values, None, None, None
 
 
 def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: bool, alpha: float) -> Attention:

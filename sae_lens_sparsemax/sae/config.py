@@ -39,6 +39,7 @@ class SparsemaxSAEConfig(SAEConfig):
         alpha: α of the gate: 2 for sparsemax, infinity for TopK.
         passes: how often concepts are selected, each time for what is unexplained until then.
         refinements: how often what was selected is then weighed once more.
+        activation_floor: whether there are thresholds (if positive), below which activations are dropped.
     """
 
     activations: Activations = "scores"
@@ -48,6 +49,7 @@ class SparsemaxSAEConfig(SAEConfig):
     alpha: float = 2.0
     passes: int = 1
     refinements: int = 0
+    activation_floor: float = 0.0
 
     @override
     @classmethod
@@ -89,6 +91,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             the start. Activations add up; a concept found twice counts once in L0. A pass costs a score product.
         refinements: How often the concepts that were found are weighed once more by r, so that their activations fit
             together. None are added, so it costs little.
+        activation_floor: Share of a concept's mean activation (a running mean over training) below which an activation
+            is taken for noise and dropped; target_l0 counts what is left. 0 keeps all.
         target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
             number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper. The default of
             32 is a quarter of d_sae where d_sae is less.
@@ -114,6 +118,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     alpha: float = 2.0
     passes: int = 1
     refinements: int = 0
+    activation_floor: float = 0.0
     target_l0: float | None = field(default=DEFAULT_TARGET_L0, type=number_or_none)
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
@@ -189,6 +194,10 @@ def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
         )
     if cfg.gate == "relu" and cfg.passes + cfg.refinements > 1:
         raise ValueError("passes must be 1 and refinements 0 with gate='relu', which has no gate scale to share")
+    if not 0 <= cfg.activation_floor < 1:
+        raise ValueError(f"activation_floor must be at least 0 and less than 1, got {cfg.activation_floor}")
+    if cfg.gate == "relu" and cfg.activation_floor:
+        raise ValueError(f"activation_floor must be 0 with gate='relu', got {cfg.activation_floor}")
     if cfg.refinements and cfg.activations != "scores":
         raise ValueError(
             f"refinements must be 0 with activations={cfg.activations!r}, which sum to 1: they weigh with scores"
@@ -221,6 +230,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "alpha": 2.0,
         "passes": 1,
         "refinements": 0,
+        "activation_floor": 0.0,
         "unit_norm_query": False,
         "query_projection": True,
         "target_l0": None,
@@ -234,6 +244,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "alpha": 2.0,
         "passes": 1,
         "refinements": 0,
+        "activation_floor": 0.0,
         "unit_norm_query": True,
         "query_projection": False,
         "target_l0": None,

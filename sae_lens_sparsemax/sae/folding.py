@@ -17,13 +17,14 @@ from sae_lens_sparsemax.sae.weights import PREFIX, drop_old_gate_scale
 CROSS_ATTENTION, MLP = {"concepts", "W_k", "W_v"}, {"W_enc", "b_enc", "W_dec"}
 
 
-def fold_checkpoint(state_dict: dict[str, Any]) -> None:
+def fold_checkpoint(state_dict: dict[str, Any], activation_floor: float = 0.0) -> None:
     """Turn a training state dict into an inference one, in place.
 
     The products are made in float64 and rounded to the dtype of the weights. What only training needs is dropped.
 
     Args:
         state_dict: weights of a training SAE, with the prefix "dictionary.".
+        activation_floor: what its mean activations are multiplied with to make thresholds.
 
     Raises:
         ValueError: naming the tensors that are missing.
@@ -37,6 +38,8 @@ def fold_checkpoint(state_dict: dict[str, Any]) -> None:
         state_dict.pop(name, None)
     drop_old_gate_scale(state_dict)
     state_dict.update(folded)
+    if "mean_acts" in state_dict:
+        state_dict["threshold"] = activation_floor * state_dict.pop("mean_acts")
 
 
 @torch.no_grad()
@@ -62,6 +65,14 @@ def fold_scaling(dictionary: Dictionary, b_dec: nn.Parameter, factor: float, uni
         dictionary.fold_input_map(identity * factor)
         dictionary.fold_output_map(identity / factor)
     b_dec.data /= factor
+
+
+@torch.no_grad()
+def fold_threshold_scaling(threshold: torch.Tensor | None, factor: float, unit_norm_query: bool) -> None:
+    """Let (M,) thresholds, or what they are made of, be those of activations of raw inputs in place of factor · x."""
+    # Of raw queries the map of the input takes the factor up, and activations stay what they were.
+    if threshold is not None and unit_norm_query:
+        threshold.div_(factor)
 
 
 @torch.no_grad()

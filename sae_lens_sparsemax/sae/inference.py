@@ -14,8 +14,14 @@ from sae_lens_sparsemax.attention.traceable import is_traced
 from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig
 from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_decode, rounded
-from sae_lens_sparsemax.sae.folding import fold_checkpoint, fold_pass_maps, refuse_W_dec_norm, refuse_whitened_norm
-from sae_lens_sparsemax.sae.passes import Maps, dense_activations, observed_activations, pass_maps, read
+from sae_lens_sparsemax.sae.folding import (
+    fold_checkpoint,
+    fold_pass_maps,
+    fold_threshold_scaling,
+    refuse_W_dec_norm,
+    refuse_whitened_norm,
+)
+from sae_lens_sparsemax.sae.passes import Maps, above, dense_activations, observed_activations, pass_maps, read
 from sae_lens_sparsemax.sae.queries import checked_queries
 from sae_lens_sparsemax.sae.weights import check_weights, is_training_checkpoint
 
@@ -25,19 +31,24 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
 
     With u = (x − b_dec)/‖x − b_dec‖ and z = u W_enc + b_enc; the support is that of sparsemax(g·z), or of another
     α-entmax, and a(z) is z or the probabilities, as the config says. Further passes read what is unexplained in the
-    same way, their queries turned by W_pass, and add to f. `encode` returns dense activations and `decode` is linear in
+    same way, their queries turned by W_pass, and add to f; what does not exceed its concept's threshold is dropped in
+    the end, where the config has a floor for activations. `encode` returns dense activations and `decode` is linear in
     them, so hooks, steering and dashboards work as for any SAE. Training checkpoints load into this class too: their
     projections are folded into W_enc and W_dec.
     """
 
     b_enc: nn.Parameter
     W_pass: nn.Parameter | None
+    threshold: torch.Tensor | None
 
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
         self.W_pass = pass_maps(self.cfg, self.dtype, self.device)
+        zeros = torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
+        # No parameter: whether an activation exceeds it has no derivative.
+        self.register_buffer("threshold", zeros if self.cfg.activation_floor else None)
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +62,8 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             acts = dense_activations(sae_in, query, factor, self._maps(), self.cfg)
         else:
             hidden_pre = self.hook_sae_acts_pre(dense_scores(query, self.W_enc, self.b_enc))
-            acts = observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg)
+            maps = self._maps()
+            acts = above(observed_activations(sae_in, factor, hidden_pre, maps, self.cfg), maps.threshold)
         return self.hook_sae_acts_post(rounded(acts, self.dtype))
 
     @override
@@ -71,7 +83,8 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         return self.hook_sae_output(self._finish(rounded(context.reshape(given[0].shape), self.dtype)))
 
     def _maps(self) -> Maps:
-        return Maps(lambda query: query, self.W_enc.T, self.W_dec, self.b_enc, lambda context: context, self.W_pass)
+        W_enc, W_dec, b_enc = self.W_enc, self.W_dec, self.b_enc
+        return Maps(lambda query: query, W_enc.T, W_dec, b_enc, lambda context: context, self.W_pass, self.threshold)
 
     def _finish(self, sae_out: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(sae_out + self.b_dec)
@@ -92,7 +105,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             ValueError: tensors are missing, unknown, or of the wrong shape.
         """
         if is_training_checkpoint(state_dict):
-            fold_checkpoint(state_dict)
+            fold_checkpoint(state_dict, self.cfg.activation_floor)
         check_weights(state_dict, self)
 
     @override
@@ -108,6 +121,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             return
         # Scores see directions only, so the scale cancels; activations are then in units of the raw ‖x‖.
         self.b_dec.data /= scaling_factor
+        fold_threshold_scaling(self.threshold, scaling_factor, self.cfg.unit_norm_query)
         self.cfg.normalize_activations = "none"
 
     @override

@@ -5,6 +5,9 @@ The first pass reads x, centred. Every later look reads the residual r = x − �
 selects by the same gate, so one gate scale serves all of them, and activations of a concept that several find add up. A
 refinement selects nothing: it scores the concepts found so far, and no others, so that their activations fit together.
 
+What is weak in the end is often noise: an activation that does not exceed its concept's threshold is dropped. In
+training the threshold is a share of the mean activation of the concept, a running mean, so it needs no scale.
+
 The reconstruction stays linear in the activations that come out, which hooks and steering rely on.
 """
 
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sae_lens_sparsemax.attention.cross_attention import attend, attend_on
+from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, weigh
 from sae_lens_sparsemax.attention.rows import coo, row_offsets, scale_rows
 from sae_lens_sparsemax.attention.traceable import full_precision
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig, SparsemaxTrainingSAEConfig, gate_of
@@ -32,6 +35,7 @@ class Maps(NamedTuple):
 
     project: queries (..., d) to what the keys are multiplied with. keys: (M, d). values: (M, d). bias: (M,) or None.
     write: Σ f·value (..., d) to the reconstruction, less b_dec. W_pass: (looks after the first, d, d) or None.
+    threshold: (M,) what activations must exceed in the end, or None.
     """
 
     project: Callable[[torch.Tensor], torch.Tensor]
@@ -40,6 +44,7 @@ class Maps(NamedTuple):
     bias: torch.Tensor | None
     write: Callable[[torch.Tensor], torch.Tensor]
     W_pass: torch.Tensor | None
+    threshold: torch.Tensor | None
 
 
 class Reading(NamedTuple):
@@ -48,9 +53,12 @@ class Reading(NamedTuple):
     acts: (N, M) activations, sparse COO (coalesced) or dense, as supports are. context: (N, d) Σ f·value, or None.
     scores: (N, M) the scores of the first pass on its support (dense: all), without gradient.
     counts: (N,) concepts per input, each once. pass_counts: (N,) of every pass. tau, score_std: of the first pass.
+    found: (N, M) what every pass found. selected: (N, M) acts before what is weak was dropped.
     """
 
     acts: torch.Tensor
+    found: list[torch.Tensor]
+    selected: torch.Tensor
     context: torch.Tensor | None
     scores: torch.Tensor
     counts: torch.Tensor
@@ -85,13 +93,14 @@ def read(
         with_context: whether Σ f·value is wanted.
         limits: `max_density` of `attend`.
     """
-    gate = gate_of(cfg)
-    n_looks = cfg.passes + cfg.refinements
+    gate, n_looks = gate_of(cfg), cfg.passes + cfg.refinements
+    # What the last look adds is weighed with the rest where some of that is dropped.
+    needs_last = with_context and maps.threshold is None
     found, context, first = [], None, None
     for look in range(cfg.passes):
         if context is not None:
             query, factor = _further_query(sae_in, context, maps, cfg, look)
-        values = maps.values if with_context or look < n_looks - 1 else None
+        values = maps.values if needs_last or look < n_looks - 1 else None
         attention = attend(query, maps.keys, values, maps.bias, **gate, **limits)
         first = first or attention
         found.append(_without_explained(scale_rows(attention.acts, factor), factor))
@@ -102,12 +111,15 @@ def read(
     for look in range(cfg.passes, n_looks):
         assert context is not None
         query, factor = _further_query(sae_in, context, maps, cfg, look)
-        values = maps.values if with_context or look < n_looks - 1 else None
+        values = maps.values if needs_last or look < n_looks - 1 else None
         acts, added = _refine(acts, query, factor, maps, values)
         context = None if added is None else context + added
+    selected, acts = acts, above(acts, maps.threshold)
+    if with_context and maps.threshold is not None:
+        context = weigh(acts, maps.values)
     pass_counts = [_counts(each) for each in found]
-    counts = pass_counts[0] if len(found) == 1 else _counts(acts)
-    return Reading(acts, context, first.scores, counts, pass_counts, first.tau, first.score_std)
+    counts = pass_counts[0] if acts is found[0] else _counts(acts)
+    return Reading(acts, found, selected, context, first.scores, counts, pass_counts, first.tau, first.score_std)
 
 
 @torch.no_grad()
@@ -131,7 +143,7 @@ def observed_activations(
     maps: Maps,
     cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
 ) -> torch.Tensor:
-    """(..., M) dense activations, differentiable in any mode.
+    """(..., M) dense activations before what is weak is dropped, differentiable in any mode.
 
     Args:
         sae_in: (..., d) centred inputs. factor: (..., 1).
@@ -147,6 +159,17 @@ def observed_activations(
             added = torch.where(acts != 0, scores, torch.zeros_like(scores))
         acts = acts + added * factor
     return acts
+
+
+def above(acts: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
+    """(..., M) dense or (N, M) sparse COO activations, without those that do not exceed their (M,) threshold."""
+    if threshold is None:
+        return acts
+    if not acts.is_sparse:
+        return torch.where(acts > threshold, acts, torch.zeros_like(acts))
+    index, values = acts.indices(), acts.values()
+    keep = values > threshold[index[1]]
+    return coo(index[:, keep], values[keep], (acts.shape[0], acts.shape[1]))
 
 
 def _further_query(

@@ -14,20 +14,14 @@ from typing_extensions import override
 from sae_lens_sparsemax.attention.support import UnrankableScores
 from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 from sae_lens_sparsemax.files import save_atomically
+from sae_lens_sparsemax.sae import folding
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.dictionaries import build_dictionary
 from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_decode, rounded
-from sae_lens_sparsemax.sae.folding import (
-    fold_checkpoint,
-    fold_pass_maps,
-    fold_scaling,
-    fold_whitening,
-    refuse_W_dec_norm,
-    refuse_whitened_norm,
-)
 from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
-from sae_lens_sparsemax.sae.passes import Maps, dense_activations, observed_activations, pass_maps, read
+from sae_lens_sparsemax.sae.passes import Maps, above, dense_activations, observed_activations, pass_maps, read
 from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm, wide
+from sae_lens_sparsemax.sae.thresholds import follow_mean, mean_activations
 from sae_lens_sparsemax.sae.weights import prepare_for_training, saved_gate_scale
 
 
@@ -45,6 +39,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     """
 
     W_pass: nn.Parameter | None
+    mean_acts: torch.Tensor | None
     b_dec_is_initialised: torch.Tensor
 
     def __init__(self, cfg: SparsemaxTrainingSAEConfig, use_error_term: bool = False) -> None:
@@ -62,6 +57,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             requires_grad=self.cfg.b_dec_init != "fixed_zeros",
         )
         ready = self.cfg.b_dec_init != "first_batch_mean"
+        self.register_buffer("mean_acts", mean_activations(self.cfg, self.dtype, self.device))
         self.register_buffer("b_dec_is_initialised", torch.tensor(ready, device=self.device))
 
     @property
@@ -95,11 +91,17 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     @override
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Dense activations and the dense scores of the first pass, (..., d_sae) each, seen by every hook."""
+        selected, hidden_pre = self._select_observed(x)
+        return self._drop_weak(selected), hidden_pre
+
+    def _select_observed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sae_in, query, factor = checked_queries(self, x)
         scores = dense_scores(self._project(query), self.dictionary.keys.T, self.dictionary.bias)
         hidden_pre = self.hook_sae_acts_pre(scores)
-        acts = observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg)
-        return self.hook_sae_acts_post(rounded(acts, self.dtype)), hidden_pre
+        return observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg), hidden_pre
+
+    def _drop_weak(self, selected: torch.Tensor) -> torch.Tensor:
+        return self.hook_sae_acts_post(rounded(above(selected, self._maps().threshold), self.dtype))
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -151,12 +153,13 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     def _forward_pass(self, x: torch.Tensor, step_input: TrainStepInput) -> TrainStepOutput:
         if self._can_run_sparse(x):
             found = read(*self._centred_and_projected(x), self._maps(), self.cfg)
-            feature_acts, hidden_pre = found.acts, found.scores
+            selected, feature_acts, hidden_pre = found.selected, found.acts, found.scores
             assert found.context is not None
             sae_out = self._finish(found.context.to(self.dtype))
             l0, tau, score_std, pass_counts = found.counts, found.tau, found.score_std, found.pass_counts
         else:
-            feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
+            selected, hidden_pre = self._select_observed(x)
+            feature_acts = self._drop_weak(selected)
             sae_out = self.decode(feature_acts)
             l0, tau, pass_counts = feature_acts.count_nonzero(-1).flatten(), None, []
             score_std = hidden_pre.detach()[:16].std(correction=0)
@@ -166,6 +169,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         has_lists = self.cfg.gate == "sparsemax" and self.cfg.activations == "scores"
         if has_lists != feature_acts.is_sparse:
             feature_acts = feature_acts.to_sparse() if has_lists else feature_acts.to_dense()
+        if self.mean_acts is not None and self.training:
+            follow_mean(self.mean_acts, selected)
         if self.cfg.target_l0 is not None and self.training:
             mean_l0 = l0.sum().item() / max(1, l0.numel())
             self.gate_scale = next_gate_scale(self.gate_scale, mean_l0, self.cfg.target_l0, self.cfg.target_l0_rate)
@@ -195,7 +200,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     def _maps(self) -> Maps:
         own = self.dictionary
-        return Maps(self._project, own.keys, own.values, own.bias, self._write, self.W_pass)
+        threshold = None if self.mean_acts is None else self.cfg.activation_floor * self.mean_acts
+        return Maps(self._project, own.keys, own.values, own.bias, self._write, self.W_pass, threshold)
 
     def _centred_and_projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Centred inputs, their projected queries, and what multiplies the activations of these."""
@@ -265,7 +271,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        fold_checkpoint(state_dict)
+        folding.fold_checkpoint(state_dict, self.cfg.activation_floor)
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
@@ -280,7 +286,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """Take raw activations x in place of scaling_factor · x, exactly: the supports do not change."""
-        fold_scaling(self.dictionary, self.b_dec, scaling_factor, self.cfg.unit_norm_query)
+        folding.fold_scaling(self.dictionary, self.b_dec, scaling_factor, self.cfg.unit_norm_query)
+        folding.fold_threshold_scaling(self.mean_acts, scaling_factor, self.cfg.unit_norm_query)
         self.cfg.normalize_activations = "none"
 
     @override
@@ -292,10 +299,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         Raises:
             NotImplementedError: unit-norm queries, which the config refuses beforehand.
         """
-        refuse_whitened_norm(self.cfg.unit_norm_query)
+        folding.refuse_whitened_norm(self.cfg.unit_norm_query)
         subtracted = self.cfg.apply_b_dec_to_input
-        fold_whitening(self.dictionary, self.b_dec, mean, whitening_matrix, unwhitening_matrix, subtracted)
-        fold_pass_maps(self.W_pass, whitening_matrix, unwhitening_matrix)
+        folding.fold_whitening(self.dictionary, self.b_dec, mean, whitening_matrix, unwhitening_matrix, subtracted)
+        folding.fold_pass_maps(self.W_pass, whitening_matrix, unwhitening_matrix)
         self.cfg.normalize_activations = "none"
 
     @override
@@ -305,4 +312,4 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         Raises:
             NotImplementedError: always.
         """
-        refuse_W_dec_norm()
+        folding.refuse_W_dec_norm()

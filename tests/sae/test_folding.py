@@ -23,7 +23,10 @@ VARIANTS += [
     {"structure": "cross_attention", "unit_norm_query": unit_norm, "alpha": 3.0} for unit_norm in (True, False)
 ]
 VARIANTS += [{"structure": "mlp", "unit_norm_query": True, "passes": 2}]
-VARIANTS += [{"structure": "cross_attention", "unit_norm_query": unit, "passes": 3} for unit in (True, False)]
+VARIANTS += [
+    {"structure": "cross_attention", "unit_norm_query": unit, "passes": 3, "activation_floor": 0.6}
+    for unit in (True, False)
+]
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 

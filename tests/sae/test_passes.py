@@ -41,6 +41,8 @@ def defined(sae: SparsemaxTrainingSAE, x: torch.Tensor) -> torch.Tensor:
             found |= now
             for i in now:
                 acts[n, i] += norm * z[i]
+    if sae.mean_acts is not None:
+        acts[acts <= cfg.activation_floor * sae.mean_acts] = 0
     return acts
 
 
@@ -48,8 +50,9 @@ def defined(sae: SparsemaxTrainingSAE, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("unit_norm_query", [True, False])
 @pytest.mark.parametrize(("alpha", "gate_scale"), [(2.0, 1.5), (3.0, 0.8), (INFINITE, 0.25)])
 @pytest.mark.parametrize(("passes", "refinements"), [(1, 1), (2, 0), (3, 2)])
+@pytest.mark.parametrize("activation_floor", [0.0, 0.9])
 def test_every_way_to_encode_is_the_definition(
-    structure, unit_norm_query, alpha, gate_scale, passes, refinements, monkeypatch
+    structure, unit_norm_query, alpha, gate_scale, passes, refinements, activation_floor, monkeypatch
 ):
     sae = small_sae(
         dtype="float64",
@@ -59,7 +62,8 @@ def test_every_way_to_encode_is_the_definition(
         gate_scale=gate_scale,
         passes=passes,
         refinements=refinements,
-    )
+        activation_floor=activation_floor,
+    ).eval()
     x = inputs(10, dtype=torch.float64)
     expected = defined(sae, x)
     assert 0 < int((expected != 0).sum()) < expected.numel()
@@ -89,7 +93,9 @@ class TrainingStep(nn.Module):
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_gradients_are_those_of_finite_differences(structure, density, monkeypatch):
     monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
-    sae = small_sae(dtype="float64", structure=structure, passes=2, refinements=1, alpha=3.0, d_sae=24)
+    sae = small_sae(
+        dtype="float64", structure=structure, passes=2, refinements=1, alpha=3.0, d_sae=24, activation_floor=0.3
+    ).eval()
     x = inputs(6, dtype=torch.float64)
     step = TrainingStep(sae)
     names = [name for name, _ in step.named_parameters()]
@@ -110,6 +116,33 @@ def test_a_concept_found_twice_counts_once(monkeypatch):
     assert output.metrics["l0_pass_1"]() == output.metrics["l0_pass_3"]() == 6
     assert 6 < counts.mean() < 18
     assert sae.gate_scale == pytest.approx(1 / 6 * (counts.mean().item() / 20) ** 0.5)
+
+
+def test_thresholds_follow_the_means_of_activations_before_anything_is_dropped(monkeypatch):
+    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+    kept = small_sae(dtype="float64", passes=2)
+    sae = small_sae(dtype="float64", passes=2, activation_floor=0.6)
+    hooked = small_sae(dtype="float64", passes=2, activation_floor=0.6)
+    for each in (sae, hooked):
+        each.mean_acts.zero_()
+    mean = torch.zeros(D_SAE, dtype=torch.float64)
+    for seed in range(3):
+        x = inputs(dtype=torch.float64) * (1 + seed)
+        acts = kept.encode(x).detach().clamp_min(0)
+        expected = torch.where(acts > 0.6 * mean, acts, 0)
+        torch.testing.assert_close(dense(sae.training_forward_pass(step_input(x)).feature_acts).detach(), expected)
+        with hooked.hooks(fwd_hooks=[("hook_sae_acts_post", lambda tensor, hook: None)]):
+            hooked.training_forward_pass(step_input(x))
+        count = (acts > 0).sum(0)
+        batch = acts.sum(0) / count.clamp_min(1)
+        mean = torch.where(count > 0, torch.where(mean > 0, 0.97 * mean + 0.03 * batch, batch), mean)
+        torch.testing.assert_close(sae.mean_acts, mean)
+        torch.testing.assert_close(hooked.mean_acts, mean)
+    assert (dense(sae.encode(inputs(dtype=torch.float64))) == 0).sum() > (
+        kept.encode(inputs(dtype=torch.float64)) == 0
+    ).sum()
+    sae.eval().training_forward_pass(step_input(x))
+    torch.testing.assert_close(sae.mean_acts, mean)
 
 
 def test_what_is_explained_has_nothing_left_to_find():
@@ -133,13 +166,16 @@ def test_what_is_explained_has_nothing_left_to_find():
 
 @pytest.mark.parametrize(("passes", "refinements"), list(itertools.product((1, 2), (0, 1))))
 def test_saved_passes_load_as_they_were(passes, refinements, tmp_path):
-    sae, x = small_sae(passes=passes, refinements=refinements, dtype="float64"), inputs(dtype=torch.float64)
+    floor = 0.5 if refinements else 0.0
+    sae = small_sae(passes=passes, refinements=refinements, activation_floor=floor, dtype="float64")
+    x = inputs(dtype=torch.float64)
     sae.save_model(tmp_path / "training")
     sae.save_inference_model(tmp_path / "inference")
     for folder in ("training", "inference"):
         loaded = SAE.load_from_disk(tmp_path / folder)
         assert type(loaded) is SparsemaxSAE
         assert (loaded.W_pass is None) == (passes + refinements == 1)
+        assert (loaded.threshold is None) == (floor == 0)
         with torch.no_grad():
             torch.testing.assert_close(loaded.encode(x), sae.encode(x), rtol=1e-9, atol=1e-10)
             torch.testing.assert_close(loaded(x), sae(x), rtol=1e-9, atol=1e-10)
@@ -149,11 +185,11 @@ def test_files_from_before_passes_load_as_one(tmp_path):
     small_sae().save_inference_model(tmp_path)
     path = tmp_path / "cfg.json"
     settings = json.loads(path.read_text())
-    del settings["passes"], settings["refinements"]
+    del settings["passes"], settings["refinements"], settings["activation_floor"]
     path.write_text(json.dumps(settings))
     (tmp_path / "checksums.json").unlink(missing_ok=True)
     loaded = SAE.load_from_disk(tmp_path)
-    assert (loaded.cfg.passes, loaded.cfg.refinements) == (1, 0)
+    assert (loaded.cfg.passes, loaded.cfg.refinements, loaded.cfg.activation_floor) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +198,8 @@ def test_files_from_before_passes_load_as_one(tmp_path):
         ({"passes": 0}, "passes must be at least 1"),
         ({"refinements": -1}, "refinements at least 0"),
         ({"passes": 2, "gate": "relu", "target_l0": None}, "passes must be 1"),
+        ({"activation_floor": 1.0}, "activation_floor must be at least 0 and less than 1, got 1.0"),
+        ({"activation_floor": 0.5, "gate": "relu", "target_l0": None}, "activation_floor must be 0"),
         ({"refinements": 1, "activations": "probabilities"}, "refinements must be 0"),
         (
             {

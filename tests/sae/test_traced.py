@@ -18,7 +18,7 @@ MEMBERS = {
     "raw probabilities": {"activations": "probabilities", "unit_norm_query": False, "structure": "mlp"},
     "mlp": {"structure": "mlp"},
     "relu": {"gate": "relu"},
-    "passes": {"alpha": 3.0, "passes": 2, "refinements": 1},
+    "passes": {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5},
 }
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}
 

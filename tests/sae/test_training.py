@@ -20,6 +20,8 @@ VARIANTS = [
     {"alpha": 3.0, "activations": "probabilities", "structure": "mlp"},
     {"alpha": float("inf")},
     {"alpha": 3.0, "passes": 2, "refinements": 1},
+    {"activation_floor": 0.5},
+    {"structure": "mlp", "passes": 2, "refinements": 1, "activation_floor": 0.7},
     {"structure": "mlp", "passes": 3, "refinements": 2, "apply_b_dec_to_input": False},
     {"unit_norm_query": False, "query_projection": True, "alpha": float("inf"), "passes": 2},
     {"activations": "probabilities", "passes": 2},
@@ -42,7 +44,7 @@ def gradients(sae, output):
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 @pytest.mark.parametrize("hook", ["hook_sae_acts_pre", "hook_sae_acts_post"])
 def test_hooks_see_dense_tensors_and_change_neither_loss_nor_gradient(settings, hook, always_lists):
-    sae, x = small_sae(dtype="float64", **settings), inputs(dtype=torch.float64)
+    sae, x = small_sae(dtype="float64", **settings).eval(), inputs(dtype=torch.float64)
     sparse = sae.training_forward_pass(step_input(x))
     expected = gradients(sae, sparse)
     seen = []
@@ -57,7 +59,7 @@ def test_hooks_see_dense_tensors_and_change_neither_loss_nor_gradient(settings, 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_the_training_pass_encodes_and_decodes_as_encode_and_decode_do(settings, always_lists):
-    sae, x = small_sae(**settings), inputs()
+    sae, x = small_sae(**settings).eval(), inputs()
     output = sae.training_forward_pass(step_input(x))
     with torch.no_grad():
         acts = sae.encode(x)
@@ -70,7 +72,7 @@ def test_the_training_pass_encodes_and_decodes_as_encode_and_decode_do(settings,
 @pytest.mark.parametrize("gate_scale", [0.01, 1.5, 40.0])
 @pytest.mark.parametrize("hook", [None, "hook_sae_acts_pre", "hook_sae_acts_post"])
 def test_the_config_alone_decides_the_layout_of_feature_acts(settings, gate_scale, hook):
-    sae = small_sae(**settings, gate_scale=gate_scale, dtype="float64")
+    sae = small_sae(**settings, gate_scale=gate_scale, dtype="float64").eval()
     x = inputs(dtype=torch.float64)
     with sae.hooks(fwd_hooks=[(hook, lambda tensor, hook: None)] if hook else []):
         acts = sae.training_forward_pass(step_input(x)).feature_acts

@@ -22,6 +22,8 @@ def small_sae(seed: int = 0, **settings) -> SparsemaxTrainingSAE:
     for parameter in sae.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     sae.b_dec_is_initialised.fill_(True)
+    if sae.mean_acts is not None:
+        sae.mean_acts += torch.rand_like(sae.mean_acts)
     return sae
 
 

@@ -1,0 +1,35 @@
+"""Thresholds of activations: what is weak for its concept is noise more often than not, and is dropped.
+
+In training a concept's threshold is `activation_floor` times the mean of its activations before anything is dropped, a
+running mean over batches; an SAE for inference holds the product. No concept dies of it, since its mean follows it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
+
+# Share of the newest batch in the mean.
+_RATE = 0.03
+
+
+def mean_activations(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+    """(M,) zeros, which drop nothing until the first batch is seen, or None where no activation is too weak."""
+    return torch.zeros(cfg.d_sae, dtype=dtype, device=device) if cfg.activation_floor else None
+
+
+@torch.no_grad()
+def follow_mean(mean: torch.Tensor, acts: torch.Tensor) -> None:
+    """Move (M,) means of positive activations, in place, towards those of a batch, (N, M) sparse COO or dense.
+
+    The first mean of a concept is taken as it is; concepts without an activation keep theirs.
+    """
+    acts = acts if acts.is_sparse else acts.reshape(-1, len(mean)).to_sparse()
+    col, values = acts.indices()[1], acts.values()
+    positive = values > 0
+    col, values = col[positive], values[positive].to(mean.dtype)
+    count = torch.bincount(col, minlength=len(mean))
+    batch = torch.zeros_like(mean).index_add_(0, col, values) / count.clamp_min(1)
+    moved = torch.where(mean > 0, mean + _RATE * (batch - mean), batch)
+    mean.copy_(torch.where(count > 0, moved, mean))
