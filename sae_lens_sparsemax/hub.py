@@ -61,10 +61,13 @@ ARCHITECTURE = """\
 ## Architecture
 
 Each token selects its own number of concepts: the support of sparsemax(g · z), where z = u W_enc + b_enc are the
-scores of its query u against all concepts and g is the gate scale. With activations "scores" a selected concept is
-active with its score z, with "probabilities" with g · z − τ. If queries have unit norm, u = x/‖x‖ and ‖x‖ multiplies
-the activations. The reconstruction is linear in the activations: f W_dec + b_dec. W_enc and W_dec are the folded maps
-of a cross-attention between tokens and concepts, as in
+scores of its query u against all concepts and g is the gate scale; with an alpha above 2, the support of α-entmax with
+the budget 1/g, and with an infinite one the 1/g best. With activations "scores" a selected concept is active with its
+score z, with "probabilities" with g · z − τ (or its power 1/(α − 1)). If queries have unit norm, u = x/‖x‖ and ‖x‖
+multiplies the activations. Each further pass selects in the same way by what is unexplained, its queries turned by
+W_pass; each refinement weighs what was selected once more; with an activation floor, activations below a threshold of
+their concept are dropped in the end. The reconstruction is linear in the activations: f W_dec + b_dec. W_enc and W_dec
+are the folded maps of a cross-attention between tokens and concepts, as in
 [Improving Sparse Autoencoder with Dynamic Attention](https://arxiv.org/abs/2604.14925), or were learnt separately
 where the structure is "mlp".
 """
@@ -211,7 +214,11 @@ def _settings(sae: SAE[Any]) -> dict[str, Any]:
         "activations": cfg.activations,
         "unit-norm query": cfg.unit_norm_query,
         "gate": cfg.gate,
+        "alpha": f"{cfg.alpha:g}",
         "gate scale g": f"{cfg.gate_scale:.6g}",
+        "passes": cfg.passes,
+        "refinements": cfg.refinements,
+        "activation floor": f"{cfg.activation_floor:g}",
         "mean L0": None if metadata.l0 is None else f"{metadata.l0:.1f}",
         "dead concepts": None if dead is None else f"{dead:.0f}",
     }

@@ -10,7 +10,7 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.models.at_hook import text_at_hook
-from sae_lens_sparsemax.models.encoding import encode_tokens, hook_name_of
+from sae_lens_sparsemax.models.encoding import encode_tokens, first_passes, has_passes, hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.patch_geometry import Interpolation, PatchGeometry, patch_geometry
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
@@ -31,6 +31,8 @@ class ImageConcepts:
     """How many of the tokens come before the patches."""
     geometry: PatchGeometry | None
     """Where the patches are; None for an SAE that reads the class token alone."""
+    first_passes: torch.Tensor | None = None
+    """`(n_tokens, d_sae)` sparse: the pass that first selected each active concept, where there are several passes."""
 
     @property
     def patch_acts(self) -> torch.Tensor:
@@ -78,6 +80,8 @@ class TextConcepts(NamedTuple):
     """Why the SAE was trained without tokens, and which, `(n_tokens,)` bool; see `TextAtHook.left_out`."""
     is_read: torch.Tensor
     """`(n_tokens,)` bool: the others."""
+    first_passes: torch.Tensor | None = None
+    """`(n_tokens, d_sae)` sparse: the pass that first selected each active concept, where there are several passes."""
 
 
 @torch.no_grad()
@@ -94,11 +98,13 @@ def concepts_of_image(model: HookedViT, sae: SAE[Any], image: Image.Image) -> Im
     """
     at_hook = VisionAtHook(model, hook_name_of(sae), sae.cfg.metadata.tokens or "all")
     image = as_rgb(image)
-    acts = encode_tokens(sae, at_hook.activations(model.preprocess(image))[0])
+    activations = at_hook.activations(model.preprocess(image))[0]
+    acts = encode_tokens(sae, activations)
+    first = first_passes(sae, activations) if has_passes(sae) else None
     if at_hook.tokens == "cls":
-        return ImageConcepts(image, acts, len(acts), None)
+        return ImageConcepts(image, acts, len(acts), None, first)
     geometry = patch_geometry(model.image_processor, image.size, model.cfg.patch_size)
-    return ImageConcepts(image, acts, len(acts) - geometry.n_patches, geometry)
+    return ImageConcepts(image, acts, len(acts) - geometry.n_patches, geometry, first)
 
 
 @torch.no_grad()
@@ -128,4 +134,5 @@ def concepts_of_text(model: Any, sae: SAE[Any], text: str, *, max_tokens: int | 
     is_read = ~torch.stack(list(left_out.values())).any(0)
     token_ids = tokens[0].cpu()
     acts = encode_tokens(sae, activations[0]) * is_read[:, None]
-    return TextConcepts(token_ids, at_hook.token_texts(token_ids.tolist()), acts, left_out, is_read)
+    first = first_passes(sae, activations[0]) if has_passes(sae) else None
+    return TextConcepts(token_ids, at_hook.token_texts(token_ids.tolist()), acts, left_out, is_read, first)

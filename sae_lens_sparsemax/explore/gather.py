@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.explore.samples import SampleStream, encode_batch
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 from sae_lens_sparsemax.files import read_tensors, save_tensors
+from sae_lens_sparsemax.models.encoding import has_passes
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -46,7 +47,7 @@ def gather(
     Raises:
         ValueError: If there is no sample.
     """
-    statistics = ConceptStatistics(stream, sae.cfg.d_sae, n_examples, n_showcase)
+    statistics = ConceptStatistics(stream, sae.cfg.d_sae, n_examples, n_showcase, has_passes(sae))
     fingerprint = _fingerprint(sae, stream, n_examples, n_showcase)
     if state_file is not None and load_state(statistics, state_file, fingerprint):
         logger.info("Going on after sample %d of %d, from %s.", statistics.position, stream.n_samples, state_file)
@@ -82,6 +83,9 @@ def _fingerprint(sae: SAE[Any], stream: SampleStream, n_examples: int, n_showcas
         weights = tensor.double()
         digest.update(f"{name} {tuple(tensor.shape)} {weights.sum().item()!r} {weights.norm().item()!r}".encode())
     values = [stream.describe(), stream.n_samples, stream.n_tokens, stream.d_embedding, n_examples, n_showcase]
+    if has_passes(sae):
+        # Refinements have weights like those of passes.
+        values.append(sae.cfg.passes)
     digest.update(json.dumps(values, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from sae_lens import SAE
 
-from sae_lens_sparsemax.models.encoding import EncodedChunk, SparseActs, encode_chunks
+from sae_lens_sparsemax.models.encoding import EncodedChunk, SparseActs, encode_chunks, first_passes, has_passes
 
 
 class SampleBatch(NamedTuple):
@@ -62,6 +62,8 @@ class EncodedBatch(NamedTuple):
     """The activations of all chunks; rows are the tokens that count."""
     placed: SparseActs
     """The same activations; rows are all tokens, sample after sample."""
+    later: torch.Tensor | None = None
+    """Concept of each activation that only a later pass than the first selected, where there are several passes."""
 
 
 def encode_batch(sae: SAE[Any], batch: SampleBatch) -> EncodedBatch:
@@ -70,12 +72,15 @@ def encode_batch(sae: SAE[Any], batch: SampleBatch) -> EncodedBatch:
     flat = batch.acts.flatten(0, 1)
     place = torch.arange(n * n_tokens) if batch.keep is None else batch.keep.flatten().cpu().nonzero().flatten()
     chunks: list[EncodedChunk] = []
-    row, col, value, start = [], [], [], 0
+    row, col, value, later, start = [], [], [], [], 0
     for chunk in encode_chunks(sae, [flat if batch.keep is None else flat[place.to(flat.device)]]):
         acts = chunk.acts
         row.append(acts.row.cpu() + start)
         col.append(acts.col.cpu())
         value.append(acts.value.cpu())
+        if has_passes(sae):
+            first = first_passes(sae, chunk.sae_in)
+            later.append(first.indices()[1, first.values() > 1])
         start += acts.n_rows
         chunks.append(chunk)
     d_sae = sae.cfg.d_sae
@@ -84,7 +89,8 @@ def encode_batch(sae: SAE[Any], batch: SampleBatch) -> EncodedBatch:
         empty = SparseActs(none, none, torch.zeros(0), 0, d_sae)
         return EncodedBatch([], empty, empty._replace(n_rows=n * n_tokens))
     kept = SparseActs(torch.cat(row), torch.cat(col), torch.cat(value), start, d_sae)
-    return EncodedBatch(chunks, kept, kept._replace(row=place[kept.row], n_rows=n * n_tokens))
+    placed = kept._replace(row=place[kept.row], n_rows=n * n_tokens)
+    return EncodedBatch(chunks, kept, placed, torch.cat(later) if later else None)
 
 
 LEVELS = 127

@@ -132,9 +132,12 @@ class ConceptStatistics:
         d_sae: Number of concepts.
         n_examples: Examples kept of each concept.
         n_showcase: Samples of which every activation is kept.
+        has_passes: Whether activations may come from later passes than the first.
     """
 
-    def __init__(self, stream: SampleStream, d_sae: int, n_examples: int, n_showcase: int) -> None:
+    def __init__(
+        self, stream: SampleStream, d_sae: int, n_examples: int, n_showcase: int, has_passes: bool = False
+    ) -> None:
         self.d_sae, self.n_tokens_each, self.position = d_sae, stream.n_tokens, 0
         self.n_samples = 0
         # Images are ranked as a whole, since patches share their subject; a context by its strongest token.
@@ -143,6 +146,8 @@ class ConceptStatistics:
         """Tokens on which each concept is active, shape (d_sae,)."""
         self.n_active_samples = torch.zeros(d_sae, dtype=torch.int64)
         """Samples on which each concept is active, shape (d_sae,)."""
+        self.n_later = torch.zeros(d_sae, dtype=torch.int64) if has_passes else None
+        """Tokens on which only a later pass than the first selected each concept, shape (d_sae,)."""
         self.sum = torch.zeros(d_sae, dtype=torch.float64)
         """Sum of each concept's activations, shape (d_sae,)."""
         self.highest = torch.full((d_sae,), -torch.inf)
@@ -161,6 +166,8 @@ class ConceptStatistics:
             self.reconstruction.add(chunk)
         col, value = encoded.kept.col, encoded.kept.value
         self.n_active += encoded.kept.concept_counts()
+        if self.n_later is not None and encoded.later is not None:
+            self.n_later += torch.bincount(encoded.later, minlength=self.d_sae)
         self.sum.index_add_(0, col, value.double())
         self.highest.scatter_reduce_(0, col, value.float(), "amax")
         self.histograms.add(col, value)
@@ -183,6 +190,10 @@ class ConceptStatistics:
     def frequency(self) -> torch.Tensor:
         """Share of the tokens on which each concept is active, shape (d_sae,), float64."""
         return self.n_active.double() / max(1, self.n_tokens)
+
+    def later_share(self) -> torch.Tensor | None:
+        """Share of each concept's activations that only a later pass selected, shape (d_sae,); None for one pass."""
+        return None if self.n_later is None else self.n_later.double() / self.n_active.clamp(min=1)
 
     def mean_activation(self) -> torch.Tensor:
         """Mean of each concept's activation where it is active, shape (d_sae,), float64; 0 if it never is."""

@@ -163,6 +163,26 @@ def encode_tokens(sae: SAE[Any], tokens: torch.Tensor) -> torch.Tensor:
     return (acts.to_dense() if acts.is_sparse else acts).float().cpu()
 
 
+def has_passes(sae: SAE[Any]) -> bool:
+    """Whether an SAE selects concepts in several passes, and says in which."""
+    return hasattr(sae, "first_passes") and sae.cfg.passes > 1
+
+
+def first_passes(sae: SAE[Any], tokens: torch.Tensor) -> torch.Tensor:
+    """In which pass, counted from 1, an SAE that `has_passes` first selected each active concept.
+
+    Args:
+        sae: an SAE that `has_passes`.
+        tokens: `(n_tokens, ...)`, heads (if any) are laid side by side.
+
+    Returns:
+        `(n_tokens, d_sae)` sparse COO on the CPU.
+    """
+    several: Any = sae
+    with evaluation_mode(sae):
+        return several.first_passes(tokens.flatten(1).to(sae.device, sae.dtype)).cpu()
+
+
 @contextmanager
 def evaluation_mode(sae: SAE[Any]) -> Iterator[None]:
     """Put an SAE into eval mode, working on flat tokens, and restore its state afterwards."""

@@ -21,7 +21,15 @@ from sae_lens_sparsemax.sae.folding import (
     refuse_W_dec_norm,
     refuse_whitened_norm,
 )
-from sae_lens_sparsemax.sae.passes import Maps, above, dense_activations, observed_activations, pass_maps, read
+from sae_lens_sparsemax.sae.passes import (
+    Maps,
+    above,
+    dense_activations,
+    first_passes,
+    observed_activations,
+    pass_maps,
+    read,
+)
 from sae_lens_sparsemax.sae.queries import checked_queries
 from sae_lens_sparsemax.sae.weights import check_weights, is_training_checkpoint
 
@@ -65,6 +73,20 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             maps = self._maps()
             acts = above(observed_activations(sae_in, factor, hidden_pre, maps, self.cfg), maps.threshold)
         return self.hook_sae_acts_post(rounded(acts, self.dtype))
+
+    @torch.no_grad()
+    def first_passes(self, x: torch.Tensor) -> torch.Tensor:
+        """In which pass, counted from 1, each concept that `encode` finds active was first selected.
+
+        Args:
+            x: (..., d_in) activations, as for `encode`.
+
+        Returns:
+            (..., d_sae) sparse COO, int64, with the non-zeros of `encode` where no hook changes scores or activations.
+        """
+        if self.cfg.passes == 1:
+            return (self.encode(x) != 0).long().to_sparse()
+        return first_passes(*checked_queries(self, x), self._maps(), self.cfg, self.dtype)
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:

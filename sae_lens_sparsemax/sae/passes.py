@@ -136,6 +136,36 @@ def dense_activations(
     return found.acts.to_dense().reshape(*query.shape[:-1], maps.keys.shape[0])
 
 
+@torch.no_grad()
+def first_passes(
+    sae_in: torch.Tensor,
+    query: torch.Tensor,
+    factor: torch.Tensor,
+    maps: Maps,
+    cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(..., M) sparse COO: the pass, counted from 1, that first selected each concept that is active in the end.
+
+    Args:
+        sae_in, query, factor: as for `read`, with any dimensions before the last.
+        dtype: of the activations; those that are zero in it are left out.
+    """
+    x, q, norm = (each.reshape(-1, each.shape[-1]) for each in (sae_in, query, factor))
+    # Every support is a list where any density may be one.
+    reading = read(x, q, norm, maps, cfg, with_context=False, max_density=1.0)
+    row, col = reading.acts.indices()[:, reading.acts.values().to(dtype) != 0]
+    n_concepts, shape = maps.keys.shape[0], query.shape[:-1]
+    first = torch.ones_like(row)
+    selected = torch.zeros_like(row, dtype=torch.bool)
+    for found in reading.found:
+        there, concept = found.indices()
+        selected |= torch.isin(row * n_concepts + col, there * n_concepts + concept)
+        first += ~selected
+    index = torch.stack([*torch.unravel_index(row, shape), col])
+    return torch.sparse_coo_tensor(index, first, (*shape, n_concepts), is_coalesced=True, check_invariants=False)
+
+
 def observed_activations(
     sae_in: torch.Tensor,
     factor: torch.Tensor,

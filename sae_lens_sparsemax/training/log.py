@@ -6,6 +6,7 @@ calls both when it is time.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -31,6 +32,7 @@ from sae_lens_sparsemax.display.plots import (
     log_scale,
     panels,
     save_figure,
+    series_style,
     style,
 )
 from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
@@ -182,6 +184,7 @@ class _Panel(NamedTuple):
     is_fraction: bool = False
     may_be_log: bool = False
     from_zero: bool = False
+    of_passes: bool = False
 
 
 _PANELS = (
@@ -195,6 +198,7 @@ _PANELS = (
         may_be_log=True,
         from_zero=True,
     ),
+    _Panel("Concepts that each pass selects", "metrics/l0_pass_1", from_zero=True, of_passes=True),
     _Panel("Dead concepts", "metrics/dead_fraction", is_fraction=True),
     _Panel("Gate scale g", "metrics/gate_scale", may_be_log=True),
     _Panel("Standard deviation of scores", "metrics/score_std"),
@@ -252,7 +256,11 @@ def _draw_panel(axes: Axes, panel: _Panel, lines: list[dict[str, Any]]) -> None:
     if panel.middle is not None and np.isfinite(middle := _column(lines, panel.middle)).any():
         axes.plot(steps, middle, color=QUIET, lw=1.0, ls="--", label="median")
     marker = "o" if np.isfinite(values).sum() == 1 else None
-    axes.plot(steps, values, color=BLUE, lw=1.5, marker=marker, label="mean")
+    axes.plot(steps, values, color=BLUE, lw=1.5, marker=marker, label="pass 1" if panel.of_passes else "mean")
+    for n in itertools.count(2) if panel.of_passes else ():
+        if not np.isfinite(later := _column(lines, f"metrics/l0_pass_{n}")).any():
+            break
+        axes.plot(steps, later, color=series_style(n - 1)["color"], lw=1.5, marker=marker, label=f"pass {n}")
     style(axes, panel.title, "step", grid="y")
     if panel.key == "metrics/explained_variance":
         # The first steps can be far below zero; the part worth seeing is above.

@@ -10,7 +10,7 @@ from sae_lens_sparsemax.explore.streams import TextStream
 from sae_lens_sparsemax.models.at_hook import load_sae
 from tests.explore.test_explore_images import read
 from tests.explore.test_page_data import decode_levels
-from tests.support.sites import HOSTILE
+from tests.support.sites import HOSTILE, save_text_sae
 
 
 def test_an_examples_activations_are_those_of_the_model_on_its_tokens(text_pages, text_world):
@@ -71,6 +71,20 @@ def test_concepts_have_promoted_and_suppressed_tokens(text_pages):
     concept = read(text_pages, "0/concepts-0")[3]
     assert len(concept["p"]) == len(concept["s"]) == 10
     assert concept["p"][0][1] >= concept["p"][-1][1] > 0 > concept["s"][-1][1] >= concept["s"][0][1]
+
+
+def test_a_concept_of_several_passes_has_its_share_of_later_ones(text_world, text_pages, tmp_path):
+    assert read(text_pages, "0/table")["later"] is None and read(text_pages, "explore")["saes"][0]["later"] is None
+    path = save_text_sae(tmp_path / "sae", text_world / "text.jsonl", passes=2, alpha=3.0)
+    settings = ExploreSettings(samples=8, batch_size=8, showcase=1)
+    pages = explore([str(path)], tmp_path / "pages", settings, progress=False).parent
+    sae, table = load_sae(str(path)), read(pages, "0/table")
+    ((batch, _),) = TextStream(sae, settings).batches(0)
+    first = sae.first_passes(batch.acts[batch.keep]).to_dense()
+    assert table["active"] == (first > 0).sum(0).tolist()
+    later = torch.tensor(table["later"]) * torch.tensor(table["active"])
+    torch.testing.assert_close(later, (first == 2).sum(0).float(), rtol=1e-3, atol=1e-3)
+    assert read(pages, "explore")["saes"][0]["later"] == float(f"{(first == 2).sum() / (first > 0).sum():.4g}")
 
 
 def test_peak_tokens_are_read_where_the_activation_is_highest(text_world):

@@ -3,7 +3,7 @@ import torch
 
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
 from sae_lens_sparsemax.explore.gather import gather, state_of
-from tests.support.streams import RandomStream, dense_acts, inference_sae, sparse
+from tests.support.streams import RandomStream, dense_acts, inference_sae, inference_sae_of_passes, sparse
 
 KEPT = {"n_examples": 3, "n_showcase": 4, "progress": False}
 
@@ -32,6 +32,20 @@ def test_it_counts_what_a_dense_table_of_all_activations_says(some_left_out, bat
         assert torch.equal(statistics.classes.active[label].long(), (mine != 0).any(1).sum(0))
 
 
+@pytest.mark.parametrize("some_left_out", [False, True])
+def test_it_counts_the_activations_that_only_a_later_pass_selected(some_left_out, tmp_path):
+    sae, stream = inference_sae_of_passes(tmp_path), RandomStream(some_left_out=some_left_out, batch_size=7)
+    statistics = gather(sae, stream, **KEPT)
+    first = sae.first_passes(stream.acts.flatten(0, 1)).to_dense()
+    kept = first if stream.keep is None else first[stream.keep.flatten()]
+    assert torch.equal(statistics.n_active, (kept > 0).sum(0))
+    assert torch.equal(statistics.n_later, (kept == 2).sum(0))
+    fires = statistics.n_active > 0
+    share = (kept == 2).sum(0) / (kept > 0).sum(0)
+    torch.testing.assert_close(statistics.later_share()[fires], share[fires].double())
+    assert gather(inference_sae(), stream, **KEPT).later_share() is None
+
+
 def test_the_showcase_holds_every_activation_of_the_first_samples():
     sae, stream = inference_sae(), RandomStream()
     showcase = gather(sae, stream, **KEPT).showcase
@@ -50,14 +64,16 @@ def test_monosemanticity_is_that_of_the_mean_over_an_images_tokens():
     torch.testing.assert_close(statistics.monosemanticity.scores(), oracle.scores(), equal_nan=True, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("has_passes", [False, True])
 @pytest.mark.parametrize("stop_before", [4, 16])
-def test_a_stopped_run_goes_on_and_ends_with_the_same_to_the_bit(tmp_path, stop_before):
+def test_a_stopped_run_goes_on_and_ends_with_the_same_to_the_bit(tmp_path, stop_before, has_passes):
     settings = {"n_classes": 3, "d_embedding": 6, "some_left_out": True}
-    whole = gather(inference_sae(), RandomStream(**settings), **KEPT)
+    sae = inference_sae_of_passes(tmp_path) if has_passes else inference_sae()
+    whole = gather(sae, RandomStream(**settings), **KEPT)
     state_file = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
         stopped = RandomStream(**settings, stop_before=stop_before)
-        gather(inference_sae(), stopped, state_file=state_file, seconds_between_saves=-1, **KEPT)
+        gather(sae, stopped, state_file=state_file, seconds_between_saves=-1, **KEPT)
 
     class Remembers(RandomStream):
         def batches(self, start):
@@ -65,10 +81,10 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_to_the_bit(tmp_path, stop_
             return super().batches(start)
 
     stream = Remembers(**settings)
-    resumed = gather(inference_sae(), stream, state_file=state_file, **KEPT)
+    resumed = gather(sae, stream, state_file=state_file, **KEPT)
     assert stream.started_at == stop_before
     expected, found = state_of(whole), state_of(resumed)
-    assert expected.keys() == found.keys()
+    assert expected.keys() == found.keys() and ("n_later" in found) == has_passes
     for name in expected:
         assert torch.equal(expected[name].nan_to_num(), found[name].nan_to_num()), name
 

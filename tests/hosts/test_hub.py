@@ -168,6 +168,9 @@ def test_the_card_begins_with_the_import_and_tells_what_each_sae_is(trained):
     (row,) = [line for line in body.splitlines() if line.startswith("| layer_2 | quickstart")]
     for value in (HOOK, "128", "512", "scores", f"{trained.cfg.gate_scale:.6g}", f"{trained.cfg.metadata.l0:.1f}"):
         assert f"| {value} |" in row
+    cfg = trained.cfg
+    assert f"| {cfg.passes} | {cfg.refinements} | {cfg.activation_floor:g} | {cfg.metadata.l0:.1f} |" in row
+    assert f"| {cfg.alpha:g} | {cfg.gate_scale:.6g} |" in row
     assert "| layer_2 | not recorded | 64 | cross_attention | 12.0 |" in body
 
 

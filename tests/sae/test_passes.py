@@ -22,10 +22,11 @@ def selected(z: list[float], alpha: float, budget: float) -> set[int]:
     return {i for i, mine in enumerate(z) if sum((other - mine) ** exponent for other in z if other > mine) < budget}
 
 
-def defined(sae: SparsemaxTrainingSAE, x: torch.Tensor) -> torch.Tensor:
-    """(N, M) activations of scores, by the definition: every look in its turn, every token by itself."""
+def definition(sae: SparsemaxTrainingSAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, M) activations of scores: every look in its turn, every token by itself; and the pass that first selects."""
     W_enc, W_dec, cfg = sae.W_enc.detach(), sae.W_dec.detach(), sae.cfg
     acts = torch.zeros(len(x), cfg.d_sae, dtype=torch.float64)
+    first = torch.zeros(len(x), cfg.d_sae, dtype=torch.int64)
     for n, row in enumerate(x):
         centred = row - sae.b_dec.detach() if cfg.apply_b_dec_to_input else row
         found: set[int] = set()
@@ -38,12 +39,13 @@ def defined(sae: SparsemaxTrainingSAE, x: torch.Tensor) -> torch.Tensor:
                 query = query @ sae.W_pass[look - 1].detach()
             z = query @ W_enc + sae.b_enc.detach()
             now = selected(z.tolist(), cfg.alpha, 1 / cfg.gate_scale) if look < cfg.passes else found
+            first[n, list(now - found)] = look + 1
             found |= now
             for i in now:
                 acts[n, i] += norm * z[i]
     if sae.mean_acts is not None:
         acts[acts <= cfg.activation_floor * sae.mean_acts] = 0
-    return acts
+    return acts, first
 
 
 @pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
@@ -65,7 +67,7 @@ def test_every_way_to_encode_is_the_definition(
         activation_floor=activation_floor,
     ).eval()
     x = inputs(10, dtype=torch.float64)
-    expected = defined(sae, x)
+    expected = definition(sae, x)[0]
     assert 0 < int((expected != 0).sum()) < expected.numel()
     with torch.no_grad():
         torch.testing.assert_close(sae.encode(x), expected, rtol=1e-9, atol=1e-11)
@@ -230,3 +232,30 @@ def test_half_precision_reads_residuals_in_full(tmp_path):
         acts = half.encode(x.bfloat16())
         assert acts.dtype == torch.bfloat16
         torch.testing.assert_close(acts, full.encode(x.bfloat16().float()).bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+@pytest.mark.parametrize(("alpha", "gate_scale"), [(2.0, 1.5), (3.0, 0.8), (INFINITE, 0.25)])
+@pytest.mark.parametrize(("passes", "refinements"), [(1, 0), (2, 1), (3, 0)])
+@pytest.mark.parametrize("activation_floor", [0.0, 0.5])
+def test_the_first_pass_of_a_concept_is_the_first_that_selected_it(
+    structure, alpha, gate_scale, passes, refinements, activation_floor, tmp_path
+):
+    trained = small_sae(
+        dtype="float64",
+        structure=structure,
+        alpha=alpha,
+        gate_scale=gate_scale,
+        passes=passes,
+        refinements=refinements,
+        activation_floor=activation_floor,
+    )
+    trained.save_inference_model(tmp_path)
+    sae, x = SAE.load_from_disk(tmp_path, dtype="float64"), inputs(12, dtype=torch.float64)
+    acts, first = definition(trained, x)
+    assert set(first[acts != 0].tolist()) == set(range(1, passes + 1))
+    found = sae.first_passes(x)
+    assert torch.equal(found.to_dense(), torch.where(acts != 0, first, 0))
+    assert found.is_coalesced() and torch.equal(found.indices(), sae.encode(x).nonzero().T)
+    assert torch.equal(sae.first_passes(x.view(3, 4, -1)).to_dense(), found.to_dense().view(3, 4, -1))
+    assert torch.equal(sae.first_passes(x[0]).to_dense(), found.to_dense()[0])

@@ -1,12 +1,14 @@
 """Samples made on the spot: random activations of a given shape, with what an image or a text data set has besides."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from sae_lens import SAE
 
 from sae_lens_sparsemax.explore.samples import SampleBatch
+from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.encoding import SparseActs, sparse_acts
 from tests.support.small_sae import D_IN, small_sae
 
@@ -58,6 +60,12 @@ class RandomStream:
 
 def inference_sae() -> SAE[Any]:
     return small_sae().eval()
+
+
+def inference_sae_of_passes(folder: Path) -> SAE[Any]:
+    """One of two passes that drops what is weak, saved in a folder and loaded."""
+    small_sae(passes=2, refinements=1, alpha=3.0, activation_floor=0.3).save_inference_model(folder)
+    return load_sae(str(folder))
 
 
 def dense_acts(sae: SAE[Any], stream: RandomStream) -> torch.Tensor:

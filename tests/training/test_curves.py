@@ -36,6 +36,14 @@ def test_the_spread_over_tokens_is_drawn_around_the_mean(tmp_path, drawn):
     assert axes.get_yscale() == "log"
 
 
+def test_each_pass_has_its_line(tmp_path, drawn):
+    lines = [{"step": s, "metrics/l0_pass_1": 4.0, "metrics/l0_pass_2": 2.0 * s} for s in (1, 2)]
+    log.plot_training_curves(write(tmp_path / "m.jsonl", lines), tmp_path / "c.png")
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["pass 1", "pass 2"]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[4.0, 4.0], [2.0, 4.0]]
+
+
 def test_missing_values_leave_gaps_and_unknown_files_are_refused(tmp_path, drawn):
     lines = [{"step": 1, "metrics/tau": 1.0}, {"step": 2, "metrics/tau": None}, {"step": 3}]
     log.plot_training_curves(write(tmp_path / "m.jsonl", lines), tmp_path / "c.png")

@@ -50,10 +50,11 @@ class Session(Protocol):
 
         Returns:
             `position`, `d_sae`, `n_active`, `spikes` (concept and activation of all that are active at the position),
-            `concepts` (`concept`, `act`, and `places`: activation at each patch or token; the top ones, and those
-            changed), `outcomes` (`label`, `before`, `after`: probabilities; the likeliest of either; None for a model
-            without) and, for images, `size`, `box` and `grid` of the patches, for texts `tokens` and `left_out` (why
-            the SAE was trained without each token, None for the others).
+            `concepts` (`concept`, `act`, `pass`: which first selected it, None where it is not active or the SAE has
+            but one, and `places`: activation at each patch or token; the top ones, and those changed), `outcomes`
+            (`label`, `before`, `after`: probabilities; the likeliest of either; None for a model without) and, for
+            images, `size`, `box` and `grid` of the patches, for texts `tokens` and `left_out` (why the SAE was trained
+            without each token, None for the others).
 
         Raises:
             ValueError: what was given is no image, or no text, or does not fit.
@@ -82,7 +83,9 @@ class ImageSession:
         if position is not None and not 0 <= position < n_patches:
             raise ValueError(f"There is no patch {position}; this image has {n_patches}.")
         acts = found.of_image() if position is None else found.patch_acts[position]
-        answer = _concepts(acts, found.patch_acts if geometry else found.feature_acts[:0], changes)
+        token = found.n_prefix_tokens + position if position is not None else 0 if found.n_prefix_tokens else None
+        passes = _first_passes(found.first_passes, token)
+        answer = _concepts(acts, found.patch_acts if geometry else found.feature_acts[:0], changes, passes)
         answer |= {
             "position": position,
             "size": image.size,
@@ -122,7 +125,8 @@ class TextSession:
         position = n_tokens - 1 if position is None else position
         if not 0 <= position < n_tokens:
             raise ValueError(f"There is no token {position}; this text has {n_tokens}.")
-        answer = _concepts(found.feature_acts[position], found.feature_acts, changes)
+        passes = _first_passes(found.first_passes, position)
+        answer = _concepts(found.feature_acts[position], found.feature_acts, changes, passes)
         left_out = [next((why for why, mask in found.left_out.items() if mask[i]), None) for i in range(n_tokens)]
         answer |= {"position": position, "tokens": found.tokens, "left_out": left_out, "outcomes": None}
         if not self.has_outcomes:
@@ -178,7 +182,20 @@ def open_session(source: str, settings: AppSettings | None = None) -> Session:
     return ImageSession(vit, sae, known_words(vit.tokenizer, read_words(words) if words else shipped_words()))
 
 
-def _concepts(acts: torch.Tensor, places: torch.Tensor, changes: Mapping[int, Change]) -> dict[str, Any]:
+def _first_passes(first_passes: torch.Tensor | None, token: int | None) -> dict[int, int]:
+    """From active concept to the pass that first selected it, at a token or, for None, at any; empty for one pass."""
+    if first_passes is None:
+        return {}
+    (row, col), number = first_passes.indices(), first_passes.values()
+    here = torch.ones_like(row, dtype=torch.bool) if token is None else row == token
+    pairs = zip(col[here].tolist(), number[here].tolist(), strict=True)
+    # Of several tokens' passes the first is left, as it comes last.
+    return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+
+def _concepts(
+    acts: torch.Tensor, places: torch.Tensor, changes: Mapping[int, Change], passes: Mapping[int, int]
+) -> dict[str, Any]:
     """Active concepts at a position, and where else in the input the top ones and the changed ones are."""
     shown = list(dict.fromkeys([*top_concepts(acts, _N_CONCEPTS), *(c for c in changes if 0 <= c < len(acts))]))
     active = acts.nonzero().flatten()
@@ -187,7 +204,12 @@ def _concepts(acts: torch.Tensor, places: torch.Tensor, changes: Mapping[int, Ch
         "n_active": len(active),
         "spikes": [[int(concept), float(acts[concept])] for concept in active],
         "concepts": [
-            {"concept": concept, "act": float(acts[concept]), "places": places[:, concept].tolist()}
+            {
+                "concept": concept,
+                "act": float(acts[concept]),
+                "pass": passes.get(concept) if acts[concept] else None,
+                "places": places[:, concept].tolist(),
+            }
             for concept in shown
         ],
     }

@@ -65,6 +65,7 @@ def write_table(folder: Path, sae: int, data: SAEReport, labels: list[str], *, t
     """Write data/SAE/table.js: one list for each column."""
     statistics = data.statistics
     entropy = statistics.classes.entropy() if statistics.classes is not None else None
+    later = statistics.later_share()
     mono = statistics.monosemanticity.scores() if statistics.monosemanticity is not None else None
     nearest = zip(data.near.concept[:, 0].tolist(), data.near.value[:, 0].tolist(), strict=True)
     write_script(
@@ -77,6 +78,7 @@ def write_table(folder: Path, sae: int, data: SAEReport, labels: list[str], *, t
             "samples": statistics.n_active_samples.tolist(),
             "mean": _column(statistics.mean_activation()),
             "max": _column(statistics.highest),
+            "later": None if later is None else _column(later),
             "norm": _column(data.norms),
             "entropy": None if entropy is None else _column(entropy),
             "mono": None if mono is None else _column(mono),

@@ -64,7 +64,7 @@ def summary(name: str, architecture: str, described: dict[str, Any], statistics:
     """What the overview and the comparison say of an SAE."""
     metrics = statistics.reconstruction.result()
     frequency = statistics.frequency()
-    classes, mono = statistics.classes, statistics.monosemanticity
+    classes, mono, later = statistics.classes, statistics.monosemanticity, statistics.n_later
     entropy = classes.entropy() if classes is not None else torch.zeros(0)
     # A concept on few images is on few classes, whatever it means.
     entropy = entropy[~entropy.isnan() & (statistics.n_active_samples >= MIN_IMAGES)] if len(entropy) else entropy
@@ -79,6 +79,7 @@ def summary(name: str, architecture: str, described: dict[str, Any], statistics:
         **{key: rounded(getattr(metrics, key)) for key in _METRICS},
         "entropy": rounded(entropy.median().item()) if len(entropy) else None,
         "mono": rounded(mono.result().mean) if mono is not None else None,
+        "later": None if later is None else rounded(later.sum().item() / max(1, int(statistics.n_active.sum()))),
         "density": density_histogram(frequency),
         "l0_histogram": l0_histogram(statistics.reconstruction.l0.counts),
     }

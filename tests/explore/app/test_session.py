@@ -1,4 +1,5 @@
 import base64
+import copy
 import io
 
 import pytest
@@ -6,8 +7,12 @@ import torch
 from PIL import Image
 
 from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession
+from sae_lens_sparsemax.explore.app.session import _first_passes as first_of
+from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
+from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.splice import Change
-from tests.support.sites import BRIGHT, DEAD
+from tests.support.sites import BRIGHT, DEAD, save_text_sae
+from tests.support.small_sae import small_sae
 
 
 def encoded(image: Image.Image) -> str:
@@ -66,6 +71,28 @@ def test_next_tokens_change_with_a_concept(language_model_and_sae):
     assert any(abs(o["after"] - o["before"]) > 1e-5 for o in changed)
     earlier = session.inspect("The river of stone", 1, {})
     assert earlier["tokens"] == plain["tokens"] and earlier["outcomes"] != plain["outcomes"]
+
+
+def test_each_concept_has_the_pass_that_first_selected_it(language_model_and_sae, clip_and_sae, tmp_path):
+    (model, one_pass), (vit, seen) = language_model_and_sae, clip_and_sae
+    assert {c["pass"] for c in TextSession(model, one_pass).inspect("The river", 1, {})["concepts"]} == {None}
+    sae = load_sae(str(save_text_sae(tmp_path / "text", tmp_path, passes=2, alpha=3.0)))
+    answer = TextSession(model, sae).inspect("The river of stone", 2, {})
+    first = concepts_of_text(model, sae, "The river of stone").first_passes.to_dense()
+    assert [c["pass"] for c in answer["concepts"]] == [first[2, c["concept"]] for c in answer["concepts"]]
+    assert set(first[2].tolist()) == {0, 1, 2}
+    (idle,) = (first[2] == 0).nonzero()[0].tolist()
+    changed = TextSession(model, sae).inspect("The river of stone", 2, {idle: Change(1.0)})["concepts"]
+    assert changed[-1]["concept"] == idle and changed[-1]["pass"] is None
+    small = small_sae(d_in=32, passes=2, alpha=3.0)
+    small.cfg.metadata = copy.deepcopy(seen.cfg.metadata)
+    small.save_inference_model(tmp_path / "image")
+    sae = load_sae(str(tmp_path / "image"))
+    first = concepts_of_image(vit, sae, photo()).first_passes.to_dense()
+    for position, token in ((None, 0), (3, 4)):
+        concepts = ImageSession(vit, sae).inspect(encoded(photo()), position, {})["concepts"]
+        assert [c["pass"] for c in concepts] == [first[token, c["concept"]] for c in concepts]
+    assert first_of(torch.tensor([[0, 2, 1, 0], [1, 1, 2, 0]]).to_sparse(), None) == {0: 1, 1: 1, 2: 1}
 
 
 def test_a_token_without_concepts_says_why(language_model_and_sae, monkeypatch):

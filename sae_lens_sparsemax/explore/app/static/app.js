@@ -51,7 +51,9 @@ function show(answer) {
   at("number").max = answer.d_sae - 1;
   if (isImage) drawPatches(answer, shown); else drawTokens(answer, shown);
   drawSpikes(answer);
-  at("concepts").replaceChildren(...answer.concepts.map(row));
+  const hasPasses = answer.concepts.some((c) => c.pass !== null);
+  at("pass").hidden = !hasPasses;
+  at("concepts").replaceChildren(...answer.concepts.map((c) => row(c, hasPasses)));
   drawOutcomes(answer);
   at("found").hidden = false;
   if (wasOn) document.querySelector(`[data-key="${wasOn}"]`)?.focus();
@@ -109,7 +111,7 @@ function drawSpikes(answer) {
   ));
 }
 
-function row({ concept, act }) {
+function row({ concept, act, pass }, hasPasses) {
   const change = state.changes.get(concept) ?? { factor: 1, add: 0 };
   const choices = [["off", 0], ["×1", 1], ["×2", 2], ["×5", 5]].map(([label, factor]) => h("button", {
     type: "button", "aria-pressed": String(change.factor === factor), "data-key": `change${concept}:${factor}`,
@@ -124,7 +126,7 @@ function row({ concept, act }) {
     title: "show where it is", onclick: () => { state.shown = concept; ask(); },
   }, concept);
   const added = change.add ? h("span", {}, `${change.add > 0 ? "+" : "−"}${Math.abs(change.add)} everywhere`) : null;
-  return h("tr", {}, h("td", {}, number), h("td", {}, act.toFixed(2)), h("td", {}, choices, added));
+  return h("tr", {}, h("td", {}, number), h("td", {}, act.toFixed(2)), hasPasses ? h("td", {}, pass) : null, h("td", {}, choices, added));
 }
 
 function drawOutcomes(answer) {

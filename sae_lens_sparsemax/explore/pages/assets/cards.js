@@ -1,7 +1,7 @@
 "use strict";
 // A concept in short: its label, and examples of it.
 {
-  const { h, number } = explorer;
+  const { h, number, percent } = explorer;
 
   /** Up to `n` examples of a concept: images with masks, or shaded contexts. */
   explorer.examples = async (concept, n, values = true) => {
@@ -26,11 +26,12 @@
   /** A box with a concept's number, label, a line of facts and a few examples. */
   explorer.card = async (sae, id, facts, n, before = null) => {
     const [table, concept] = await Promise.all([explorer.table(sae), explorer.concept(sae, id)]);
+    const later = table.later && table.active[id] ? `${percent(table.later[id])} from later passes alone` : "";
     return h(
       "article",
       { class: "card" },
       h("h3", {}, explorer.conceptLink(sae, id), " ", h("span", { class: "label" }, table.label[id])),
-      h("p", { class: "quiet" }, facts),
+      h("p", { class: "quiet" }, [facts, later].filter(Boolean).join(" · ")),
       h("div", { class: before ? "evidence" : null }, before, await explorer.examples(concept, n, false)),
     );
   };

@@ -13,6 +13,7 @@
       ["1 − FVU per sample, mean over tokens", (s) => number(1 - s.fvu_per_sample)],
       ["dead concepts", (s) => percent(s.n_dead / s.d_sae)],
       ["label entropy in bits, median over concepts on at least ten images", (s) => number(s.entropy)],
+      ["activations from later passes alone", (s) => (s.later === null ? "–" : percent(s.later))],
       ["monosemanticity, mean", (s) => number(s.mono)],
     ].filter(([, value]) => saes.some((one) => value(one) !== "–"));
     return h(

@@ -100,6 +100,10 @@
         ["mean, where active", is_dead ? null : number(table.mean[id])],
         ["largest activation", is_dead ? null : number(table.max[id])],
         [
+          "from later passes alone",
+          table.later && !is_dead ? `${percent(table.later[id])} of its activations` : null,
+        ],
+        [
           "label entropy",
           table.entropy && !is_dead
             ? `${number(table.entropy[id])} of ${number(Math.log2(site.classes.length))} bits`

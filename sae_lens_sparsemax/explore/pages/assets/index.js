@@ -1,7 +1,7 @@
 "use strict";
 // All concepts of an SAE: two histograms and the table.
 {
-  const { h, number, count } = explorer;
+  const { h, number, percent, count } = explorer;
 
   explorer.start(async ({ sae }) => {
     const table = await explorer.table(sae);
@@ -21,6 +21,12 @@
         [
           "explained variance (1 − FVU)",
           `${number(one.explained_variance)}; ${number(1 - one.fvu_per_sample)} per sample, mean over tokens`,
+        ],
+        [
+          "later passes",
+          one.later === null
+            ? null
+            : `${percent(one.later)} of the activations come from these alone: of concepts for what the first pass left unexplained; each concept's page has its own share`,
         ],
         ["monosemanticity", one.mono === null ? null : `${number(one.mono)} on average, by ${one.encoder}`],
       ]),

@@ -14,6 +14,13 @@
     { key: "frequency", name: "Frequency", title: "share of the tokens on which it is active", show: percent },
     { key: "mean", name: "Mean", title: "mean activation where it is active", show: number },
     { key: "max", name: "Max", title: "largest activation", show: number, minor: true },
+    {
+      key: "later",
+      name: "Later",
+      title: "share of its activations that only a later pass selected, for what the first left unexplained",
+      show: percent,
+      minor: true,
+    },
     { key: "entropy", name: "Label entropy", title: "bits; 0 is one class", show: number },
     {
       key: "mono",
@@ -85,7 +92,7 @@
   }
 
   explorer.conceptTable = (sae, table) => {
-    const columns = COLUMNS.filter(({ key }) => !(key in { entropy: 1, mono: 1 }) || table[key]);
+    const columns = COLUMNS.filter(({ key }) => !(key in { later: 1, entropy: 1, mono: 1 }) || table[key]);
     const state = { query: "", sort: { key: "frequency", descending: true }, hideDead: true, page: 0 };
     const body = h("tbody");
     const status = h("p", { class: "note", role: "status", "aria-live": "polite" });
