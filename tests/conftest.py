@@ -14,6 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tests need no network, and what is not here is not waited for.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 # Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -24,6 +27,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from sae_lens_sparsemax.models import language_models
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.training.log import TrainingLog
 from tests.support import sites
 from tests.support.places import SHARED_DATA
 from tests.support.tiny_language_model import save_tiny_llama
@@ -34,6 +38,13 @@ from tests.support.tiny_vision_models import tiny_model
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama of width 16 with a word-level tokenizer, as a Hugging Face folder."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Drawing takes longer than the small runs of tests."""
+    monkeypatch.setattr(TrainingLog, "close", lambda self: None)
+    monkeypatch.setattr("sae_lens_sparsemax.compare.runner.write_plots", lambda cfg, points, folder: [])
 
 
 @pytest.fixture

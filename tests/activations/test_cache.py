@@ -136,6 +136,7 @@ make_cache(Path(sys.argv[1]), Path(sys.argv[2]), training_tokens=1000)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_caching_goes_on_to_the_same_files(folder, cache, tmp_path):
     path = tmp_path / "killed"
     process = subprocess.Popen(

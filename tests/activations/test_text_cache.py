@@ -19,7 +19,7 @@ from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.activations.test_cache import make_cache
 from tests.support.tiny_language_model import documents
 from tests.support.tiny_training import make_files
-from tests.training.test_text_runner import BATCH, make_config, without_pictures  # noqa: F401
+from tests.training.test_text_runner import BATCH, make_config
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 

@@ -1,6 +1,6 @@
 import json
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -63,6 +63,7 @@ def test_train_then_evaluate(config_path, capsys, tmp_path):
     assert (tmp_path / "c.json").is_file()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_checkpoints_of_an_earlier_run_are_continued_or_replaced_on_request_only(config_path, capsys, tmp_path):
     train = ["train", str(config_path)]
     assert main([*train, "--resume"]) == 2
@@ -134,11 +135,12 @@ def test_help_teaches(capsys, command):
     assert "sparsemax-sae" in capsys.readouterr().out
 
 
-def test_the_module_is_the_command():
-    result = subprocess.run(
-        [sys.executable, "-m", "sae_lens_sparsemax", "--version"], capture_output=True, text=True, check=True
-    )
-    assert result.stdout == f"sparsemax-sae {__version__}\n"
+def test_the_module_is_the_command(capsys, monkeypatch):
+    """Run as `python -m` runs it, in this process."""
+    monkeypatch.setattr(sys, "argv", ["sae_lens_sparsemax", "--version"])
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_module("sae_lens_sparsemax", run_name="__main__", alter_sys=True)
+    assert capsys.readouterr().out == f"sparsemax-sae {__version__}\n"
 
 
 @pytest.mark.slow

@@ -107,6 +107,7 @@ def test_the_reported_learning_rate_is_the_one_with_the_best_validation(syntheti
         assert row["lr"] == max(scores, key=lambda lr: sum(scores[lr]))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_repeated_comparison_trains_only_what_is_missing_or_changed(tmp_path, synthetic_table):
     shutil.copytree(synthetic_table.parent, tmp_path / "out")
     path = write(tmp_path, SYNTHETIC)
@@ -125,7 +126,7 @@ def test_a_repeated_comparison_trains_only_what_is_missing_or_changed(tmp_path, 
 def test_language_model_comparison_measures_reconstruction_cross_entropy_and_probes(
     tmp_path, language_model_settings, caplog
 ):
-    language_model_settings["n_probing_tokens"] = 480
+    language_model_settings |= {"n_probing_tokens": 480, "seeds": [0]}
     table = compare(config_from_yaml(write(tmp_path, language_model_settings)))
     rows = list(csv.DictReader((table.parent / "table.csv").open()))
     assert len(rows) == 3
@@ -144,10 +145,12 @@ def test_language_model_comparison_measures_reconstruction_cross_entropy_and_pro
     assert (table.parent / "pareto_ce_loss_score.png").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, language_model_settings, monkeypatch):
     from sae_lens_sparsemax.compare import sources, text_source
 
-    language_model_settings["n_cross_entropy_tokens"] = 0
+    arm = language_model_settings["arms"][1]
+    language_model_settings |= {"n_cross_entropy_tokens": 0, "arms": [arm], "seeds": [0]}
     path = write(tmp_path, language_model_settings)
     monkeypatch.setattr(sources, "SHARD_BYTES", 16 * 4 * 100)
     whole = cache_writer.write_shard
@@ -179,6 +182,7 @@ def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, langu
     compare(config_from_yaml(path))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_path, language_model_settings):
     language_model_settings["n_cross_entropy_tokens"] = 0
     table = compare(config_from_yaml(write(tmp_path, language_model_settings), {"max_norm_over_median": 1.05}))
@@ -193,6 +197,7 @@ def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_pa
         assert SAE.load_from_disk(run).cfg.metadata.max_norm == norms["max"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settings):
     language_model_settings["n_cross_entropy_tokens"] = 0
     table = compare(config_from_yaml(write(tmp_path, language_model_settings)))
@@ -208,6 +213,7 @@ def test_too_little_text_is_an_error_that_says_how_much_there_is(tmp_path, langu
         compare(config_from_yaml(path, {"steps": 3200}))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_command_line_takes_overrides_and_reports_mistakes_in_one_line(tmp_path, capsys):
     path = write(tmp_path, SYNTHETIC)
     assert main(["compare", str(path), "--steps", "3", "--seeds=[4]"]) == 0
@@ -244,6 +250,7 @@ HIERARCHICAL = {
 }
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_synthetic_model_may_be_a_saved_one(tmp_path):
     made = SyntheticSource(build(CompareConfig, {**SYNTHETIC, "synthetic_model": HIERARCHICAL}))
     made.model.save(tmp_path / "model")
@@ -263,6 +270,7 @@ def test_a_synthetic_model_that_is_not_there_is_an_error_of_one_sentence(tmp_pat
 LONGER = {**SYNTHETIC["arms"][1], "name": "longer", "steps_factor": 2.0}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_arm_of_more_steps_leaves_the_others_as_they_are(tmp_path, synthetic_table, monkeypatch):
     shutil.copytree(synthetic_table.parent, tmp_path / "out")
     results = sorted((tmp_path / "out").glob("runs/*/result.json"))
@@ -292,6 +300,7 @@ def test_an_arm_of_more_steps_leaves_the_others_as_they_are(tmp_path, synthetic_
 DECAY = {"lr_warm_up_steps": 4, "lr_decay_steps": 6}
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_arm_of_more_steps_goes_on_with_further_activations(tmp_path, language_model_settings):
     arm = language_model_settings["arms"][1]
     settings = {**language_model_settings, "seeds": [0], "arms": [arm], "n_cross_entropy_tokens": 0}

@@ -1,8 +1,7 @@
 """Writes that are whole or absent: after errors, after kills, and over earlier content."""
 
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -49,14 +48,16 @@ def test_directory_is_replaced_whole(tmp_path):
 
 def test_killed_writer_leaves_nothing_that_looks_like_a_checkpoint(tmp_path):
     target = tmp_path / "1000"
-    code = f"""
-import os, signal
-from sae_lens_sparsemax.files import atomic_directory
-with atomic_directory({str(target)!r}) as new:
-    (new / "weights").write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+
+    process = os.fork()
+    if process == 0:
+        try:
+            with atomic_directory(target) as new:
+                (new / "weights").write_text("half")
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     assert not target.exists()
     with atomic_directory(target) as new:
         assert not any(new.iterdir())

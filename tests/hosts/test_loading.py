@@ -55,28 +55,26 @@ def test_without_the_import_the_metadata_names_the_package_to_import(inference_f
     assert json.loads((inference_folder / "cfg.json").read_text())["metadata"]["package"] == "sae_lens_sparsemax"
 
 
-def test_the_import_loads_no_plots_no_images_and_no_command_line():
+def test_the_import_loads_no_plots_no_images_no_command_line_and_the_vision_model_when_asked_for():
     code = (
         "import sys, sae_lens; before = set(sys.modules); import sae_lens_sparsemax;"
-        "print(*sorted(set(sys.modules) - before))"
+        "print(*sorted(set(sys.modules) - before));"
+        "from sae_lens_sparsemax import HookedViT; print(HookedViT.__module__)"
     )
     done = in_fresh_interpreter(code, check=True)
-    added = done.stdout.split()
+    names, module = done.stdout.splitlines()
+    added = names.split()
     assert "sae_lens_sparsemax.sae.inference" in added
     foreign = {name.split(".")[0] for name in added} - {"sae_lens_sparsemax"}
     assert not foreign & {"matplotlib", "torchvision", "transformers", "datasets", "wandb", "PIL", "yaml", "triton"}
     inner = {name.split(".")[1] for name in added if name.startswith("sae_lens_sparsemax.")}
     assert inner == {"attention", "sae", "files"}
+    assert module == "sae_lens_sparsemax.models.hooked_vit"
 
 
-def test_the_vision_model_is_loaded_when_asked_for():
-    code = (
-        "import sys, sae_lens_sparsemax as package; assert 'sae_lens_sparsemax.models' not in sys.modules;"
-        "from sae_lens_sparsemax import HookedViT; print(HookedViT.__module__); package.NoSuchThing"
-    )
-    done = in_fresh_interpreter(code)
-    assert done.stdout.strip() == "sae_lens_sparsemax.models.hooked_vit"
-    assert "has no attribute 'NoSuchThing'" in done.stderr
+def test_what_is_not_there_is_not_made_up():
+    with pytest.raises(AttributeError, match="has no attribute 'NoSuchThing'"):
+        _ = sae_lens_sparsemax.NoSuchThing
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -21,6 +21,7 @@ MEMBERS = {
     "passes": {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5},
 }
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}
+BY_DEFAULT = {(name, torch.float32) for name in ("scores", "mlp", "passes")}
 
 
 @pytest.fixture(params=MEMBERS)
@@ -35,26 +36,36 @@ def inference_sae(tmp_path, dtype: torch.dtype = torch.float32, **settings) -> S
     return sae
 
 
-# Every member in float32; the other types matter to the same lines of code in all of them.
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        pytest.param(name, dtype, marks=[] if name == "scores" or dtype == torch.float32 else pytest.mark.slow)
-        for name in MEMBERS
-        for dtype in TOLERANCE
-    ],
-)
-def test_values_are_those_of_ordinary_calls(name, dtype, tmp_path):
-    sae, x = inference_sae(tmp_path, dtype, **MEMBERS[name]), inputs(dtype=dtype)
+def with_ordinary_calls(tmp_path, dtype: torch.dtype, settings: dict):
+    """An SAE, inputs, what it makes of them, and how near that is to be met."""
+    sae, x = inference_sae(tmp_path, dtype, **settings), inputs(dtype=dtype)
     x[3] = sae.b_dec.data  # no direction, no concept
     with torch.no_grad():
         acts, out = sae.encode(x), sae(x)
-    close = {"rtol": TOLERANCE[dtype], "atol": 10 * TOLERANCE[dtype]}
+    return sae, x, acts, out, {"rtol": TOLERANCE[dtype], "atol": 10 * TOLERANCE[dtype]}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_values_are_those_of_ordinary_calls(member, dtype, tmp_path):
+    sae, x, acts, out, close = with_ordinary_calls(tmp_path, dtype, member)
     traced = vmap(sae.encode)(x)
     assert torch.equal(traced != 0, acts != 0)
     torch.testing.assert_close(traced, acts, **close)
     torch.testing.assert_close(vmap(sae)(x), out, **close)
     torch.testing.assert_close(jvp(sae, (x,), (x,))[0], out, **close)
+
+
+# Compiling takes seconds each time: by default one of either structure, and one that looks several times.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[] if (name, dtype) in BY_DEFAULT else pytest.mark.slow)
+        for name in MEMBERS
+        for dtype in TOLERANCE
+    ],
+)
+def test_programs_give_the_values_of_ordinary_calls(name, dtype, tmp_path):
+    sae, x, acts, out, close = with_ordinary_calls(tmp_path, dtype, MEMBERS[name])
     with torch.no_grad():
         torch.testing.assert_close(make_fx(sae)(x)(x), out, **close)
         torch.testing.assert_close(torch.export.export(sae, (x,)).module()(x), out, **close)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.training.checkpoints import newest_checkpoint
 from sae_lens_sparsemax.training.config import TextRunnerConfig
-from sae_lens_sparsemax.training.log import TrainingLog, read_metrics
+from sae_lens_sparsemax.training.log import read_metrics
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.support.tiny_language_model import documents
 
@@ -33,12 +33,6 @@ def text_file(tmp_path_factory) -> Path:
     # About 1,000 tokens: the runs below read it more than once, so they pass the end of the data.
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(25)))
     return path
-
-
-@pytest.fixture
-def without_pictures(monkeypatch):
-    """Drawing takes longer than these runs."""
-    monkeypatch.setattr(TrainingLog, "close", lambda self: None)
 
 
 def make_config(model: Path, text: Path, output: Path, **changes) -> TextRunnerConfig:

@@ -12,6 +12,8 @@ from sae_lens_sparsemax.compare.paper.recipe import load_recipe
 from sae_lens_sparsemax.compare.paper.runner import averaged, flat, row
 from tests.support.tiny_language_model import documents
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture
 def recipe(tmp_path, tiny_model_folder) -> Path:

@@ -120,8 +120,8 @@ def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder):
     ("label", "reason"),
     [
         (lambda number, label: label if number % 4 else None, None),
-        (lambda number, label: label if number % 4 else -1, None),
-        (lambda number, label: None, "no image of"),
+        pytest.param(lambda number, label: label if number % 4 else -1, None, marks=pytest.mark.slow),
+        pytest.param(lambda number, label: None, "no image of", marks=pytest.mark.slow),
         (lambda number, label: -1, "no image of"),
         (lambda number, label: str(label), "must hold classes"),
     ],
@@ -211,10 +211,11 @@ def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder)
             "has 2 names for 10 classes",
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             {"label_column": "number", "class_names": ["a", "b"]},
             "labels must lie in [0, 2)",
             "labels must lie in [0, 2)",
+            marks=pytest.mark.slow,
         ),
         pytest.param({"classes": "eurosat"}, "label", "label", marks=pytest.mark.slow),
         pytest.param({"threshold_quantile": 1.5}, "must lie in [0, 1]", None, marks=pytest.mark.slow),
