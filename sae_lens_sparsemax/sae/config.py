@@ -25,6 +25,10 @@ BDecInit = Literal["first_batch_mean", "zeros", "fixed_zeros"]
 ARCHITECTURE = "sparsemax"
 PACKAGE = "sae_lens_sparsemax"
 DEFAULT_TARGET_L0 = 32.0
+# What every SAE was before there were more gates than sparsemax and more than one pass.
+EARLIER_GATE: dict[str, Any] = {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0}
+# What measured best, where the activations are scores.
+BEST_GATE: dict[str, Any] = {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}
 
 
 @dataclass
@@ -72,6 +76,9 @@ def number_or_none(text: str) -> float | None:
 class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     """Training configuration of the sparsemax SAE. The defaults are what measured best (see the README).
 
+    alpha, passes, refinements and activation_floor are 3, 2, 1 and 0.5 where they are not given, and 2, 1, 0 and 0 (the
+    paper's single sparsemax) with gate "relu" or activations "probabilities".
+
     d_in may be 0 as long as the width is not known: a run reads it from the model's hook and replaces it
     (`dataclasses.replace(cfg, d_in=width)`); an SAE is built of a positive one only.
 
@@ -115,10 +122,10 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     unit_norm_query: bool = True
     gate: Gate = "sparsemax"
     gate_scale: float = 1.0
-    alpha: float = 2.0
-    passes: int = 1
-    refinements: int = 0
-    activation_floor: float = 0.0
+    alpha: float = field(default=None, type=float)
+    passes: int = field(default=None, type=int)
+    refinements: int = field(default=None, type=int)
+    activation_floor: float = field(default=None, type=float)
     target_l0: float | None = field(default=DEFAULT_TARGET_L0, type=number_or_none)
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
@@ -135,10 +142,21 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         return ARCHITECTURE
 
     @override
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> SparsemaxTrainingSAEConfig:
+        """A config from what `to_dict` made; where a version without a field wrote it, the field is off."""
+        earlier = EARLIER_GATE if "metadata" in config_dict else {}
+        return super().from_dict({**earlier, **config_dict})
+
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         # Loaders that find no class for the architecture can say which import brings it.
         self.metadata.package = PACKAGE
+        is_best = self.gate == "sparsemax" and self.activations == "scores"
+        for name, value in (BEST_GATE if is_best else EARLIER_GATE).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         _check_gate(self)
         if self.d_in < 0:
             raise ValueError(f"d_in must be positive, or 0 until the hook tells, got {self.d_in}")
@@ -227,10 +245,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Eq. 3 to the letter: probabilities of raw queries, all three projections, plain MSE, nothing steers L0.
     "paper": {
         "activations": "probabilities",
-        "alpha": 2.0,
-        "passes": 1,
-        "refinements": 0,
-        "activation_floor": 0.0,
+        **EARLIER_GATE,
         "unit_norm_query": False,
         "query_projection": True,
         "target_l0": None,
@@ -241,10 +256,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # concepts that fire on more than a tenth of the tokens is undocumented, unsaved state, and left out.
     "released": {
         "activations": "scores",
-        "alpha": 2.0,
-        "passes": 1,
-        "refinements": 0,
-        "activation_floor": 0.0,
+        **EARLIER_GATE,
         "unit_norm_query": True,
         "query_projection": False,
         "target_l0": None,
@@ -252,4 +264,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "b_dec_init": "fixed_zeros",
         "apply_b_dec_to_input": False,
     },
+    # The cheapest good one: a single pass.
+    "one_pass": {"passes": 1, "refinements": 0},
+    # Truest where features are many, correlated and hierarchical: few strong activations. A lower target_l0 than usual
+    # serves it best.
+    "features": {"refinements": 0, "activation_floor": 0.7},
 }

@@ -30,6 +30,7 @@ from sae_lens_sparsemax.files import (
     verify_checksums,
     write_checksums,
 )
+from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER_GATE
 from sae_lens_sparsemax.settings.sentences import shown
 
 _SEALED = "has_checksums"
@@ -176,7 +177,12 @@ def _check_files(folder: Path) -> None:
 def _settings_in(folder: Path) -> dict[str, Any] | None:
     """The settings of the run that wrote a checkpoint or an SAE, as they were kept beside it; None if they were not."""
     path = folder / RUNNER_CFG_FILENAME
-    return read_object(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    settings = read_object(path)
+    if isinstance(sae := settings.get("sae"), dict) and sae.get("architecture") == ARCHITECTURE:
+        settings["sae"] = EARLIER_GATE | sae
+    return settings
 
 
 def differing_settings(folder: Path | str, config: Any, besides: Collection[str] = ()) -> list[str]:
@@ -222,6 +228,8 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
             f"The checkpoint {str(folder)!r} holds an SAE of the architecture {saved!r}; "
             f"this run trains {sae.cfg.architecture()!r}."
         )
+    if differing := differing_settings(folder, config):
+        raise ValueError(f"{'; '.join(sorted(differing))} (as in the checkpoint {str(folder)!r}, which is resumed)")
     expected = sae.state_dict()
     sae.process_state_dict_for_saving(expected)
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
@@ -234,5 +242,3 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
                 f"In the checkpoint {str(folder)!r} the tensor {name!r} has shape {found[name]}; "
                 f"this run needs {shape}."
             )
-    if differing := differing_settings(folder, config):
-        raise ValueError(f"{'; '.join(sorted(differing))} (as in the checkpoint {str(folder)!r}, which is resumed)")

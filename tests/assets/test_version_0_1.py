@@ -13,6 +13,7 @@ from sae_lens.config import LoggingConfig
 from safetensors.torch import load_file
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.config import EARLIER_GATE
 from sae_lens_sparsemax.training.config import TextRunnerConfig
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.support.tiny_language_model import documents, save_tiny_llama
@@ -37,12 +38,12 @@ def test_saved_saes_give_what_they_gave(loader, folder, kind):
     torch.testing.assert_close(out, expected[f"{folder}.out"])
 
 
-def test_a_checkpoint_continues_to_the_sae_that_its_run_ended_with(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def continued(**sae) -> TextRunnerConfig:
+    """The run of 40 steps in the current folder, going on from its checkpoint."""
     save_tiny_llama(Path("model"))
     Path("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(25)))
-    config = TextRunnerConfig(
-        sae=SparsemaxTrainingSAEConfig(d_in=16, d_sae=32, target_l0=4.0),
+    return TextRunnerConfig(
+        sae=SparsemaxTrainingSAEConfig(d_in=16, d_sae=32, target_l0=4.0, **sae),
         model_name="model",
         model_class_name="TransformerBridge",
         hook_name="blocks.0.hook_out",
@@ -62,9 +63,19 @@ def test_a_checkpoint_continues_to_the_sae_that_its_run_ended_with(tmp_path, mon
         logger=LoggingConfig(log_to_wandb=False),
         verbose=False,
     )
-    TextTrainingRunner(config).run()
+
+
+def test_a_checkpoint_continues_to_the_sae_that_its_run_ended_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TextTrainingRunner(continued(**EARLIER_GATE)).run()
     ended = load_file("sae/sae_weights.safetensors")
     expected = load_file(SAVED / "sae" / "sae_weights.safetensors")
     assert ended.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(ended[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def test_a_checkpoint_is_not_continued_with_the_passes_that_are_the_default_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"sae.passes must be 1, got 2; .*as in the checkpoint"):
+        TextTrainingRunner(continued()).run()

@@ -14,7 +14,7 @@ from sae_lens_sparsemax.cli.main import keep_freed_memory
 from tests.benchmark.machine import machine
 from tests.benchmark.measure import median_seconds, peak_extra_bytes
 from tests.benchmark.passes import Problem, floor_pass, naive_pass, sparsemax_pass, topk_pass
-from tests.benchmark.report import as_table, plot_growth
+from tests.benchmark.report import LABELS, as_table, plot_growth
 
 EPILOG = """\
 examples:
@@ -66,6 +66,11 @@ def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | in
         passes["alpha_3"] = sparsemax_pass(problem, alpha=3.0)
     if "alpha_inf" in args.only:
         passes["alpha_inf"] = sparsemax_pass(problem, alpha=float("inf"))
+    for name in ("passes_1_1", "passes_2_0", "passes_2_1", "passes_3_0"):
+        if name in args.only:
+            _, n, refinements = name.split("_")
+            looks = {"passes": int(n), "refinements": int(refinements), "activation_floor": 0.5}
+            passes[name] = sparsemax_pass(problem, alpha=3.0, **looks)
     if "topk" in args.only:
         passes["topk"] = topk_pass(problem, sparse=False)
     if "topk_sparse" in args.only:
@@ -111,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         nargs="+",
-        default=["alpha_3", "topk", "topk_sparse", "naive"],
-        choices=["sparsemax", "probabilities", "mlp", "alpha_3", "alpha_inf", "topk", "topk_sparse", "naive"],
+        default=["alpha_3", "passes_2_1", "topk", "topk_sparse", "naive"],
+        choices=list(LABELS),
         help="what to measure beside the sparsemax SAE",
     )
     parser.add_argument("--naive_up_to", type=int, default=24576, metavar="M", help="skip the naive form above this")

@@ -47,6 +47,9 @@ def sparsemax_pass(
     activations: str = "scores",
     structure: str = "cross_attention",
     alpha: float = 2.0,
+    passes: int = 1,
+    refinements: int = 0,
+    activation_floor: float = 0.0,
     sae_class: type[SparsemaxTrainingSAE] = SparsemaxTrainingSAE,
 ) -> Callable[[], None]:
     """This library's training pass, with the gate set so that supports have the size asked for."""
@@ -56,6 +59,9 @@ def sparsemax_pass(
         activations=activations,  # type: ignore[arg-type]
         structure=structure,  # type: ignore[arg-type]
         alpha=alpha,
+        passes=passes,
+        refinements=refinements,
+        activation_floor=activation_floor,
         target_l0=None,
         device=problem.device,
     )

@@ -87,10 +87,25 @@ def test_whitening_is_refused_where_folding_could_not_be_exact():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_valid_and_leave_sparsity_to_the_data(preset):
+def test_presets_are_valid_and_those_after_sources_leave_sparsity_to_the_data(preset):
     chosen = config(**PRESETS[preset])
-    assert chosen.target_l0 is None
+    assert (chosen.target_l0 is None) == (preset in ("paper", "released"))
     assert chosen.structure == "cross_attention"
+
+
+def test_what_is_not_given_is_the_best_gate_or_the_papers_where_its_ablations_are_trained():
+    best, given = config(), config(alpha=2.0, passes=1)
+    assert (best.alpha, best.passes, best.refinements, best.activation_floor) == (3, 2, 1, 0.5)
+    assert (given.alpha, given.passes, given.refinements, given.activation_floor) == (2, 1, 1, 0.5)
+    for ablation in ({"activations": "probabilities"}, {"gate": "relu", "target_l0": None}):
+        plain = config(**ablation)
+        assert (plain.alpha, plain.passes, plain.refinements, plain.activation_floor) == (2, 1, 0, 0)
+    assert config(activations="probabilities", passes=2).passes == 2
+    saved = best.to_dict()
+    assert SparsemaxTrainingSAEConfig.from_dict(saved) == best
+    for name in ("passes", "refinements", "activation_floor"):
+        del saved[name]
+    assert SparsemaxTrainingSAEConfig.from_dict(saved).passes == 1
 
 
 def test_presets_differ_as_their_sources_do():
@@ -121,7 +136,8 @@ def test_gates_that_are_none_are_refused_and_topk_starts_at_its_target():
         config(alpha=1.5)
     with pytest.raises(ValueError, match=r"alpha must be finite where activations are probabilities, got inf"):
         config(alpha=float("inf"), activations="probabilities", target_l0=None)
-    assert config(alpha=float("inf"), target_l0=4).gate_scale == 0.25
+    assert config(alpha=float("inf"), passes=1, target_l0=4).gate_scale == 0.25
+    assert config(alpha=float("inf"), passes=2, target_l0=4).gate_scale == 0.5
     assert config(alpha=3.0, target_l0=4).gate_scale == 1.0
     saved = SparsemaxSAEConfig(d_in=8, d_sae=64, alpha=float("inf")).to_dict()
     assert SparsemaxSAEConfig.from_dict(saved).alpha == float("inf")

@@ -282,10 +282,20 @@ def test_tokens_without_active_concepts_count_as_none():
 @pytest.mark.parametrize("alpha", [2.0, 2.5, 5.0, float("inf")])
 def test_the_target_holds_for_every_gate(alpha):
     torch.manual_seed(0)
-    sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=D_IN, d_sae=64, alpha=alpha, target_l0=6))
+    one_pass = {"passes": 1, "refinements": 0, "activation_floor": 0.0}
+    sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=D_IN, d_sae=64, alpha=alpha, target_l0=6, **one_pass))
     x = torch.randn(256, D_IN)
     for _ in range(300):
         sae.training_forward_pass(step_input(x))
     counts = sae.encode(x).count_nonzero(-1).double()
     assert counts.mean().item() == pytest.approx(6, rel=0.03)
     assert (counts.std() == 0) == (alpha == float("inf"))
+
+
+def test_the_target_holds_for_what_passes_and_thresholds_leave():
+    torch.manual_seed(0)
+    sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=D_IN, d_sae=64, target_l0=6))
+    x = torch.randn(256, D_IN)
+    for _ in range(300):
+        sae.training_forward_pass(step_input(x))
+    assert sae.encode(x).count_nonzero(-1).double().mean().item() == pytest.approx(6, rel=0.05)
