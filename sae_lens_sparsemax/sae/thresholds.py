@@ -28,8 +28,10 @@ def follow_mean(mean: torch.Tensor, acts: torch.Tensor) -> None:
     acts = acts if acts.is_sparse else acts.reshape(-1, len(mean)).to_sparse()
     col, values = acts.indices()[1], acts.values()
     positive = values > 0
-    col, values = col[positive], values[positive].to(mean.dtype)
+    col, values = col[positive], values[positive]
     count = torch.bincount(col, minlength=len(mean))
-    batch = torch.zeros_like(mean).index_add_(0, col, values) / count.clamp_min(1)
-    moved = torch.where(mean > 0, mean + _RATE * (batch - mean), batch)
-    mean.copy_(torch.where(count > 0, moved, mean))
+    # Sums of half-precision numbers would stand still; what comes out is rounded once.
+    wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
+    batch = torch.zeros_like(wide).index_add_(0, col, values.to(wide.dtype)) / count.clamp_min(1)
+    moved = torch.where(wide > 0, wide + _RATE * (batch - wide), batch)
+    mean.copy_(torch.where(count > 0, moved, wide))
