@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lens_sparsemax.attention import kernels
+from sae_lens_sparsemax.attention import kernels, screening
 from sae_lens_sparsemax.attention.gate import check_gate, gate, support_activations, support_gradient
 from sae_lens_sparsemax.attention.rows import coo, row_offsets, sampled_product, transpose, weighted_rows
 from sae_lens_sparsemax.attention.support import Support, select_support
@@ -170,20 +170,31 @@ def select(
         max_density = MAX_SPARSE_DENSITY.get(query.device.type, MAX_SPARSE_DENSITY["cuda"])
     block_scores = BLOCK_SCORES.get(query.device.type, BLOCK_SCORES["cuda"])
     block_rows = min(n_tokens, max(MIN_BLOCK_ROWS, block_scores // n_concepts))
-    buffer = query.new_empty(block_rows, n_concepts)
+    screen = screening.screen_for(query, keys, bias)
+    buffer: torch.Tensor | None = None
     score_std = query.new_zeros(())
     parts: list[Support] = []
-    for start in range(0, n_tokens, max(block_rows, 1)):
-        block = query[start : start + block_rows]
-        scores = torch.mm(block, keys.T, out=buffer[: len(block)])
-        if bias is not None:
-            scores += bias
+    start = 0
+    while start < n_tokens:
+        block = query[start : start + (screening.BLOCK_ROWS if screen else block_rows)]
+        scores = part = None
+        if screen is not None:
+            scores = screen.scores(block)
+            part = screen.select(block, 1.0 / gate_scale, alpha)
+        if scores is None or part is None:
+            # What kept one block from being screened holds for its neighbours as a rule.
+            screen = None
+            buffer = query.new_empty(block_rows, n_concepts) if buffer is None else buffer
+            scores = torch.mm(block, keys.T, out=buffer[: len(block)])
+            if bias is not None:
+                scores += bias
+            part = select_support(scores, 1.0 / gate_scale, alpha)
         if start == 0:
-            score_std = scores[:: max(1, len(block) // 16)].std(correction=0)
-        part = select_support(scores, 1.0 / gate_scale, alpha)
-        if part.col.numel() > max_density * scores.numel() and n_tokens * n_concepts > 0:
+            score_std = scores[:: max(1, len(block) // 16)].to(query.dtype).std(correction=0)
+        if part.col.numel() > max_density * len(block) * n_concepts:
             return None
         parts.append(part)
+        start += len(block)
     if not parts:
         return select_support(query.new_empty(0, n_concepts), 1.0 / gate_scale, alpha), score_std
     return _concatenate(parts), score_std

@@ -131,13 +131,7 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
     row_max = maxima.amax(-1, keepdim=True)
     # NaN and +inf reach the maximum of their row, so the scores need no pass of their own.
     check_row_maxima(row_max)
-    if alpha == 2:
-        bound = _newton_from_left((maxima - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
-        # Beside a large maximum the sum is rounded, perhaps up to the maximum itself; one number further down is below.
-        bound = row_max.double() + bound
-        bound = _round_down(torch.nextafter(bound, torch.full_like(bound, -torch.inf)), z.dtype)
-    else:
-        bound = entmax.lower_bound(maxima, row_max, budget, alpha)
+    bound = threshold_bound(maxima, row_max, budget, alpha)
     # A float output keeps a comparison vectorised; a boolean one with a broadcast operand is several times slower.
     active = _flat_nonzero(torch.gt(maxima, bound, out=torch.empty_like(maxima)))
     if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():
@@ -151,12 +145,36 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
     which = found // chunk
     row = active_row[which]
     col = (active[which] - row * maxima.shape[1]) * chunk + found % chunk
-    row_max = row_max.double().squeeze(1)
+    return settle(values, row, col, row_max.double().squeeze(1), budget, alpha)
+
+
+def threshold_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+    """(N, 1) a number that each row's support exceeds, from a subset of its scores, or from bounds below them.
+
+    Args: (N, C) finite scores, or −inf for padding; (N, 1) the maximum of each row; b; α >= 2.
+    """
+    if alpha != 2:
+        return entmax.lower_bound(scores, row_max, budget, alpha)
+    bound = _newton_from_left((scores - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
+    # Beside a large maximum the sum is rounded, perhaps up to the maximum itself; one number further down is below.
+    bound = row_max.double() + bound
+    return _round_down(torch.nextafter(bound, torch.full_like(bound, -torch.inf)), scores.dtype)
+
+
+def settle(
+    values: torch.Tensor, row: torch.Tensor, col: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float
+) -> Support:
+    """The supports among candidates that hold them, by a float64 computation on their scores.
+
+    Args:
+        values: (nnz,) candidate scores, in the order of their rows and columns. row, col: (nnz,) where they stand.
+        row_max: (N,) float64 the largest score of each row, which is a candidate too. budget: b. alpha: α >= 2.
+    """
     if alpha == 2:
         keep = _michelot(values, row, row_max, budget)
     else:
         keep = entmax.in_support(values, row, row_max, budget, alpha)
-    return Support(row_offsets(row[keep], z.shape[0]), col[keep], values[keep], row_max, budget, alpha)
+    return Support(row_offsets(row[keep], len(row_max)), col[keep], values[keep], row_max, budget, alpha)
 
 
 def check_row_maxima(row_max: torch.Tensor) -> None:

@@ -1,0 +1,200 @@
+"""Which concepts are worth an exact score: supports by way of a product in bfloat16, exact all the same.
+
+Where bfloat16 products are several times faster than float32 ones, a block's scores are first made in bfloat16. A bound
+on their error that holds for every input leaves a few candidates of each row; only those are scored in float32, by
+the sampled product, and settled by the float64 computation that settles everything (`support.settle`). So the support
+is that of the float32 scores which become the activations, whatever bfloat16 made of the others.
+
+The bound. Let q̃, k̃ be the roundings of q and k to bfloat16, z the number stored for their product, s the float32
+score, with bias β rounded to β̃. Every operation below is a rounding by at most a share u of the result, u = 2⁻⁸ for
+bfloat16 and 2⁻²⁴ for float32, up to what underflow takes.
+
+1. |q·k − q̃·k̃| = |(q − q̃)·k + q̃·(k − k̃)| ≤ ‖q − q̃‖‖k‖ + ‖q̃‖‖k − k̃‖ by Cauchy and Schwarz. The differences are exact in
+   float32, so their norms are known, and ‖q̃‖ ≤ (1 + 2⁻⁸)‖q‖.
+2. A sum of d products in float32, in any order, with or without fused operations, errs by at most
+   ((1 + v)^(d+1) − 1) Σ|q_i k_i| ≤ 1.01 (d + 1) v ‖q‖‖k‖ for d ≤ 2¹⁴. For s, v = 2⁻²⁴; for the sum behind z it may be
+   2⁻²³, as of hardware that truncates. Together they are below (d + 1) 2⁻²² ‖q‖‖k‖, since ‖q̃‖‖k̃‖ ≤ 1.01 ‖q‖‖k‖.
+3. Storing errs by at most u|z|. A bias is added to what was stored, and the sum is stored again: that errs by at most
+   u|z| once more, and the first error is at most u((1 + u)|z| + |β̃|).
+4. Underflow takes at most 2⁻¹²⁶ from each of the 4d + 4 operations on scores, from each component that is rounded, and
+   from each square in a norm, which lowers a norm by at most √d·2⁻⁶³ =: η. Where norms reach no more than 2⁶⁰, nothing
+   overflows: by Cauchy and Schwarz no partial sum exceeds their product.
+
+So |s − z| ≤ r|z| + e with r = u (2u + u² with a bias) and
+
+    e = (‖q − q̃‖ + (d + 1) 2⁻²² ‖q‖)‖k‖ + (1 + 2⁻⁸)‖q‖‖k − k̃‖ + |β − β̃| + u|β̃| + (d + 1) 2⁻¹²⁴,
+
+norms raised by η. r and e are computed a 128th larger, for the float32 rounding of everything in them (norms err by a
+share of at most 2⁻¹⁰, the rest by less). Norms of keys are the largest of a chunk of concepts, so that few large keys
+do not widen the bound of all others. z ± (r|z| + e) grows with z, so the largest z of a chunk bounds its largest score
+from below and all of its scores from above: the former bound τ from below (`support.threshold_bound`), and a score
+whose upper bound does not exceed that is in no support.
+
+Where it stays as it was: float64; values so large or small, ties so many or supports so dense that too many candidates
+are left (the rest of the call is then scored in float32 throughout); devices without fast bfloat16.
+
+A score of the sampled product may differ in its last bit from that of the whole product, and a support where scores
+nearly tie. So whether a call is screened is decided by the machine, its settings and the shapes alone, and whether it
+goes on by its input, never by a clock: a run resumed on the same machine ends with the same bits. For the same reason
+nothing is kept from call to call: a tensor's version does not tell of fused optimizers' steps or of changes of `.data`.
+
+But: no GPU, whose kernels select from float32 scores.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+
+from sae_lens_sparsemax.attention import entmax
+from sae_lens_sparsemax.attention.rows import row_offsets, sampled_product
+from sae_lens_sparsemax.attention.support import Support, settle, threshold_bound
+
+# By type of device: whether to screen, None to leave it to `is_worthwhile`. No other device ever screens.
+SCREEN: dict[str, bool | None] = {"cpu": None}
+# On two cores with AMX, screening won at this width and drew at half of it; and keys must be converted, which fewer
+# tokens do not repay (an estimate).
+MIN_CONCEPTS, MIN_TOKENS = 24_576, 512
+# Tokens per block: half-precision scores and keys together take no more memory than scores in float32 did.
+BLOCK_ROWS = 256
+CHUNK = 32
+# Above this share of candidates a product of everything is cheaper than one by one.
+MAX_CANDIDATES = 1 / 64
+# Keys converted at once, in cache.
+PIECE = 256
+MAX_WIDTH, MAX_NORM = 2**14, 2.0**60
+UNIT, WIDER = 2.0**-8, 1 + 2.0**-7
+
+
+@functools.cache
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 in units of their own (AMX), and may use them."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "DEFAULT")).upper()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16")) and (limit in ("DEFAULT", "ALL") or "AMX" in limit)
+
+
+def is_worthwhile(n_tokens: int, n_concepts: int) -> bool:
+    """Whether screening is faster than float32 scores, by the processor, torch's settings and the shapes."""
+    if n_tokens < MIN_TOKENS or n_concepts < MIN_CONCEPTS or not has_fast_bfloat16():
+        return False
+    # Who allows float32 products in bfloat16 has them as fast already.
+    return torch.backends.mkldnn.enabled and torch.backends.mkldnn.matmul.fp32_precision != "bf16"  # type: ignore
+
+
+def screen_for(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None) -> Screen | None:
+    """The screen for queries (N, d) over keys (M, d) and bias (M,) or None; None where it is of no use."""
+    (n_tokens, width), n_concepts = query.shape, len(keys)
+    wanted = SCREEN.get(query.device.type, False)
+    if wanted is None:
+        wanted = is_worthwhile(n_tokens, n_concepts)
+    if not wanted or query.dtype != torch.float32 or not 0 < width <= MAX_WIDTH or not n_tokens * n_concepts:
+        return None
+    screen = Screen(keys, bias, min(n_tokens, BLOCK_ROWS))
+    return screen if screen.is_safe else None
+
+
+class Screen:
+    """Keys and bias in bfloat16 with what their rounding costs, for the blocks of one call.
+
+    Args:
+        keys: (M, d) float32. bias: (M,) float32 or None. block_rows: the most queries of a block.
+    """
+
+    def __init__(self, keys: torch.Tensor, bias: torch.Tensor | None, block_rows: int) -> None:
+        self._keys, self._bias = keys, bias
+        self._n_concepts, width = keys.shape
+        padded = self._n_concepts + -self._n_concepts % CHUNK
+        self._underflow = 2.0**-63 * width**0.5
+        self._rounded = keys.new_zeros(padded, width, dtype=torch.bfloat16)
+        norm, lost = keys.new_zeros(2, padded)
+        for start in range(0, self._n_concepts, PIECE):
+            here = slice(start, min(start + PIECE, self._n_concepts))
+            _round(keys[here], self._rounded[here], norm[here], lost[here])
+        # (C,) by chunk.
+        self._norm, self._lost = (_chunk_maxima(values) + self._underflow for values in (norm, lost))
+        self.share, self._extra = WIDER * UNIT, None
+        self.is_safe = bool(self._norm.amax() <= MAX_NORM)
+        self._rounded_bias = None
+        if bias is not None:
+            self._rounded_bias = keys.new_zeros(padded, dtype=torch.bfloat16)
+            self._rounded_bias[: self._n_concepts] = bias
+            rounded = self._rounded_bias[: self._n_concepts].float()
+            extra = keys.new_zeros(padded)
+            extra[: self._n_concepts] = (bias - rounded).abs() + UNIT * rounded.abs()
+            self.share, self._extra = WIDER * (2 * UNIT + UNIT**2), _chunk_maxima(extra)
+            self.is_safe = self.is_safe and bool(bias.abs().amax() <= MAX_NORM**2)
+        self._buffer = self._rounded.new_empty(padded * block_rows)
+
+    def scores(self, query: torch.Tensor) -> torch.Tensor:
+        """(n, M) scores of a block of queries, in memory of the next block's."""
+        # Concepts come first in memory: a chunk of them is then reduced along its rows, and what the product must
+        # repack is the small block of queries.
+        scores = self._buffer[: len(self._rounded) * len(query)].view(-1, len(query))
+        torch.mm(self._rounded, query.bfloat16().T, out=scores)
+        if self._rounded_bias is not None:
+            scores += self._rounded_bias[:, None]
+        scores[self._n_concepts :] = -torch.inf
+        return scores[: self._n_concepts].T
+
+    def error(self, query: torch.Tensor) -> torch.Tensor | None:
+        """(n, C) the e of each of n queries and chunk of concepts; None where scores might overflow."""
+        n, width = query.shape
+        norm, lost = query.new_empty(2, n)
+        _round(query, torch.empty_like(query, dtype=torch.bfloat16), norm, lost)
+        norm, lost = norm[:, None] + self._underflow, lost[:, None] + self._underflow
+        if not bool(norm.amax() <= MAX_NORM):
+            return None
+        error = (lost + (width + 1) * 2.0**-22 * norm) * self._norm
+        error.addcmul_((1 + UNIT) * norm, self._lost)
+        if self._extra is not None:
+            error += self._extra
+        return error.mul_(WIDER).add_((width + 1) * 2.0**-124)
+
+    def select(self, query: torch.Tensor, budget: float, alpha: float) -> Support | None:
+        """The supports of the block whose `scores` were made last; None where screening leaves too many candidates.
+
+        Args: (n, d) the block's queries; b; α >= 2.
+        """
+        error = self.error(query)
+        if error is None:
+            return None
+        budget = entmax.whole_budget(budget, alpha)
+        n = len(query)
+        chunks = self._buffer[: len(self._rounded) * n].view(-1, CHUNK, n)
+        maxima = chunks.amax(1).T.contiguous().float()
+        below = maxima - self.share * maxima.abs() - error
+        bound = threshold_bound(below, below.amax(-1, keepdim=True), budget, alpha)
+        # z + r|z| + e > bound  ⇒  z > w − r/(1 − r)·|w|, where w = bound − e.
+        least = bound - error
+        least -= self.share / (1 - self.share) * least.abs()
+        active = (maxima > least).view(-1).nonzero().squeeze(1)
+        most = MAX_CANDIDATES * n * self._n_concepts
+        # Each of them holds a candidate.
+        if active.numel() > most:
+            return None
+        row, chunk = active // maxima.shape[1], active % maxima.shape[1]
+        candidate = chunks.permute(2, 0, 1)[row, chunk] > least.view(-1)[active, None]
+        which, place = candidate.nonzero(as_tuple=True)
+        if which.numel() > most:
+            return None
+        row, col = row[which], chunk[which] * CHUNK + place
+        crow = row_offsets(row, n)
+        values = sampled_product(crow, col, query, self._keys)
+        if self._bias is not None:
+            values += self._bias[col]
+        row_max = torch.segment_reduce(values, "max", offsets=crow).double()
+        return settle(values, row, col, row_max, budget, alpha)
+
+
+def _round(rows: torch.Tensor, rounded: torch.Tensor, norm: torch.Tensor, lost: torch.Tensor) -> None:
+    """Write (n, d) float32 rows in bfloat16, their norms and those of what rounding changed into given memory."""
+    rounded.copy_(rows)
+    torch.linalg.vector_norm(rows, dim=1, out=norm)
+    torch.linalg.vector_norm(rows - rounded, dim=1, out=lost)
+
+
+def _chunk_maxima(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, CHUNK).amax(-1)
