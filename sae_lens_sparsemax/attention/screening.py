@@ -63,7 +63,7 @@ CHUNK = 32
 # Above this share of candidates a product of everything is cheaper than one by one.
 MAX_CANDIDATES = 1 / 64
 # Keys converted at once, in cache.
-PIECE = 256
+PIECE = 1024
 MAX_WIDTH, MAX_NORM = 2**14, 2.0**60
 UNIT, WIDER = 2.0**-8, 1 + 2.0**-7
 
