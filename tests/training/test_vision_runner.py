@@ -99,7 +99,7 @@ VisionSAETrainingRunner(cfg).run()
 @pytest.mark.parametrize(
     ("number", "cached"),
     [
-        (signal.SIGKILL, True),
+        pytest.param(signal.SIGKILL, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
