@@ -122,10 +122,10 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     unit_norm_query: bool = True
     gate: Gate = "sparsemax"
     gate_scale: float = 1.0
-    alpha: float = field(default=None, type=float)
-    passes: int = field(default=None, type=int)
-    refinements: int = field(default=None, type=int)
-    activation_floor: float = field(default=None, type=float)
+    alpha: float = field(default=None, type=float)  # type: ignore[assignment]
+    passes: int = field(default=None, type=int)  # type: ignore[assignment]
+    refinements: int = field(default=None, type=int)  # type: ignore[assignment]
+    activation_floor: float = field(default=None, type=float)  # type: ignore[assignment]
     target_l0: float | None = field(default=DEFAULT_TARGET_L0, type=number_or_none)
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sae_lens_sparsemax.sae.dictionaries import Dictionary
+from sae_lens_sparsemax.sae.passes import pass_maps
 from sae_lens_sparsemax.sae.weights import PREFIX, drop_old_gate_scale
 
 CROSS_ATTENTION, MLP = {"concepts", "W_k", "W_v"}, {"W_enc", "b_enc", "W_dec"}
@@ -38,6 +39,9 @@ def fold_checkpoint(state_dict: dict[str, Any], activation_floor: float = 0.0) -
         state_dict.pop(name, None)
     drop_old_gate_scale(state_dict)
     state_dict.update(folded)
+    if "turns" in state_dict:
+        turns = state_dict.pop("turns")
+        state_dict["W_pass"] = pass_maps(turns.double()).to(turns.dtype)
     if "mean_acts" in state_dict:
         state_dict["threshold"] = activation_floor * state_dict.pop("mean_acts")
 
@@ -102,11 +106,14 @@ def fold_whitening(
 
 
 @torch.no_grad()
-def fold_pass_maps(W_pass: nn.Parameter | None, matrix: torch.Tensor, inverse: torch.Tensor) -> None:
-    """Let further passes read residuals r in place of r · matrix: each map becomes matrix · map · inverse."""
-    if W_pass is not None:
-        matrix, inverse = (tensor.to(W_pass.device, torch.float64) for tensor in (matrix, inverse))
-        W_pass.copy_(matrix @ W_pass.double() @ inverse)
+def fold_pass_maps(maps: nn.Parameter | None, matrix: torch.Tensor, inverse: torch.Tensor) -> None:
+    """Let further passes read residuals r in place of r · matrix: each map becomes matrix · map · inverse.
+
+    Takes W_pass, or the turns that it is made of with the identity, which stays what it is.
+    """
+    if maps is not None:
+        matrix, inverse = (tensor.to(maps.device, torch.float64) for tensor in (matrix, inverse))
+        maps.copy_(matrix @ maps.double() @ inverse)
 
 
 def refuse_whitened_norm(unit_norm_query: bool) -> None:

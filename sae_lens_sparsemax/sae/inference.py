@@ -53,7 +53,9 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
-        self.W_pass = pass_maps(self.cfg, self.dtype, self.device)
+        further = self.cfg.passes - 1 + self.cfg.refinements
+        turns = torch.zeros(further, self.cfg.d_in, self.cfg.d_in, dtype=self.dtype, device=self.device)
+        self.W_pass = nn.Parameter(pass_maps(turns)) if further else None
         zeros = torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
         # No parameter: whether an activation exceeds it has no derivative.
         self.register_buffer("threshold", zeros if self.cfg.activation_floor else None)

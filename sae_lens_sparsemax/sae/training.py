@@ -29,16 +29,16 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     """The cross-attention sparsemax SAE in training (the paper's Eq. 3, and its variants).
 
     Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q`, and `b_dec`; or
-    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp"; and `W_pass`, maps of
-    the queries of further passes, where there are any. `W_enc` and `W_dec` are computed from the parameters: read them;
-    with shared concepts, writing to them raises a ValueError.
+    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp"; and `turns`, from
+    which the maps of further passes' queries are made, where there are any. `W_enc`, `W_dec` and `W_pass` are computed
+    from the parameters: read them; with shared concepts, writing to the first two raises a ValueError.
 
     The gate scale g is `cfg.gate_scale`, which only `gate_scale` reads and writes here. A float of the config is exact
     in every file and copy, whereas a buffer is rounded with the weights by `.to(dtype)` and by SAELens's loaders, and
     the inference SAE takes g from its config anyway. So each SAE has a config of its own.
     """
 
-    W_pass: nn.Parameter | None
+    turns: nn.Parameter | None
     mean_acts: torch.Tensor | None
     b_dec_is_initialised: torch.Tensor
 
@@ -51,7 +51,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     @override
     def initialize_weights(self) -> None:
         self.dictionary = build_dictionary(self.cfg, self.dtype, self.device)
-        self.W_pass = pass_maps(self.cfg, self.dtype, self.device)
+        turns = self.cfg.passes - 1 + self.cfg.refinements, self.cfg.d_in, self.cfg.d_in
+        self.turns = nn.Parameter(torch.zeros(turns, dtype=self.dtype, device=self.device)) if turns[0] else None
         self.b_dec = nn.Parameter(
             torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device),
             requires_grad=self.cfg.b_dec_init != "fixed_zeros",
@@ -83,6 +84,11 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     def W_dec(self) -> torch.Tensor:  # type: ignore[override]
         """(d_sae, d_in) decoder, computed."""
         return self.dictionary.W_dec
+
+    @property
+    def W_pass(self) -> torch.Tensor | None:
+        """(passes - 1 + refinements, d_in, d_in) maps of the residuals' queries, computed, or None."""
+        return None if self.turns is None else pass_maps(self.turns)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -201,7 +207,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     def _maps(self) -> Maps:
         own = self.dictionary
         threshold = None if self.mean_acts is None else self.cfg.activation_floor * self.mean_acts
-        return Maps(self._project, own.keys, own.values, own.bias, self._write, self.W_pass, threshold)
+        return Maps(self._project, own.keys, own.values, own.bias, own.project_context, self.W_pass, threshold)
 
     def _centred_and_projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Centred inputs, their projected queries, and what multiplies the activations of these."""
@@ -216,7 +222,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             query, factor = projected_query(
                 sae_in, b_dec, self.dictionary.query_map(sae_in.dtype), self.cfg.unit_norm_query
             )
-        if b_dec is not None and self.W_pass is not None:
+        if b_dec is not None and self.turns is not None:
             # Later passes read x − b_dec itself, so that b_dec has a gradient through it: of a difference of zero.
             sae_in = sae_in - (b_dec - b_dec.detach())
         return sae_in, query, factor
@@ -225,9 +231,6 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         # Scores of rounded queries select wrong concepts, so autocast stays out of here as of the scores.
         with full_precision(query):
             return self.dictionary.project_query(query)
-
-    def _write(self, context: torch.Tensor) -> torch.Tensor:
-        return self.dictionary.project_context(context)
 
     def _finish(self, context: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(self.dictionary.project_context(context) + self.b_dec)
@@ -302,7 +305,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         folding.refuse_whitened_norm(self.cfg.unit_norm_query)
         subtracted = self.cfg.apply_b_dec_to_input
         folding.fold_whitening(self.dictionary, self.b_dec, mean, whitening_matrix, unwhitening_matrix, subtracted)
-        folding.fold_pass_maps(self.W_pass, whitening_matrix, unwhitening_matrix)
+        folding.fold_pass_maps(self.turns, whitening_matrix, unwhitening_matrix)
         self.cfg.normalize_activations = "none"
 
     @override

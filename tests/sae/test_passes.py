@@ -101,7 +101,7 @@ def test_gradients_are_those_of_finite_differences(structure, density, monkeypat
     x = inputs(6, dtype=torch.float64)
     step = TrainingStep(sae)
     names = [name for name, _ in step.named_parameters()]
-    assert "sae.W_pass" in names
+    assert "sae.turns" in names
     values = [parameter.detach().clone().requires_grad_() for parameter in step.parameters()]
 
     def loss(*values):
