@@ -81,7 +81,8 @@ def is_worthwhile(n_tokens: int, n_concepts: int) -> bool:
     if n_tokens < MIN_TOKENS or n_concepts < MIN_CONCEPTS or not has_fast_bfloat16():
         return False
     # Who allows float32 products in bfloat16 has them as fast already.
-    return torch.backends.mkldnn.enabled and torch.backends.mkldnn.matmul.fp32_precision != "bf16"  # type: ignore
+    products = getattr(torch.backends.mkldnn, "matmul", None)  # older versions of torch have no such setting
+    return torch.backends.mkldnn.enabled and getattr(products, "fp32_precision", "") != "bf16"
 
 
 def screen_for(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None) -> Screen | None:

@@ -28,6 +28,7 @@ def decoded_ahead(decoder: Any, tasks: Iterable[Any], n_workers: int) -> Iterato
 
     Raises:
         RuntimeError, OSError: a worker failed or ended, or there is no shared memory for it (see `why_workers_failed`).
+        EOFError: a worker ended while it handed a batch over.
     """
     if n_workers:
         multiprocessing.Lock()  # where it fails, torch's loader would fail too, and complain once more when it goes
@@ -72,8 +73,8 @@ def why_workers_failed(error: Exception) -> str:
     if isinstance(error, NoSharedMemory) or getattr(error, "errno", None) in (errno.EROFS, errno.ENOSPC, errno.EACCES):
         size = f"{shutil.disk_usage(_SHARED_MEMORY).total / 1e6:,.3g} MB" if _SHARED_MEMORY.is_dir() else "missing"
         return f"{_SHARED_MEMORY} ({size}) is too small or cannot be written to; enlarge it or lower n_decode_workers"
-    last = str(error).strip().splitlines()[-1:]
-    return f"a process of n_decode_workers failed, or was ended for lack of memory: {''.join(last)}"
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return f"a process of n_decode_workers failed, or was ended for lack of memory: {last}"
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:

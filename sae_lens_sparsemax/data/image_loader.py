@@ -212,7 +212,7 @@ class ImageLoader:
                         yield batch._replace(errors=errors)
                         errors = []
                 break
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 if not n_workers:
                     raise
                 # What was not taken yet is decoded again, so nothing is lost or comes twice.

@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 
+from sae_lens_sparsemax.data import image_loader
 from sae_lens_sparsemax.data.image_loader import ImageLoader
 from sae_lens_sparsemax.data.images import encoded_images
 from tests.support.tiny_images import gray_levels, plain_processor
@@ -33,6 +34,21 @@ def kill_one(number: int) -> None:
 def test_images_go_on_when_a_worker_is_killed(caplog):
     assert batches(2, kill_one) == batches(0)
     assert "decoded in this process from here on: a process of n_decode_workers failed" in caplog.text
+    assert not multiprocessing.active_children()
+
+
+def test_images_go_on_when_a_worker_ends_while_it_hands_a_batch_over(caplog, monkeypatch):
+    decode = image_loader.decoded_ahead
+
+    def interrupted(decoder, tasks, n_workers):
+        for number, batch in enumerate(decode(decoder, tasks, n_workers)):
+            if n_workers and number == 3:
+                raise EOFError
+            yield batch
+
+    monkeypatch.setattr(image_loader, "decoded_ahead", interrupted)
+    assert batches(2) == batches(0)
+    assert "failed, or was ended for lack of memory: EOFError" in caplog.text
     assert not multiprocessing.active_children()
 
 
