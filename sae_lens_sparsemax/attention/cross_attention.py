@@ -87,10 +87,7 @@ def attend(
     _check(query, keys, values, bias)
     check_gate(gate_scale, probabilities, alpha)
     with full_precision(query):
-        shared = keys is values
-        query, keys = _full(query), _full(keys)
-        values = keys if shared else None if values is None else _full(values)
-        bias = None if bias is None else _full(bias)
+        query, keys, values, bias = _all_full(query, keys, values, bias)
         shift = None if bias is None else bias.detach()
         found = select(query.detach(), keys.detach(), shift, gate_scale, alpha, max_density)
         if found is None:
@@ -126,10 +123,7 @@ def attend_on(
         (nnz,) scores and (N, d) context, or None where no values were given.
     """
     with full_precision(query):
-        shared = keys is values
-        query, keys = _full(query), _full(keys)
-        values = keys if shared else None if values is None else _full(values)
-        bias = None if bias is None else _full(bias)
+        query, keys, values, bias = _all_full(query, keys, values, bias)
         with torch.no_grad():
             scores = sampled_product(crow, col, query, keys)
             scores = scores if bias is None else scores + bias[col]
@@ -302,6 +296,13 @@ def _concatenate(parts: list[Support]) -> Support:
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _all_full(query, keys, values, bias):
+    """The arguments of `attend` in full precision; shared keys and values stay one tensor."""
+    full_keys = _full(keys)
+    full_values = full_keys if keys is values else None if values is None else _full(values)
+    return _full(query), full_keys, full_values, None if bias is None else _full(bias)
 
 
 def _check(query, keys, values, bias) -> None:

@@ -26,6 +26,7 @@ from sae_lens_sparsemax.sae.passes import (
     above,
     dense_activations,
     first_passes,
+    no_turns,
     observed_activations,
     pass_maps,
     read,
@@ -53,9 +54,8 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
-        further = self.cfg.passes - 1 + self.cfg.refinements
-        turns = torch.zeros(further, self.cfg.d_in, self.cfg.d_in, dtype=self.dtype, device=self.device)
-        self.W_pass = nn.Parameter(pass_maps(turns)) if further else None
+        turns = no_turns(self.cfg, self.dtype, self.device)
+        self.W_pass = None if turns is None else nn.Parameter(pass_maps(turns))
         zeros = torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
         # No parameter: whether an activation exceeds it has no derivative.
         self.register_buffer("threshold", zeros if self.cfg.activation_floor else None)
@@ -72,8 +72,8 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             acts = dense_activations(sae_in, query, factor, self._maps(), self.cfg)
         else:
             hidden_pre = self.hook_sae_acts_pre(dense_scores(query, self.W_enc, self.b_enc))
-            maps = self._maps()
-            acts = above(observed_activations(sae_in, factor, hidden_pre, maps, self.cfg), maps.threshold)
+            acts = observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg)
+            acts = above(acts, self.threshold)
         return self.hook_sae_acts_post(rounded(acts, self.dtype))
 
     @torch.no_grad()

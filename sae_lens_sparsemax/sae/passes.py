@@ -69,6 +69,14 @@ class Reading(NamedTuple):
     score_std: torch.Tensor
 
 
+def no_turns(
+    cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """(looks after the first, d, d) zeros, of which `pass_maps` makes identities; None where one look is all."""
+    further = cfg.passes - 1 + cfg.refinements
+    return torch.zeros(further, cfg.d_in, cfg.d_in, dtype=dtype, device=device) if further else None
+
+
 def pass_maps(turns: torch.Tensor) -> torch.Tensor:
     """(looks after the first, d, d) W_pass: the identity and a share of the turns that training learns."""
     return torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device) + TURN_SCALE * turns
@@ -129,9 +137,8 @@ def dense_activations(
     cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
 ) -> torch.Tensor:
     """(..., M) dense activations without a second matrix of that size or a gradient; arguments as for `read`."""
-    x, q, norm = (each.reshape(-1, each.shape[-1]) for each in (sae_in, query, factor))
-    found = read(x, q, norm, maps, cfg, with_context=False, max_density=1.0)
-    return found.acts.to_dense().reshape(*query.shape[:-1], maps.keys.shape[0])
+    acts = _read_lists(sae_in, query, factor, maps, cfg).acts
+    return acts.to_dense().reshape(*query.shape[:-1], maps.keys.shape[0])
 
 
 @torch.no_grad()
@@ -149,9 +156,7 @@ def first_passes(
         sae_in, query, factor: as for `read`, with any dimensions before the last.
         dtype: of the activations; those that are zero in it are left out.
     """
-    x, q, norm = (each.reshape(-1, each.shape[-1]) for each in (sae_in, query, factor))
-    # Every support is a list where any density may be one.
-    reading = read(x, q, norm, maps, cfg, with_context=False, max_density=1.0)
+    reading = _read_lists(sae_in, query, factor, maps, cfg)
     row, col = reading.acts.indices()[:, reading.acts.values().to(dtype) != 0]
     n_concepts, shape = maps.keys.shape[0], query.shape[:-1]
     first = torch.ones_like(row)
@@ -179,7 +184,7 @@ def observed_activations(
     """
     acts = gate_scores(hidden_pre, cfg.gate, **gate_of(cfg)) * factor
     for look in range(1, cfg.passes + cfg.refinements):
-        query, factor = _further_query(sae_in, acts @ maps.values.to(acts.dtype), maps, cfg, look)
+        query, factor = _further_query(sae_in, weigh(acts, maps.values), maps, cfg, look)
         scores = dense_scores(query, maps.keys.T, maps.bias)
         if look < cfg.passes:
             added = gate_scores(scores, cfg.gate, **gate_of(cfg))
@@ -195,9 +200,19 @@ def above(acts: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
         return acts
     if not acts.is_sparse:
         return torch.where(acts > threshold, acts, torch.zeros_like(acts))
-    index, values = acts.indices(), acts.values()
-    keep = values > threshold[index[1]]
-    return coo(index[:, keep], values[keep], (acts.shape[0], acts.shape[1]))
+    return _only(acts, acts.values() > threshold[acts.indices()[1]])
+
+
+def _read_lists(
+    sae_in: torch.Tensor,
+    query: torch.Tensor,
+    factor: torch.Tensor,
+    maps: Maps,
+    cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig,
+) -> Reading:
+    """`read` without context for (..., d), where every support is a list, since any density may be one."""
+    x, q, norm = (each.reshape(-1, each.shape[-1]) for each in (sae_in, query, factor))
+    return read(x, q, norm, maps, cfg, with_context=False, max_density=1.0)
 
 
 def _further_query(
@@ -229,16 +244,19 @@ def _refine(
         return acts, None if context is None else context * factor
     scores = dense_scores(query, maps.keys.T, maps.bias) * factor
     added = torch.where(acts != 0, scores, torch.zeros_like(scores))
-    return acts + added, None if values is None else added @ values.to(added.dtype)
+    return acts + added, None if values is None else weigh(added, values)
 
 
 def _without_explained(acts: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Sparse activations without the entries of rows that have nothing to be explained (x = 0 ties everything)."""
     if not acts.is_sparse or bool((factor > 0).all()):
         return acts
-    index = acts.indices()
-    keep = factor.squeeze(-1)[index[0]] > 0
-    return coo(index[:, keep], acts.values()[keep], (acts.shape[0], acts.shape[1]))
+    return _only(acts, factor.squeeze(-1)[acts.indices()[0]] > 0)
+
+
+def _only(acts: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """(N, M) sparse COO activations, those of their (nnz,) entries that are to be kept."""
+    return coo(acts.indices()[:, keep], acts.values()[keep], (acts.shape[0], acts.shape[1]))
 
 
 def _sum(found: list[torch.Tensor]) -> torch.Tensor:

@@ -14,12 +14,11 @@ from typing_extensions import override
 from sae_lens_sparsemax.attention.support import UnrankableScores
 from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
 from sae_lens_sparsemax.files import save_atomically
-from sae_lens_sparsemax.sae import folding
+from sae_lens_sparsemax.sae import folding, passes
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.dictionaries import build_dictionary
 from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_decode, rounded
 from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
-from sae_lens_sparsemax.sae.passes import Maps, above, dense_activations, observed_activations, pass_maps, read
 from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm, wide
 from sae_lens_sparsemax.sae.thresholds import follow_mean, mean_activations
 from sae_lens_sparsemax.sae.weights import prepare_for_training, saved_gate_scale
@@ -51,8 +50,8 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     @override
     def initialize_weights(self) -> None:
         self.dictionary = build_dictionary(self.cfg, self.dtype, self.device)
-        turns = self.cfg.passes - 1 + self.cfg.refinements, self.cfg.d_in, self.cfg.d_in
-        self.turns = nn.Parameter(torch.zeros(turns, dtype=self.dtype, device=self.device)) if turns[0] else None
+        turns = passes.no_turns(self.cfg, self.dtype, self.device)
+        self.turns = None if turns is None else nn.Parameter(turns)
         self.b_dec = nn.Parameter(
             torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device),
             requires_grad=self.cfg.b_dec_init != "fixed_zeros",
@@ -88,7 +87,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     @property
     def W_pass(self) -> torch.Tensor | None:
         """(passes - 1 + refinements, d_in, d_in) maps of the residuals' queries, computed, or None."""
-        return None if self.turns is None else pass_maps(self.turns)
+        return None if self.turns is None else passes.pass_maps(self.turns)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -104,10 +103,10 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         sae_in, query, factor = checked_queries(self, x)
         scores = dense_scores(self._project(query), self.dictionary.keys.T, self.dictionary.bias)
         hidden_pre = self.hook_sae_acts_pre(scores)
-        return observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg), hidden_pre
+        return passes.observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg), hidden_pre
 
     def _drop_weak(self, selected: torch.Tensor) -> torch.Tensor:
-        return self.hook_sae_acts_post(rounded(above(selected, self._maps().threshold), self.dtype))
+        return self.hook_sae_acts_post(rounded(passes.above(selected, self._threshold()), self.dtype))
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -116,7 +115,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         if observed or self.cfg.gate != "sparsemax":
             return super().encode(x)
         sae_in, query, factor = checked_queries(self, x)
-        acts = dense_activations(sae_in, self._project(query), factor, self._maps(), self.cfg)
+        acts = passes.dense_activations(sae_in, self._project(query), factor, self._maps(), self.cfg)
         return self.hook_sae_acts_post(rounded(acts, self.dtype))
 
     @override
@@ -158,7 +157,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     def _forward_pass(self, x: torch.Tensor, step_input: TrainStepInput) -> TrainStepOutput:
         if self._can_run_sparse(x):
-            found = read(*self._centred_and_projected(x), self._maps(), self.cfg)
+            found = passes.read(*self._centred_and_projected(x), self._maps(), self.cfg)
             selected, feature_acts, hidden_pre = found.selected, found.acts, found.scores
             assert found.context is not None
             sae_out = self._finish(found.context.to(self.dtype))
@@ -204,10 +203,12 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         magnitudes = feature_acts.abs() @ self.W_dec.norm(dim=-1)
         return {"l1_loss": step_input.coefficients["l1"] * magnitudes.mean()}
 
-    def _maps(self) -> Maps:
-        own = self.dictionary
-        threshold = None if self.mean_acts is None else self.cfg.activation_floor * self.mean_acts
-        return Maps(self._project, own.keys, own.values, own.bias, own.project_context, self.W_pass, threshold)
+    def _maps(self) -> passes.Maps:
+        own, threshold = self.dictionary, self._threshold()
+        return passes.Maps(self._project, own.keys, own.values, own.bias, own.project_context, self.W_pass, threshold)
+
+    def _threshold(self) -> torch.Tensor | None:
+        return None if self.mean_acts is None else self.cfg.activation_floor * self.mean_acts
 
     def _centred_and_projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Centred inputs, their projected queries, and what multiplies the activations of these."""

@@ -259,3 +259,21 @@ def test_the_first_pass_of_a_concept_is_the_first_that_selected_it(
     assert found.is_coalesced() and torch.equal(found.indices(), sae.encode(x).nonzero().T)
     assert torch.equal(sae.first_passes(x.view(3, 4, -1)).to_dense(), found.to_dense().view(3, 4, -1))
     assert torch.equal(sae.first_passes(x[0]).to_dense(), found.to_dense()[0])
+
+
+@pytest.mark.parametrize("form", ["training", "inference"])
+@pytest.mark.parametrize("refinements", [0, 1])
+def test_autocast_changes_no_support_of_later_passes_with_or_without_hooks(form, refinements, tmp_path):
+    sae, x = small_sae(passes=3, refinements=refinements), inputs(200)
+    if form == "inference":
+        sae.save_inference_model(tmp_path)
+        sae = SAE.load_from_disk(tmp_path)
+    with torch.no_grad():
+        expected = sae.encode(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plain = sae.encode(x)
+            with sae.hooks(fwd_hooks=[("hook_sae_acts_pre", lambda tensor, hook: None)]):
+                hooked = sae.encode(x)
+    for acts in (plain, hooked):
+        assert torch.equal(acts != 0, expected != 0)
+        torch.testing.assert_close(acts, expected, rtol=1e-4, atol=1e-4)
