@@ -30,7 +30,7 @@ def exponent(alpha: float) -> float:
 def whole_budget(budget: float, alpha: float) -> float:
     """The budget; for TopK, where concepts cost 1, the k that it pays for, rounded up."""
     # A k that was kept as 1/k comes back a little beside itself.
-    return float(math.ceil(budget * (1 - 1e-9))) if math.isinf(alpha) else budget
+    return float(math.ceil(budget * (1 - 1e-9))) if alpha == math.inf else budget
 
 
 def lower_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
@@ -135,7 +135,7 @@ def excess(values: torch.Tensor, offsets: torch.Tensor, row: torch.Tensor, budge
 
 def largest_difference(budget: float, alpha: float) -> float:
     """How far below its row's maximum a score can be and still be in the support: the maximum alone would cost b."""
-    if math.isinf(alpha):
+    if alpha == math.inf:
         return math.inf
     power = (alpha - 1) * math.log(budget)
     # A little more, so that rounding leaves nothing out that a closer look would keep.

@@ -96,7 +96,7 @@ def check_gate(gate_scale: float, probabilities: bool, alpha: float) -> None:
         raise ValueError(f"gate_scale must be positive, got {gate_scale}")
     if not alpha >= 2:
         raise ValueError(f"alpha must be at least 2, got {alpha}")
-    if probabilities and math.isinf(alpha):
+    if probabilities and alpha == math.inf:
         raise ValueError(
             "alpha must be finite where activations are probabilities, got inf: TopK gives every concept that it "
             "selects the same share, without a gradient; take the scores as activations"

@@ -143,6 +143,15 @@ def test_shapes_alone_and_the_hosts_settings(settings):
             assert sae(x.to("meta")).shape == shape and sae(x.to("meta")).is_meta
 
 
+def test_one_program_serves_saes_of_other_settings(tmp_path):
+    """What differs between calls of the same code is a symbol to the compiler from the second call on."""
+    torch._dynamo.reset()
+    x = inputs()
+    for number, (alpha, gate_scale) in enumerate([(3.0, 2.0), (2.0, 2.5), (4.0, 3.0), (torch.inf, 0.25)]):
+        sae = inference_sae(tmp_path / str(number), alpha=alpha, gate_scale=gate_scale, activations="scores", passes=1)
+        torch.testing.assert_close(torch.compile(sae, fullgraph=True, backend="aot_eager")(x), sae(x))
+
+
 @pytest.mark.slow
 def test_inductor_compiles_and_differentiates(tmp_path):
     sae, x = inference_sae(tmp_path), inputs().requires_grad_()

@@ -1,16 +1,16 @@
 """Runs killed at random moments: the same command goes on, and ends with the bits of a run that nobody disturbed.
 
-`TRIAL_KILLS` says how many kills of each of the three runs. A run is forked from this process, so that none waits for
-the imports.
+`TRIAL_KILLS` says how often each is killed.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 from sae_lens_sparsemax.activations.cache_reader import CachedActivations
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from tests.trials.test_damaged_files import same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-N_KILLS = -(-int(os.environ.get("TRIAL_KILLS", "9")) // 3)
+N_KILLS = int(os.environ.get("TRIAL_KILLS", "3"))
 
 COMMON = ["--training_tokens", "6144", "--train_batch_size_tokens", "256", "--n_checkpoints", "6"]
 COMMON += ["--sae.d_sae", "64", "--sae.target_l0", "8"]
@@ -31,24 +32,31 @@ VISION = ["vision/quickstart_vision", *COMMON, "--n_batches_in_buffer", "8", "--
 VISION += ["--n_decode_workers", "0", "--eval_every_n_steps", "0"]
 
 
-def start(words: list[str], log: Path) -> int:
-    """The process id of a command that runs on its own."""
-    process = os.fork()
-    if process == 0:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        status = 70
-        try:
-            status = main(words)
-        finally:
-            os._exit(status)
+# Forked from a server that has imported everything and computed nothing: torch's threads do not outlive a fork.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload([__name__])
+
+
+def run(words: list[str], log: Path) -> None:
+    """What a process of its own does: the command, everything that it prints in the log."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    # Several shards, so that kills come before, between and after them.
+    cache_activations.__defaults__ = (None, None, 200_000)
+    raise SystemExit(main(words))
+
+
+def start(words: list[str], log: Path) -> BaseProcess:
+    process = FRESH.Process(target=run, args=(words, log))
+    process.start()
     return process
 
 
 def finish(words: list[str], log: Path) -> None:
-    _, status = os.waitpid(start(words, log), 0)
-    assert status == 0, log.read_text()[-3000:]
+    process = start(words, log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-3000:]
 
 
 def killed_until_done(words: Callable[[], list[str]], folder: Path, seconds: float, draw: random.Random) -> int:
@@ -59,13 +67,12 @@ def killed_until_done(words: Callable[[], list[str]], folder: Path, seconds: flo
             break
         process = start(words(), log)
         time.sleep(draw.uniform(0, seconds))
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            assert status == 0, log.read_text()[-3000:]
+        if not process.is_alive():
+            assert process.exitcode == 0, log.read_text()[-3000:]
             shutil.rmtree(folder)  # it was done before the kill: from the start
             continue
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        process.kill()
+        process.join()
         n_kills += 1
     finish(words(), log)
     assert "Traceback" not in log.read_text()
@@ -100,10 +107,7 @@ def test_a_training_that_is_killed_ends_with_the_same_bits(settings, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [TEXT, VISION], ids=["text", "vision"])
-def test_a_cache_whose_making_is_killed_holds_the_same_bytes(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "sae_lens_sparsemax.training.cache_runner.cache_activations.__defaults__", (None, None, 200_000)
-    )
+def test_a_cache_whose_making_is_killed_holds_the_same_bytes(settings, tmp_path):
     words = lambda folder: ["cache-activations", *settings, "--cached_activations_path", str(folder)]  # noqa: E731
     finish(words(tmp_path / "warm"), tmp_path / "warm.log")
     started = time.monotonic()
