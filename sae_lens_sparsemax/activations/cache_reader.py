@@ -22,6 +22,8 @@ from sae_lens_sparsemax.data.image_loader import Position
 logger = logging.getLogger(__name__)
 
 _ROWS_AT_A_TIME = 4096
+# So many shards a process differ by a tenth at most between processes.
+_SHARDS_FOR_EVEN_PARTS = 10
 
 
 class CachedActivations:
@@ -34,10 +36,12 @@ class CachedActivations:
         dtype: of the activations given out, whatever they are stored in.
         device: where they are given out.
         expected: what they must have been made from (see `cache_identity`); None takes what is there.
+        share: which of how many parts to read, the same in each pass: whole shards where that is even enough, so that
+            each is read by one process alone, else every so many-th input of each.
 
     Raises:
-        ValueError: there is no whole cache, or it was made from something else. While iterating: a damaged shard,
-            or a position that belongs to another source.
+        ValueError: there is no whole cache, it was made from something else, or the share is empty. While iterating: a
+            damaged shard, or a position that belongs to another source.
     """
 
     def __init__(
@@ -49,11 +53,19 @@ class CachedActivations:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         expected: dict[str, Any] | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         self.folder, self.batch_size, self.seed = Path(folder), batch_size, seed
         self.dtype, self.device = dtype, device
         self.manifest = _whole(self.folder, expected)
         self.first_errors = self.manifest.first_errors
+        self._shares = _shares(self.manifest, *share)
+        self._n_inputs = sum(len(inputs) for _, inputs in self._shares)
+        if not self._n_inputs:
+            raise ValueError(
+                f"The cache in {str(self.folder)!r} must hold {self.manifest.unit} for each of the {share[1]} ranks, "
+                f"got {self.manifest.n_inputs:,}"
+            )
         logger.info(
             "Reading activations of %d %s from %s; %d were left out when they were cached.",
             self.manifest.n_inputs,
@@ -66,7 +78,7 @@ class CachedActivations:
         """Batches from a position on; None for the start."""
         drawn = self._inputs_drawn(position)
         while True:
-            number, skip = divmod(drawn, self.manifest.n_inputs)
+            number, skip = divmod(drawn, self._n_inputs)
             for shard, order in self._pass(number):
                 if skip < len(order):
                     acts, lengths = read_shard(self.folder, shard)
@@ -85,14 +97,14 @@ class CachedActivations:
 
     def _pass(self, number: int) -> Iterator[tuple[Shard, torch.Tensor]]:
         """The shards in the order of a pass, each with the order of its inputs."""
-        shards = self.manifest.shards
         if number == 0:
-            yield from ((shard, torch.arange(shard.n_inputs)) for shard in shards)
+            yield from self._shares
             return
         # Seeds of successive passes, and of runs with neighbouring seeds, must not meet.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        for index in torch.randperm(len(shards), generator=generator).tolist():
-            yield shards[index], torch.randperm(shards[index].n_inputs, generator=generator)
+        for index in torch.randperm(len(self._shares), generator=generator).tolist():
+            shard, inputs = self._shares[index]
+            yield shard, inputs[torch.randperm(len(inputs), generator=generator)]
 
     @property
     def _identifier(self) -> str:
@@ -196,6 +208,14 @@ def _whole(folder: Path, expected: dict[str, Any] | None) -> Manifest:
             "Run 'sparsemax-sae cache-activations' again; finished shards are kept."
         )
     return manifest
+
+
+def _shares(manifest: Manifest, part: int, n_parts: int) -> list[tuple[Shard, torch.Tensor]]:
+    """The shards that one of several processes reads, each with the numbers of its inputs there."""
+    shards = manifest.shards
+    if len(shards) % n_parts == 0 or len(shards) >= _SHARDS_FOR_EVEN_PARTS * n_parts:
+        return [(shard, torch.arange(shard.n_inputs)) for shard in shards[part::n_parts]]
+    return [(shard, torch.arange(part, shard.n_inputs, n_parts)) for shard in shards if part < shard.n_inputs]
 
 
 def _tokens_of(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

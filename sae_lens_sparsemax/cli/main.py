@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 from typing_extensions import override
@@ -99,6 +100,23 @@ def _stops() -> tuple[type[BaseException], ...]:
 
 
 def _run(words: list[str]) -> int:
+    with _agreed(words):
+        options, overrides = _read(words)
+    return COMMANDS[options.command].run(options, overrides)
+
+
+def _agreed(words: list[str]) -> AbstractContextManager[None]:
+    """Of several processes that torchrun started to train, one says what is wrong with the words, and all end."""
+    if words[:1] != ["train"] or os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    from sae_lens_sparsemax.training.mesh import join, together
+
+    join()
+    return together()
+
+
+def _read(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """A command's own options, and the settings among the words by dotted key."""
     parser, commands = _parsers()
     overrides: dict[str, Any] = {}
     command = COMMANDS.get(words[0]) if words else None
@@ -113,8 +131,7 @@ def _run(words: list[str]) -> int:
         words, overrides = split_overrides(words, own._option_string_actions, groups)
         if not hasattr(command, "settings"):
             refuse_unknown_keys({f"--{key}": value for key, value in overrides.items()}, own._option_string_actions)
-    options = parser.parse_args(words)
-    return COMMANDS[options.command].run(options, overrides)
+    return parser.parse_args(words), overrides
 
 
 def keep_freed_memory() -> bool:

@@ -51,18 +51,21 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.cli.recipes import print_recipes
     from sae_lens_sparsemax.training.checkpoints import output_of_run
     from sae_lens_sparsemax.training.config_file import load_config
+    from sae_lens_sparsemax.training.mesh import is_first, together
 
     if options.recipe is None:
         print_recipes(("train",))
         return 0
-    loaded = load_config(options.recipe, overrides)
+    with together():
+        loaded = load_config(options.recipe, overrides)
     if options.dry_run:
-        print(loaded.describe())
+        if is_first():
+            print(loaded.describe())
         return 0
     with output_of_run(loaded.config, resume=options.resume, overwrite=options.overwrite):
         loaded.make_runner().run(overwrite=options.overwrite)
     output = loaded.config.output_path
-    if output is not None:
+    if output is not None and is_first():
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")
         if loaded.runner == "language_model":
             print(f"Next:  sparsemax-sae evaluate {output}")

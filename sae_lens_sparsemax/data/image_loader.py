@@ -190,6 +190,9 @@ class ImageLoader:
     """The rows of `data` to read; None for all. Not for a stream."""
     max_bad_fraction: float = MAX_BAD_IMAGE_FRACTION
     """Share of the images read that may be broken, beyond the first ten."""
+    share: tuple[int, int] = (0, 1)
+    """Which of how many equal parts of the order to read: (1, 4) for every fourth image, from the second on; together
+    they are the order. Not for a stream, nor for one pass."""
     n_good: int = field(default=0, init=False)
     n_bad: int = field(default=0, init=False)
     first_errors: list[str] = field(default_factory=list, init=False)
@@ -240,7 +243,8 @@ class ImageLoader:
         return self._table_tasks(self.data, position.get("drawn", 0), one_pass)
 
     def _table_tasks(self, data: Dataset, drawn: int, one_pass: bool) -> Iterator[_Task]:
-        """Tasks from data with random access; the position is the number of images drawn."""
+        """Tasks from data with random access; the position is the number of images drawn, those of one's own share."""
+        first, step = self.share
         rows = range(len(data)) if self.rows is None else self.rows
         column = data.select_columns([self.image_column])
         epoch, order = -1, None
@@ -248,10 +252,10 @@ class ImageLoader:
             numbers = range(drawn, min(drawn + self.batch_size, len(rows)) if one_pass else drawn + self.batch_size)
             chosen = []
             for number in numbers:
-                if number // len(rows) != epoch:
-                    epoch = number // len(rows)
+                pass_number, place = divmod(first + step * number, len(rows))
+                if pass_number != epoch:
+                    epoch = pass_number
                     order = None if self.seed is None else permutation(len(rows), self.seed, epoch)
-                place = number % len(rows)
                 chosen.append(rows[place if order is None else int(order[place])])
             drawn = numbers.stop
             encoded = column[chosen][self.image_column]

@@ -32,6 +32,7 @@ from sae_lens_sparsemax.files import (
 )
 from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER_GATE
 from sae_lens_sparsemax.settings.sentences import shown
+from sae_lens_sparsemax.training.mesh import gathered, is_first, together
 
 _SEALED = "has_checksums"
 _TOKENS = ("training_tokens", "training_samples")
@@ -54,6 +55,7 @@ _MAY_CHANGE = {
     "prefetch_image_batches",
     "prefetch_llm_batches",
     "cached_activations_path",  # the store sees to it that it is the same cache
+    "parallel",
     "sae.metadata",
     "sae_lens_version",
     "sae_lens_training_version",
@@ -87,7 +89,8 @@ def newest_checkpoint(folder: Path | str) -> Path:
 def output_of_run(config: Any, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
     """Inside the block, the folders of a run are this process's alone, and nothing of another run is in the way.
 
-    A run is in such a block itself; a command enters one before, to refuse at once what would be refused later.
+    A run is in such a block itself; a command enters one before, to refuse at once what would be refused later. Of
+    several ranks the first has the folders.
 
     Args:
         config: a runner config; ``resume_from_checkpoint`` is set on it if ``resume``.
@@ -98,23 +101,30 @@ def output_of_run(config: Any, *, resume: bool = False, overwrite: bool = False)
         ValueError: nothing to resume; an SAE or checkpoints that nobody said what to do with; a folder that cannot be
             written to, or that another process writes to.
     """
+    with ExitStack() as stack:
+        with together():
+            if is_first():
+                _take_folders(stack, config, resume, overwrite)
+        config.resume_from_checkpoint = gathered(config.resume_from_checkpoint)[0]
+        yield
+
+
+def _take_folders(stack: ExitStack, config: Any, resume: bool, overwrite: bool) -> None:
     if overwrite and (resume or config.resume_from_checkpoint is not None):
         raise ValueError("--resume and --overwrite exclude each other.")
     if resume and config.checkpoint_path is None:
         raise ValueError("'checkpoint_path' is null, so there is no checkpoint to resume from.")
-    with ExitStack() as stack:
-        for name in ("output_path", "checkpoint_path"):
-            if (folder := getattr(config, name)) is not None:
-                stack.enter_context(only_writer(folder, name))
-        if resume:
-            config.resume_from_checkpoint = str(newest_checkpoint(config.checkpoint_path))
-        earlier = list_checkpoints(config.checkpoint_path) if config.checkpoint_path is not None else []
-        if overwrite:
-            for checkpoint in earlier:
-                shutil.rmtree(checkpoint)
-        else:
-            _refuse_to_replace(config, earlier)
-        yield
+    for name in ("output_path", "checkpoint_path"):
+        if (folder := getattr(config, name)) is not None:
+            stack.enter_context(only_writer(folder, name))
+    if resume:
+        config.resume_from_checkpoint = str(newest_checkpoint(config.checkpoint_path))
+    earlier = list_checkpoints(config.checkpoint_path) if config.checkpoint_path is not None else []
+    if overwrite:
+        for checkpoint in earlier:
+            shutil.rmtree(checkpoint)
+    else:
+        _refuse_to_replace(config, earlier)
 
 
 def _refuse_to_replace(config: Any, earlier: list[Path]) -> None:

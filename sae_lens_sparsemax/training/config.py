@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic
 
 import torch
@@ -20,6 +20,7 @@ from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_S
 from sae_lens_sparsemax.models.language_models import check_width, with_torch_dtype
 from sae_lens_sparsemax.settings.checking import check_device
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
+from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
     cached_activations_dtype: str = "float32"
     """Type of the numbers that `sparsemax-sae cache-activations` stores in `cached_activations_path`, which training
     then reads in place of the model; float16 and bfloat16 take half the space."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.dataset_trust_remote_code:
@@ -69,12 +71,14 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
             devices=("device", "llm_device", "act_store_device"),
             dtypes=("dtype", "cached_activations_dtype"),
         )
-        batch = self.train_batch_size_tokens
+        batch = tokens_per_rank(self)
         per_context = len(range(self.context_size)[slice(*self.seqpos_slice)])
+        on_each = f", on each of {self.parallel.size} ranks" if self.parallel.size > 1 else ""
         if per_context and self.n_batches_in_buffer * per_context < batch:
             raise ValueError(
                 f"n_batches_in_buffer must be at least {-(-batch // per_context)}, so that its contexts of "
-                f"{per_context} used positions hold train_batch_size_tokens ({batch}), got {self.n_batches_in_buffer}"
+                f"{per_context} used positions hold train_batch_size_tokens ({batch}{on_each}), got "
+                f"{self.n_batches_in_buffer}"
             )
         if not 0 <= self.held_out_fraction < 0.5:
             raise must_be("held_out_fraction", "at least 0 and below 0.5", self.held_out_fraction)

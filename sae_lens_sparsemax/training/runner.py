@@ -17,6 +17,7 @@ from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.files import added_files, write_checksums
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint, output_of_run
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
+from sae_lens_sparsemax.training.mesh import Ranks
 from sae_lens_sparsemax.training.trainer import adapt
 
 
@@ -27,12 +28,16 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     evaluated ``evaluation.jsonl``. On the CPU, checkpoints continue to the bit, after SIGINT and SIGTERM (which save
     one) as after SIGKILL.
 
+    A subclass whose constructor is decorated with ``across_ranks`` runs on several processes too.
+
     A subclass sets ``cfg``, ``model``, ``sae``, ``activations_store`` and ``evaluator`` when it is made (SAELens's
     constructor does so for language models), then calls ``_check_resume``.
     """
 
     evaluation: EvaluationLog | None = None
     """What is measured while training, with wandb or without."""
+    ranks: Ranks | None = None
+    """This process among those that share the run; None in one process."""
 
     @override
     def run(self, overwrite: bool = False) -> TrainingSAE[Any]:

@@ -23,6 +23,7 @@ from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
+from sae_lens_sparsemax.training.mesh import Ranks, own_rows, share
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
 
@@ -72,8 +73,10 @@ def text_dataset(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset | IterableDa
     return part_of_dataset(dataset, "train", fraction, cfg.dataset_path) if fraction else dataset
 
 
-def image_loader(cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: ImageDataset | None) -> ImageLoader:
-    """The training images in the order of the seed; `dataset` stands for the one that `cfg` names.
+def image_loader(
+    cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: ImageDataset | None, ranks: Ranks | None = None
+) -> ImageLoader:
+    """The training images in the order of the seed, of several ranks this one's; `dataset` stands for that of `cfg`.
 
     What `cfg` leaves to the data, split and column, is written there as found.
 
@@ -95,17 +98,20 @@ def image_loader(cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: Ima
         dataset = encoded_images(dataset, cfg.image_column)
     cfg.image_column = cfg.image_column or image_column_of(dataset)
     return ImageLoader(
-        dataset,
+        own_rows(dataset, ranks) if isinstance(dataset, IterableDataset) else dataset,
         model.image_processor,
         cfg.store_batch_size_images,
         image_column=cfg.image_column,
         n_workers=cfg.n_decode_workers,
         seed=cfg.seed,
         max_bad_fraction=cfg.max_bad_image_fraction,
+        share=share(ranks),
     )
 
 
-def image_source(cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: ImageDataset | None) -> ActivationSource:
+def image_source(
+    cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: ImageDataset | None, ranks: Ranks | None = None
+) -> ActivationSource:
     """What a training run on images reads: cached activations if `cfg` names a cache, else the model on images.
 
     Raises:
@@ -114,17 +120,17 @@ def image_source(cfg: VisionSAERunnerConfig[Any], model: HookedViT, dataset: Ima
     if cfg.cached_activations_path is None:
         return ImageActivations(
             VisionAtHook(model, cfg.hook_name, cfg.tokens),
-            image_loader(cfg, model, dataset),
+            image_loader(cfg, model, dataset, ranks),
             dtype=str_to_dtype(cfg.dtype),
             device=cfg.act_store_device,
             autocast=cfg.autocast_model,
         )
     if dataset is not None:
         raise ValueError("Cached activations are read instead of images: give a data set or a cache, not both.")
-    return cached_source(cfg, model)
+    return cached_source(cfg, model, ranks)
 
 
-def cached_source(cfg: Any, model: Any) -> CachedActivations:
+def cached_source(cfg: Any, model: Any, ranks: Ranks | None = None) -> CachedActivations:
     """The cache that a configuration of either kind names, found to be of its model, hook and data.
 
     Raises:
@@ -140,6 +146,7 @@ def cached_source(cfg: Any, model: Any) -> CachedActivations:
         dtype=str_to_dtype(cfg.dtype),
         device=cfg.act_store_device,
         expected=run_identity(cfg, model),
+        share=share(ranks),
     )
 
 

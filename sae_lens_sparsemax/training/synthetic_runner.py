@@ -17,6 +17,7 @@ from typing_extensions import override
 from sae_lens_sparsemax.files import read_tensors, save_tensors
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig, with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
+from sae_lens_sparsemax.training.mesh import require_one_process
 from sae_lens_sparsemax.training.runner import TrainingRunner
 
 _STATE_FILENAME = "synthetic_store.safetensors"
@@ -42,6 +43,7 @@ class SyntheticTrainingRunner(TrainingRunner):
         override_synthetic_model: SyntheticModel | None = None,
         override_sae: TrainingSAE[Any] | None = None,
     ) -> None:
+        require_one_process("runner: synthetic")
         cfg = copy.deepcopy(cfg)
         self.cfg: Any = cfg
         model = override_synthetic_model or SyntheticModel.load_from_source(cfg.synthetic_model, device=cfg.device)

@@ -20,6 +20,7 @@ from sae_lens_sparsemax.data.texts import require_one_context
 from sae_lens_sparsemax.evaluation.harness import TextEvaluator
 from sae_lens_sparsemax.models.language_models import hook_width, resolve_hook_name
 from sae_lens_sparsemax.training.config import with_width
+from sae_lens_sparsemax.training.mesh import across_ranks, own_rows, tokens_per_rank
 from sae_lens_sparsemax.training.runner import TrainingRunner
 from sae_lens_sparsemax.training.sources import cached_source, language_model, reads_cache, text_dataset
 
@@ -35,6 +36,7 @@ class TextTrainingRunner(TrainingRunner):
         ValueError: model, hook, width, data or checkpoint do not fit; the message names both sides.
     """
 
+    @across_ranks
     def __init__(
         self,
         cfg: LanguageModelSAERunnerConfig[Any],
@@ -57,11 +59,15 @@ class TextTrainingRunner(TrainingRunner):
         if from_cache and override_dataset is not None:
             raise ValueError("Cached activations are read instead of text: give a data set or a cache, not both.")
         dataset = override_dataset if override_dataset is not None else text_dataset(cfg)
-        source = cached_source(cfg, model) if from_cache else None
+        dataset = own_rows(dataset, self.ranks)
+        source = cached_source(cfg, model, self.ranks) if from_cache else None
         with _without_override_warnings():
             super().__init__(cfg, dataset, model, override_sae)
         store: Any = ResumableActivationsStore.from_config(self.model, cfg, dataset)
         store.is_prefetching = bool(cfg.prefetch_llm_batches)
+        store.train_batch_size_tokens = tokens_per_rank(cfg)
+        if store.cached_activation_dataset is not None:
+            store.cached_activation_dataset = own_rows(store.cached_activation_dataset, self.ranks)
         require_one_context(store, cfg.dataset_path)
         self.activations_store: Any = store
         batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
@@ -71,7 +77,7 @@ class TextTrainingRunner(TrainingRunner):
         if source is not None:
             self.activations_store = MixedActivationsStore(
                 source,
-                cfg.train_batch_size_tokens,
+                tokens_per_rank(cfg),
                 cfg.n_batches_in_buffer * store.training_context_size,
                 cfg.activations_mixing_fraction,
                 prefetch,

@@ -11,6 +11,7 @@ from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be
 from sae_lens_sparsemax.training.config import check_choice, check_run
+from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
 
 
 @dataclass
@@ -84,6 +85,7 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
     """Run the vision model in bfloat16 autocast."""
     compile_sae: bool = False
     sae_compilation_mode: str | None = None
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     # Training, as in SAELens
     from_pretrained_path: str | None = None
@@ -144,6 +146,7 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
             devices=("device", "model_device", "act_store_device"),
             dtypes=("dtype", "model_dtype", "cached_activations_dtype"),
         )
+        tokens_per_rank(self)
         for name in {"dtype", "torch_dtype"} & set(self.model_from_pretrained_kwargs):
             raise Mistake(f"model_from_pretrained_kwargs.{name}", "must be given as model_dtype")
         same_split = self.eval_dataset_split == (self.dataset_split or "train")
@@ -186,6 +189,8 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
             raise Mistake("sae.architecture", "must be given")
         sae_config_class = get_sae_training_class(cfg_dict["sae"]["architecture"])[1]
         sae = sae_config_class.from_dict(cfg_dict["sae"])
-        return cls(**{**cfg_dict, "sae": sae, "logger": LoggingConfig(**cfg_dict.get("logger", {}))})
+        parallel = ParallelConfig(**cfg_dict.get("parallel", {}))
+        logger = LoggingConfig(**cfg_dict.get("logger", {}))
+        return cls(**{**cfg_dict, "sae": sae, "logger": logger, "parallel": parallel})
 
     to_sae_trainer_config = LanguageModelSAERunnerConfig.to_sae_trainer_config

@@ -24,6 +24,7 @@ from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadata
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
+from sae_lens_sparsemax.training.mesh import across_ranks, tokens_per_rank
 from sae_lens_sparsemax.training.runner import TrainingRunner
 from sae_lens_sparsemax.training.sources import image_source, vision_model
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
@@ -42,6 +43,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         ValueError: model, hook, width, images or checkpoint do not fit; the message names both sides.
     """
 
+    @across_ranks
     def __init__(
         self,
         cfg: VisionSAERunnerConfig[Any],
@@ -59,9 +61,9 @@ class VisionSAETrainingRunner(TrainingRunner):
         cfg.sae = with_width(cfg.sae, VisionAtHook(self.model, cfg.hook_name, cfg.tokens).width, cfg.hook_name)
         eval_image_column = cfg.image_column  # None finds that of the evaluation data, which may be another
         self.activations_store: Any = MixedActivationsStore(
-            image_source(cfg, self.model, override_dataset),
-            cfg.train_batch_size_tokens,
-            cfg.n_batches_in_buffer * cfg.train_batch_size_tokens,
+            image_source(cfg, self.model, override_dataset, self.ranks),
+            tokens_per_rank(cfg),
+            cfg.n_batches_in_buffer * tokens_per_rank(cfg),
             cfg.activations_mixing_fraction,
             cfg.prefetch_image_batches,
         )

@@ -1,0 +1,320 @@
+"""Several processes that train one SAE: how many, which one this is, and how they agree on what to do.
+
+`torchrun` starts the processes and tells each of them who it is; here they join and take their place on a mesh of
+(data, concepts), concepts fastest, so that those who share a dictionary are neighbours on one machine. In one process
+nothing of this runs.
+
+Whatever may fail on one rank alone happens inside `together()`, so that no rank waits for one that has ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+import torch.distributed as dist
+import transformers
+from datasets import Dataset
+from datasets.distributed import split_dataset_by_node
+from sae_lens.saes.sae import TrainingSAEConfig
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from tqdm.std import tqdm
+
+from sae_lens_sparsemax.sae.config import ARCHITECTURE
+from sae_lens_sparsemax.settings.sentences import must_be, shown
+
+DIMENSIONS = ("data", "concepts")
+_TOLD_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_DEVICES = ("device", "model_device", "llm_device", "act_store_device")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a run is spread over the processes that torchrun starts, one for each device.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    data: int = 1
+    """Groups of processes that each hold all concepts and see tokens of their own."""
+    concepts: int = 1
+    """Processes of a group, among which the concepts are divided; their devices should be of one machine. Times data,
+    this is the number of processes that torchrun starts."""
+
+    def __post_init__(self) -> None:
+        for name in DIMENSIONS:
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"parallel.{name} must be at least 1, got {value}")
+
+    @property
+    def size(self) -> int:
+        """All processes."""
+        return self.data * self.concepts
+
+    def share_of(self, number: int, name: str) -> int:
+        """What each process has of a number of tokens.
+
+        Raises:
+            ValueError: it cannot be divided among them; `name` is that of the setting.
+        """
+        if number % self.size:
+            condition = f"divisible by the {self.size} processes of parallel.data × parallel.concepts"
+            raise must_be(name, condition, number)
+        return number // self.size
+
+
+class Ranks:
+    """This process among those that train together. Whatever has no other word: all ranks call it, in one order."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.mesh = mesh
+        """Of `DIMENSIONS`."""
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files and shows progress; asked of one rank alone."""
+        return is_first()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. It travels through the CPU, so no device is waited for."""
+        told = torch.tensor(int(flag))
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return bool(told)
+
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's value, on all."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order."""
+        return gathered(value)
+
+    def together(self) -> Any:
+        """See `together`."""
+        return together()
+
+    def seed(self, seed: int) -> int:
+        """A seed of this rank's own for what differs between ranks; asked of one rank alone."""
+        return seed * self.size + self.rank
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What all ranks do, and what fails on all if it fails on one; in one process, nothing but the block.
+
+    The lowest rank that failed raises its error, for one rank is to say what is wrong; on the others the block ends
+    with `SystemExit`. Blocks may not be nested, and inside there must be nothing that waits for other ranks.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    error: BaseException | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    failed = [rank for rank, has_failed in enumerate(gathered(error is not None)) if has_failed]
+    if not failed:
+        return
+    if error is not None and dist.get_rank() == failed[0]:
+        raise error
+    raise SystemExit(2)
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all ranks, in their order; without other processes, the one there is."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def is_first() -> bool:
+    """Whether this process writes files and shows progress: that of rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def join() -> bool:
+    """Meet the other processes that torchrun started, once; every rank but the first is quiet from here on.
+
+    Returns:
+        Whether there are others. A program may also have made the group of processes itself.
+
+    Raises:
+        ValueError: there are fewer CUDA devices than processes on this machine.
+    """
+    if not dist.is_initialized():
+        if not all(os.environ.get(name) for name in _TOLD_BY_TORCHRUN) or int(os.environ["WORLD_SIZE"]) == 1:
+            return False
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend)
+        atexit.register(_leave)
+        with together():
+            _take_device()
+        if dist.get_rank() != 0:
+            _be_quiet()
+    return dist.get_world_size() > 1
+
+
+def require_one_process(what: str) -> None:
+    """Raise a ValueError, on all ranks, if torchrun started several processes for what one alone can do."""
+    join()
+    with together():
+        if (size := len(gathered(None))) > 1:
+            raise must_be("torchrun's --nproc-per-node", f"1 with {what}", size)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _take_device() -> None:
+    """Make this process's CUDA device the one that `cuda` means."""
+    if not torch.cuda.is_available():
+        return
+    local, n_devices = _local_rank(), torch.cuda.device_count()
+    if local >= n_devices:
+        raise must_be("torchrun's --nproc-per-node", f"at most the {n_devices} CUDA devices of a machine", local + 1)
+    torch.cuda.set_device(local)
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def _be_quiet() -> None:
+    """Show no bars, warnings and logs but errors."""
+    # tqdm reads TQDM_DISABLE when it is imported, which is long ago.
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign]
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    # Every call of wandb's does nothing then, so ranks need not part ways to log.
+    os.environ["WANDB_MODE"] = "disabled"
+
+
+def parallel_of(cfg: Any) -> ParallelConfig:
+    """How a runner's configuration is spread; one of SAELens's own is not."""
+    return getattr(cfg, "parallel", None) or ParallelConfig()
+
+
+def tokens_per_rank(cfg: Any) -> int:
+    """Tokens that each process brings to a step."""
+    return parallel_of(cfg).share_of(cfg.train_batch_size_tokens, "train_batch_size_tokens")
+
+
+def across_ranks(make: Callable[..., None]) -> Callable[..., None]:
+    """Decorate the constructor of a runner, whose `cfg` comes first, so that several processes can share the run.
+
+    It runs on all ranks with a copy of `cfg` for this rank's device, and `self.ranks` set; afterwards the SAE, which
+    is made alike everywhere, is divided among them, and torch's random state is this rank's own.
+    """
+
+    @functools.wraps(make)
+    def init(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        has_others = join()
+        settings = gathered(_settings(cfg)) if has_others else []
+        with together():
+            _check(cfg, settings)
+        self.ranks = _ranks_of(cfg) if has_others else None
+        if self.ranks is None:
+            make(self, cfg, *args, **kwargs)
+            return
+        with together():
+            make(self, _on_own_device(cfg), *args, **kwargs)
+            _require_shardable(self.sae.cfg)
+        self.sae.shard(self.ranks.mesh)
+        torch.manual_seed(self.ranks.seed(cfg.seed))
+
+    return init
+
+
+def _check(cfg: Any, settings: list[dict[str, Any]]) -> None:
+    """Raise a ValueError unless the configuration is for as many processes as there are, alike, and can be shared."""
+    parallel, n_processes = parallel_of(cfg), max(1, len(settings))
+    if parallel.size != n_processes:
+        condition = f"the number of processes, {n_processes}, which torchrun --nproc-per-node starts"
+        raise must_be("parallel.data × parallel.concepts", condition, parallel.size)
+    if n_processes == 1:
+        return
+    for name, value in settings[0].items():
+        if other := [each[name] for each in settings if each.get(name) != value]:
+            raise ValueError(f"{name} must be the same on all ranks, got {shown(value)} and {shown(other[0])}")
+    _require_shardable(cfg.sae)
+    for name in ("compile_sae", "autocast"):
+        if getattr(cfg, name, False):
+            raise must_be(name, "false on several ranks", True)
+
+
+def _require_shardable(sae: TrainingSAEConfig) -> None:
+    """Raise a ValueError unless SAEs of this configuration can be divided among ranks."""
+    if sae.architecture() != ARCHITECTURE:
+        raise must_be("sae.architecture", f"{ARCHITECTURE!r} on several ranks", sae.architecture())
+    if sae.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+        condition = "'none', 'layer_norm' or 'constant_norm_rescale' on several ranks, which would each estimate norms"
+        raise must_be("sae.normalize_activations", condition, sae.normalize_activations)
+
+
+def _settings(cfg: Any) -> dict[str, Any]:
+    """What must be alike on all ranks: all but where files lie."""
+    return {name: value for name, value in cfg.to_dict().items() if not name.endswith("_path") and name != "logger"}
+
+
+def _ranks_of(cfg: Any) -> Ranks:
+    parallel = parallel_of(cfg)
+    shape = (parallel.data, parallel.concepts)
+    return Ranks(init_device_mesh(torch.device(cfg.device).type, shape, mesh_dim_names=DIMENSIONS))
+
+
+def _on_own_device(cfg: Any) -> Any:
+    """A copy of a configuration in which `cuda` is this process's device by its number, as models ask for it."""
+    cfg = copy.copy(cfg)
+    cfg.sae = copy.copy(cfg.sae)
+    for group, name in [(cfg.sae, "device"), *((cfg, name) for name in _DEVICES)]:
+        device = getattr(group, name, None)
+        if device is not None and device != "with_model" and torch.device(device).type == "cuda":
+            if torch.device(device).index is not None:
+                raise must_be(name, "'cuda' on several ranks, each of which takes a device of its own", device)
+            setattr(group, name, f"cuda:{_local_rank()}")
+    return cfg
+
+
+def share(ranks: Ranks | None) -> tuple[int, int]:
+    """Which part of the data is this process's, counted from 0, and of how many."""
+    return (ranks.rank, ranks.size) if ranks is not None else (0, 1)
+
+
+def own_rows(data: Any, ranks: Ranks | None) -> Any:
+    """The rows of a data set that are this rank's alone: every so many-th, or whole files of a stream if that is even.
+
+    So all ranks together read a data set with random access in the order in which one process would.
+
+    Raises:
+        ValueError: there are none for this rank.
+    """
+    if ranks is None:
+        return data
+    if isinstance(data, Dataset):
+        share = data.shard(ranks.size, ranks.rank, contiguous=False) if len(data) > ranks.rank else []
+    else:
+        share = split_dataset_by_node(data, ranks.rank, ranks.size)
+    if next(iter(share), None) is None:
+        raise ValueError(f"the data set must have a row for each of the {ranks.size} ranks, got none for {ranks.rank}")
+    return share
