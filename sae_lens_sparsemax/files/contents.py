@@ -178,8 +178,8 @@ def tensor_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 of every file in a folder, as its last file."""
-    sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS_FILENAME}
+    """Write the SHA-256 of every file in a folder and the folders in it, as its last file."""
+    sums = {name: sha256_of(folder / name) for name in sorted(_files_in(folder))}
     atomic_write_text(folder / CHECKSUMS_FILENAME, json.dumps(sums, indent=1) + "\n")
 
 
@@ -194,7 +194,7 @@ def verify_checksums(folder: Path, others: bool = False) -> None:
     if not path.is_file():
         return
     sums = read_object(path)
-    found = {each.name for each in folder.iterdir()} - {CHECKSUMS_FILENAME}
+    found = {name for name in sums if (folder / name).exists()} if others else _files_in(folder)
     for name in sorted(sums.keys() | found):
         if others and not (name in found and name in sums):
             continue
@@ -208,6 +208,11 @@ def verify_checksums(folder: Path, others: bool = False) -> None:
             continue
         meant = f"; if that is meant, delete {CHECKSUMS_FILENAME} there" if others else ""
         raise ValueError(f"{str(folder)!r} is damaged: {name!r} {wrong}{meant}.")
+
+
+def _files_in(folder: Path) -> set[str]:
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return {*files} - {CHECKSUMS_FILENAME}
 
 
 def file_facts(paths: Iterable[str | None]) -> dict[str, list[tuple[str, int, str]]]:

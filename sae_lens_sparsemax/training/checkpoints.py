@@ -19,6 +19,8 @@ from sae_lens.constants import (
 )
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sae_lens_sparsemax.files import (
     CHECKSUMS_FILENAME,
@@ -34,6 +36,8 @@ from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER_GATE
 from sae_lens_sparsemax.settings.sentences import shown
 from sae_lens_sparsemax.training.mesh import gathered, is_first, together
 
+SHARDS = "shards"
+"""The folder of weights and optimizer in a checkpoint of several processes; see `ranks_checkpoints.py`."""
 _SEALED = "has_checksums"
 _TOKENS = ("training_tokens", "training_samples")
 # What a resumed run may change: how long and where it runs, and what it shows and saves; not what it computes.
@@ -149,6 +153,11 @@ def _refuse_to_replace(config: Any, earlier: list[Path]) -> None:
         )
 
 
+def is_of_ranks(checkpoint: Path | str) -> bool:
+    """Whether several processes wrote a checkpoint, each its part."""
+    return (Path(checkpoint) / SHARDS).is_dir()
+
+
 def seal_checkpoint(folder: Path) -> None:
     """Finish a checkpoint whose files are all written: with their checksums, and a word that there are such."""
     path = folder / SAE_CFG_FILENAME
@@ -160,7 +169,8 @@ def seal_checkpoint(folder: Path) -> None:
 
 def _check_files(folder: Path) -> None:
     """Raise a ValueError unless the files of a checkpoint are those that were written, or can be read at least."""
-    for name in (TRAINER_STATE_FILENAME, SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME):
+    needed = (TRAINER_STATE_FILENAME, SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME)
+    for name in (CHECKSUMS_FILENAME, SAE_CFG_FILENAME) if is_of_ranks(folder) else needed:
         if not (folder / name).is_file():
             raise ValueError(f"{str(folder)!r} is no complete checkpoint: it has no {name}.")
     verify_checksums(folder)
@@ -243,7 +253,7 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
     expected = sae.state_dict()
     sae.process_state_dict_for_saving(expected)
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    found = tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
+    found = _shapes_of_shards(folder) if is_of_ranks(folder) else tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(f"The checkpoint {str(folder)!r} lacks the tensor {missing[0]!r}.")
     for name, shape in wanted.items():
@@ -252,3 +262,10 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
                 f"In the checkpoint {str(folder)!r} the tensor {name!r} has shape {found[name]}; "
                 f"this run needs {shape}."
             )
+
+
+def _shapes_of_shards(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    with reading(checkpoint / SHARDS):
+        found = FileSystemReader(checkpoint / SHARDS).read_metadata().state_dict_metadata
+        weights = {name.removeprefix("sae."): of for name, of in found.items() if name.startswith("sae.")}
+        return {name: tuple(of.size) for name, of in weights.items() if isinstance(of, TensorStorageMetadata)}

@@ -21,7 +21,7 @@ import wandb
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from sae_lens.saes.sae import TrainStepOutput
-from sae_lens.training.sae_trainer import Evaluator, SAETrainer
+from sae_lens.training.sae_trainer import Evaluator
 
 from sae_lens_sparsemax.display.plots import (
     BLUE,
@@ -37,7 +37,6 @@ from sae_lens_sparsemax.display.plots import (
 )
 from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
 from sae_lens_sparsemax.files import atomic_write_text, reading, writing
-from sae_lens_sparsemax.models.encoding import sparse_acts
 from sae_lens_sparsemax.settings.sentences import must_be
 
 METRICS_FILENAME = "metrics.jsonl"
@@ -67,6 +66,8 @@ class TrainingLog:
         self._l0_per_step: deque[torch.Tensor] = deque(maxlen=histogram_steps)
         self._seconds_before = 0.0
         self._started: float | None = None
+        self.is_written = True
+        """False where another process of the run writes the files; what they would hold is found out all the same."""
 
     @property
     def metrics_path(self) -> Path:
@@ -75,15 +76,15 @@ class TrainingLog:
 
     def start(self, n_training_samples: int) -> None:
         """Begin, or go on after so many samples: lines beyond are dropped, so a resumed run has each step once."""
-        kept = _drop_lines_beyond(n_training_samples, self.metrics_path)
+        kept = _drop_lines_beyond(n_training_samples, self.metrics_path) if self.is_written else []
         self._seconds_before = kept[-1].get("seconds") or 0.0 if kept else 0.0
         self._started = time.perf_counter()
 
     @torch.no_grad()
-    def write(self, trainer: SAETrainer[Any, Any], output: TrainStepOutput, step: int) -> None:
-        """Add the line of a step."""
+    def write(self, trainer: Any, output: TrainStepOutput, step: int) -> None:
+        """Add the line of a step of a `RunTrainer`."""
         assert self._started is not None, "start() comes first"
-        self._l0_per_step.append(sparse_acts(output.feature_acts).l0().cpu())
+        self._l0_per_step.append(trainer.l0_per_token(output).cpu())
         line = {
             "step": step,
             "n_training_samples": trainer.n_training_samples,
@@ -91,11 +92,12 @@ class TrainingLog:
             **trainer.build_train_step_log_dict(output, trainer.n_training_samples),
             "metrics/dead_fraction": trainer.dead_neurons.float().mean().item(),
         }
-        _add_line(line, self.metrics_path)
+        if self.is_written:
+            _add_line(line, self.metrics_path)
 
     def close(self) -> None:
         """Draw the training curves and, if a step was logged since ``start``, the L0 histogram."""
-        if self._started is None or not read_metrics(self.metrics_path):
+        if self._started is None or not self.is_written or not read_metrics(self.metrics_path):
             return
         plot_training_curves(self.metrics_path, self.folder / CURVES_FILENAME)
         if self._l0_per_step:
@@ -117,16 +119,18 @@ class EvaluationLog:
     def __init__(self, folder: Path | str | None, evaluator: Evaluator[Any], every: int, prefix: str = "evaluation/"):
         self.path = Path(folder) / EVALUATION_FILENAME if folder is not None else None
         self.evaluator, self.every, self.prefix = evaluator, every, prefix
+        self.is_written = True
+        """False where another process of the run writes the file."""
 
     def start(self, n_training_samples: int) -> None:
         """Begin, or go on after so many samples: lines beyond are dropped."""
-        if self.path is not None:
+        if self.path is not None and self.is_written:
             _drop_lines_beyond(n_training_samples, self.path)
 
-    def write(self, trainer: SAETrainer[Any, Any], step: int) -> None:
-        """Evaluate the trainer's SAE as it is and add the line."""
-        metrics = self.evaluator(trainer.sae, trainer.data_provider, trainer.activation_scaler)
-        if self.path is not None:
+    def write(self, trainer: Any, step: int) -> None:
+        """Evaluate the SAE of a `RunTrainer` as it is and add the line."""
+        metrics = self.evaluator(trainer.sae_to_evaluate(), trainer.data_provider, trainer.activation_scaler)
+        if self.path is not None and self.is_written:
             _add_line({"step": step, "n_training_samples": trainer.n_training_samples, **metrics}, self.path)
         if trainer.cfg.logger.log_to_wandb:
             # The step before is the one SAELens logs under after this; wandb takes no earlier step later.

@@ -5,6 +5,7 @@ What is SAELens's stays SAELens's: making the trainer, its loop, loading a check
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.files import added_files, write_checksums
-from sae_lens_sparsemax.training.checkpoints import check_checkpoint, output_of_run
+from sae_lens_sparsemax.training.checkpoints import check_checkpoint, is_of_ranks, output_of_run
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 from sae_lens_sparsemax.training.mesh import Ranks
+from sae_lens_sparsemax.training.ranks_checkpoints import load_checkpoint_of_ranks
+from sae_lens_sparsemax.training.ranks_failures import a_lost_rank_ends_all
+from sae_lens_sparsemax.training.ranks_trainer import adapt_to_ranks
 from sae_lens_sparsemax.training.trainer import adapt
 
 
@@ -38,6 +42,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     """What is measured while training, with wandb or without."""
     ranks: Ranks | None = None
     """This process among those that share the run; None in one process."""
+    _checkpoint_of_ranks: str | None = None
 
     @override
     def run(self, overwrite: bool = False) -> TrainingSAE[Any]:
@@ -49,26 +54,33 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         Raises:
             ValueError: there are such, or another process is writing there.
         """
-        with output_of_run(self.cfg, overwrite=overwrite):
+        with output_of_run(self.cfg, overwrite=overwrite), a_lost_rank_ends_all(self.ranks, self.cfg):
+            checkpoint = self.cfg.resume_from_checkpoint
+            if checkpoint is not None and (is_of_ranks(checkpoint) or self.ranks is not None):
+                # SAELens reads those of one process; this one is read as soon as there is a trainer.
+                self._checkpoint_of_ranks, self.cfg.resume_from_checkpoint = checkpoint, None
             return super().run()
 
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> TrainingSAE[Any]:
         """Train; called by ``run()`` after a checkpoint, if any, is loaded."""
-        cfg = self.cfg
+        cfg, ranks = self.cfg, self.ranks
         log = None
         if cfg.output_path is not None:
             log = TrainingLog(cfg.output_path, cfg.logger.wandb_log_frequency)
-        trainer = adapt(
-            trainer,
-            log=log,
-            evaluation=self.evaluation,
-            more_to_log=self._more_to_log,
-            resumed=cfg.resume_from_checkpoint is not None,
-        )
+        if self._checkpoint_of_ranks is not None:
+            load_checkpoint_of_ranks(trainer, self.activations_store, Path(self._checkpoint_of_ranks), ranks)
+        settings: dict[str, Any] = {
+            "log": log,
+            "evaluation": self.evaluation,
+            "more_to_log": self._more_to_log,
+            "resumed": (cfg.resume_from_checkpoint or self._checkpoint_of_ranks) is not None,
+        }
+        trainer = adapt(trainer, **settings) if ranks is None else adapt_to_ranks(trainer, ranks, **settings)
         try:
             with trainer.stopping_on_signals():
-                return trainer.fit()
+                sae = trainer.fit()
+            return sae if ranks is None else sae.whole()
         finally:
             if isinstance(self.activations_store, MixedActivationsStore):
                 self.activations_store.close()
@@ -83,6 +95,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         log_feature_sparsity: torch.Tensor | None = None,
     ) -> None:
         """Save the inference SAE; an earlier save is replaced only once all new files are written."""
+        if self.ranks is not None and not self.ranks.is_first:
+            return
         with added_files(output_path) as new:
             self._write_final(sae, str(new), log_feature_sparsity)
             write_checksums(new)
@@ -96,5 +110,5 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
     def _check_resume(self) -> None:
         """Refuse a checkpoint of another run before any work is done."""
-        if self.cfg.resume_from_checkpoint is not None:
+        if self.cfg.resume_from_checkpoint is not None and (self.ranks is None or self.ranks.is_first):
             check_checkpoint(self.cfg.resume_from_checkpoint, self.sae, self.cfg)

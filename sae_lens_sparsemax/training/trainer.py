@@ -7,7 +7,7 @@ instance that they made into a ``RunTrainer``, which overrides SAELens's small m
 - ``save_checkpoint`` leaves a whole checkpoint or none, and none of such a run;
 - ``maybe_reset_sparsity``, the first call of each step, stops the run if a signal asked for it.
 
-What a run over several processes needs belongs here as well: ``step`` and ``set_final_sae_metadata`` are its seams.
+A run over several processes has a kind of its own, in ``ranks_trainer.py``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.files import atomic_directory
+from sae_lens_sparsemax.models.encoding import sparse_acts
 from sae_lens_sparsemax.training.checkpoints import seal_checkpoint
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 
@@ -62,7 +63,7 @@ class RunTrainer(SAETrainer[Any, Any]):
         try:
             output = super().step(batch)
         except ValueError:
-            self._stop_if_diverged()  # of which this may be a consequence
+            self._refuse(self._diverged)  # of which this may be a consequence
             raise
         step = self.n_training_steps + 1  # counted after step() returns
         self._look_for_divergence(batch, output.loss.detach(), step)
@@ -79,13 +80,20 @@ class RunTrainer(SAETrainer[Any, Any]):
     @torch.no_grad()
     def _look_for_divergence(self, batch: torch.Tensor, loss: torch.Tensor, step: int) -> None:
         # A gradient that is not finite shows in the weights, which it has changed by now.
-        extremes = [torch.stack(parameter.aminmax()).float() for parameter in self.sae.parameters()]
+        extremes = [torch.stack(weights.aminmax()).float() for weights in self._weights()]
         is_sound = torch.cat([loss.reshape(1).float(), *extremes]).isfinite().all()
         now = torch.stack([torch.full_like(loss, step), loss, batch.abs().max().to(loss)]).float()
         self._diverged = torch.where(is_sound | (self._diverged[0] > 0), self._diverged, now)
 
+    def _weights(self) -> list[torch.Tensor]:
+        """All weights that this process holds."""
+        return list(self.sae.parameters())
+
     def _stop_if_diverged(self) -> None:
-        step, loss, largest = self._diverged.tolist()
+        self._refuse(self._diverged)
+
+    def _refuse(self, diverged: torch.Tensor) -> None:
+        step, loss, largest = diverged.tolist()
         if step:
             raise ValueError(
                 f"training stopped at step {step:.0f}: its loss ({loss:.4g}) and the weights after it must be finite; "
@@ -97,6 +105,14 @@ class RunTrainer(SAETrainer[Any, Any]):
         """Whether what happens ``every`` so many steps (0: never) and after the last one happens after this one."""
         is_last = self.n_training_samples >= self.cfg.total_training_samples
         return is_last or (every > 0 and step % every == 0)
+
+    def sae_to_evaluate(self) -> TrainingSAE[Any]:
+        """The SAE as it is, in one piece."""
+        return self.sae
+
+    def l0_per_token(self, output: TrainStepOutput) -> torch.Tensor:
+        """(N,) how many concepts are active on each token of a step."""
+        return sparse_acts(output.feature_acts).l0()
 
     @override
     def build_train_step_log_dict(self, output: TrainStepOutput, n_training_samples: int) -> dict[str, Any]:
@@ -134,13 +150,16 @@ class RunTrainer(SAETrainer[Any, Any]):
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:
         # The first thing the loop does in each step, when the previous one is complete and counted.
-        if self._stop_asked_for.is_set():
+        if self._is_to_stop():
             if self.cfg.checkpoint_path is None:
                 logger.warning("'checkpoint_path' is null: the interrupted run is not saved.")
             else:
                 self.save_checkpoint(str(self.n_training_samples))
             raise InterruptedException("training was stopped by a signal")
         return super().maybe_reset_sparsity()
+
+    def _is_to_stop(self) -> bool:
+        return self._stop_asked_for.is_set()
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
