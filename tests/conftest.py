@@ -1,48 +1,55 @@
-"""What tests of several rooms share: tiny models, the trained mini-CLIP where the shared data is at hand, a browser."""
+"""What tests of several rooms share: tiny models, the trained mini-CLIP where the shared data is at hand, a browser.
+
+Imports of size stand in the fixtures: the process that hands tests out to workers reads this file and runs none.
+"""
+
+from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+
+from tests.support.places import SHARED_DATA
+
+if TYPE_CHECKING:
+    import torch
+
+    from sae_lens_sparsemax.models.hooked_vit import HookedViT
 
 # Tests that run beside each other share the cores: one thread for each, and for the processes they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # Tests need no network, and what is not here is not waited for.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import transformer_lens
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported."""
+    if isinstance(collector, pytest.Session):
+        import torch
 
-from sae_lens_sparsemax.models import language_models
-from sae_lens_sparsemax.models.at_hook import load_sae
-from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.training.log import TrainingLog
-from tests.support import sites
-from tests.support.places import SHARED_DATA
-from tests.support.tiny_language_model import save_tiny_llama
-from tests.support.tiny_vision_models import tiny_model
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama of width 16 with a word-level tokenizer, as a Hugging Face folder."""
+    from tests.support.tiny_language_model import save_tiny_llama
+
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-model"))
 
 
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Drawing takes longer than the small runs of tests."""
+    from sae_lens_sparsemax.training.log import TrainingLog
+
     monkeypatch.setattr(TrainingLog, "close", lambda self: None)
     monkeypatch.setattr("sae_lens_sparsemax.compare.runner.write_plots", lambda cfg, points, folder: [])
 
@@ -50,6 +57,11 @@ def without_pictures(monkeypatch):
 @pytest.fixture
 def hooked_transformer(monkeypatch, tiny_model_folder):
     """HookedTransformer loads no local folders, so the name `tiny` gives a random one with the same tokenizer."""
+    import transformer_lens
+    from transformers import AutoTokenizer
+
+    from sae_lens_sparsemax.models import language_models
+
     config = transformer_lens.HookedTransformerConfig(
         n_layers=2, d_model=16, n_ctx=64, d_head=8, n_heads=2, d_vocab=62, act_fn="gelu", seed=0
     )
@@ -63,6 +75,8 @@ def hooked_transformer(monkeypatch, tiny_model_folder):
 @pytest.fixture
 def bert_folder(tmp_path, tiny_model_folder):
     """A random BERT, with the tokenizer of the other models."""
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
     folder = tmp_path / "bert"
     AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(folder)
     config = BertConfig(
@@ -79,11 +93,16 @@ def bert_folder(tmp_path, tiny_model_folder):
 
 @pytest.fixture
 def tiny_clip() -> HookedViT:
+    from sae_lens_sparsemax.models.hooked_vit import HookedViT
+    from tests.support.tiny_vision_models import tiny_model
+
     return HookedViT(tiny_model("clip"))
 
 
 @pytest.fixture
 def pixels() -> torch.Tensor:
+    import torch
+
     return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -96,12 +115,18 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def mini_clip(shared_data) -> HookedViT:
+    from sae_lens_sparsemax.models.hooked_vit import HookedViT
+
     return HookedViT.from_pretrained(str(shared_data / "models" / "mini-clip-cifar10"))
 
 
 @pytest.fixture(scope="session")
 def clip_and_sae(tmp_path_factory):
     """A vision model and an SAE whose concept BRIGHT fires on bright patches and whose concept DEAD never fires."""
+    from sae_lens_sparsemax.models.at_hook import load_sae
+    from sae_lens_sparsemax.models.hooked_vit import HookedViT
+    from tests.support import sites
+
     folder = tmp_path_factory.mktemp("concepts")
     clip, images = sites.save_clip(folder / "clip"), sites.save_images(folder)
     sae = load_sae(str(sites.save_image_sae(folder / "sae", clip, images)))
@@ -111,7 +136,9 @@ def clip_and_sae(tmp_path_factory):
 @pytest.fixture(scope="session")
 def language_model_and_sae(tmp_path_factory):
     from sae_lens_sparsemax.data.quickstart import QUICKSTART
+    from sae_lens_sparsemax.models.at_hook import load_sae
     from sae_lens_sparsemax.models.language_models import load_language_model
+    from tests.support import sites
 
     folder = tmp_path_factory.mktemp("concepts-of-text")
     sae = load_sae(str(sites.save_text_sae(folder / "sae", sites.save_text(folder))))
