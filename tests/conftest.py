@@ -28,13 +28,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported."""
-    if isinstance(collector, pytest.Session):
-        import torch
+def pytest_collectstart() -> None:
+    """Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported.
 
-        if not torch.cuda.is_available():
-            os.environ.setdefault("TRITON_INTERPRET", "1")
+    A seed for a device that is not there would be kept with its caller's stack, which takes a millisecond or two.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None
 
 
 @pytest.fixture(scope="session")

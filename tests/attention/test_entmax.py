@@ -98,8 +98,8 @@ def test_gradients_equal_finite_differences(alpha: float):
     z = torch.randn(2, 7, dtype=torch.float64, requires_grad=True)
     for probabilities in (False, True) if math.isfinite(alpha) and alpha < 20 else (False,):
         assert torch.autograd.gradcheck(lambda z: gate(z, 0.4, probabilities, alpha), z)  # noqa: B023
-        query, keys = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (2, 12))
-        bias = torch.zeros(12, dtype=torch.float64, requires_grad=True)
+        query, keys = (torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in (2, 7))
+        bias = torch.zeros(7, dtype=torch.float64, requires_grad=True)
 
         def context(query, keys, bias):
             return attend(query, keys, keys, bias, gate_scale=0.4, probabilities=probabilities, alpha=alpha).context  # noqa: B023

@@ -206,7 +206,7 @@ def test_it_trains_beside_another_architecture(model, token_dataset, tmp_path):
     assert SAE.load_from_disk(tmp_path / "ours").cfg.metadata.hook_name == HOOK
 
 
-@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+@pytest.mark.parametrize("structure", ["cross_attention", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_synthetic_features_are_recovered(structure, tmp_path):
     cfg = SyntheticSAERunnerConfig(
         synthetic_model=SyntheticModelConfig(num_features=32, hidden_dim=24),

@@ -60,6 +60,7 @@ def test_it_trains_what_the_hosts_runner_trains_and_leaves_the_same_files(tmp_pa
     assert (ours / "training_curves.png").is_file()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     torch.manual_seed(1)
     whole = SyntheticTrainingRunner(config(tmp_path, n_checkpoints=2, eval_frequency=4)).run()
@@ -101,6 +102,7 @@ def test_mistakes_are_named_before_training(changes, message):
         config(**changes)
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(
     "sae",
     [

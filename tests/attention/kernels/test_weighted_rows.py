@@ -33,7 +33,7 @@ def expected(offsets, index, weights, table):
     ],
     ids=["mixed", "short of a segment each", "one hot list", "few", "empty"],
 )
-@pytest.mark.parametrize("width", [1, 20, 300])
+@pytest.mark.parametrize("width", [1, pytest.param(20, marks=pytest.mark.slow), 300])
 def test_lists_of_any_length_are_summed(lengths: list[int], width: int):
     offsets, index, (one, two) = lists(lengths)
     table, other = torch.randn(2, 30, width, dtype=torch.float64, device=DEVICE)
