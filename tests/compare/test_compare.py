@@ -184,7 +184,7 @@ def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, langu
 
 @pytest.mark.usefixtures("without_pictures")
 def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_path, language_model_settings):
-    language_model_settings["n_cross_entropy_tokens"] = 0
+    language_model_settings |= {"n_cross_entropy_tokens": 0, "arms": SYNTHETIC["arms"][1:]}
     table = compare(config_from_yaml(write(tmp_path, language_model_settings), {"max_norm_over_median": 1.05}))
     (folder,) = table.parent.glob("activations/*")
     norms = json.loads((folder / "norms.json").read_text())
@@ -199,7 +199,7 @@ def test_activations_of_outlying_norm_are_left_out_everywhere_and_counted(tmp_pa
 
 @pytest.mark.usefixtures("without_pictures")
 def test_saved_saes_name_the_hook_they_belong_to(tmp_path, language_model_settings):
-    language_model_settings["n_cross_entropy_tokens"] = 0
+    language_model_settings |= {"n_cross_entropy_tokens": 0, "arms": SYNTHETIC["arms"][1:], "seeds": [0]}
     table = compare(config_from_yaml(write(tmp_path, language_model_settings)))
     sae = SAE.load_from_disk(next(iter(sorted(table.parent.glob("runs/BatchTopK*")))))
     assert sae.cfg.architecture() == "jumprelu"
@@ -215,7 +215,7 @@ def test_too_little_text_is_an_error_that_says_how_much_there_is(tmp_path, langu
 
 @pytest.mark.usefixtures("without_pictures")
 def test_command_line_takes_overrides_and_reports_mistakes_in_one_line(tmp_path, capsys):
-    path = write(tmp_path, SYNTHETIC)
+    path = write(tmp_path, {**SYNTHETIC, "arms": SYNTHETIC["arms"][1:]})
     assert main(["compare", str(path), "--steps", "3", "--seeds=[4]"]) == 0
     assert f"Tables and plots: {tmp_path / 'out'}" in capsys.readouterr().out
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -254,7 +254,8 @@ HIERARCHICAL = {
 def test_a_synthetic_model_may_be_a_saved_one(tmp_path):
     made = SyntheticSource(build(CompareConfig, {**SYNTHETIC, "synthetic_model": HIERARCHICAL}))
     made.model.save(tmp_path / "model")
-    path = write(tmp_path, {**SYNTHETIC, "synthetic_model": str(tmp_path / "model"), "steps": 3, "seeds": [0]})
+    changes = {"synthetic_model": str(tmp_path / "model"), "steps": 3, "seeds": [0], "arms": SYNTHETIC["arms"][1:]}
+    path = write(tmp_path, SYNTHETIC | changes)
     loaded = SyntheticSource(config_from_yaml(path))
     assert torch.equal(next(loaded.batches(0)), next(made.batches(0)))
     assert loaded.fingerprint != made.fingerprint

@@ -64,7 +64,7 @@ def texts(chromium: Any, text_pages: Path) -> Iterator[Reader]:
     yield from reader(chromium, text_pages)
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.slow)])
 def phone(chromium: Any, image_pages: Path, request: Any) -> Iterator[Reader]:
     yield from reader(chromium, image_pages, PHONE, request.param)
 
@@ -185,18 +185,13 @@ def test_the_comparison_puts_saes_beside_each_other(images):
     page.wait_for_selector(".sheet a:nth-of-type(3)[aria-current]")
 
 
-def test_pictures_have_a_text_or_are_marked_as_ornaments(images):
-    for name in PAGES:
-        page = images.open(name)
-        assert page.locator("img:not([alt])").count() == 0
-        assert page.locator("svg:not([aria-label]):not([aria-hidden])").count() == 0
-        assert page.locator("h1").count() == 1 and page.title()
-
-
-def test_nothing_is_wider_than_a_phone(phone):
+def test_nothing_is_wider_than_a_phone_and_pictures_have_a_text_or_are_marked_as_ornaments(phone):
     for name in PAGES:
         page = phone.open(name)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], name
+        assert page.locator("img:not([alt])").count() == 0
+        assert page.locator("svg:not([aria-label]):not([aria-hidden])").count() == 0
+        assert page.locator("h1").count() == 1 and page.title()
 
 
 def test_dark_pages_are_dark(chromium, image_pages):
