@@ -22,18 +22,13 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lens_sparsemax.attention import kernels, screening
+from sae_lens_sparsemax.attention import kernels
 from sae_lens_sparsemax.attention.gate import check_gate, gate, support_activations, support_gradient
 from sae_lens_sparsemax.attention.rows import coo, row_offsets, sampled_product, transpose, weighted_rows
+from sae_lens_sparsemax.attention.selection import select, select_over
+from sae_lens_sparsemax.attention.shards import Shard
 from sae_lens_sparsemax.attention.support import Support, select_support
 from sae_lens_sparsemax.attention.traceable import full_precision
-
-# Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
-MIN_BLOCK_ROWS = 512
-# On a GPU a block must be large enough for its product to hide a handful of launches (an estimate, not measured).
-BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**27}
-# Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
-MAX_SPARSE_DENSITY = {"cpu": 0.12, "cuda": 0.01}
 
 
 class Attention(NamedTuple):
@@ -64,6 +59,7 @@ def attend(
     probabilities: bool = False,
     alpha: float = 2.0,
     max_density: float | None = None,
+    shard: Shard | None = None,
 ) -> Attention:
     """Cross-attention of queries over concepts with a sparse gate (the paper's Eq. 3, where that is sparsemax).
 
@@ -76,6 +72,9 @@ def attend(
         probabilities: activations that sum to 1 if true (g·z − τ for sparsemax), else the scores z.
         alpha: α >= 2, see `gate`.
         max_density: share of concepts in the supports above which everything is dense; default by device.
+        shard: where `keys` are a rank's own concepts, and other ranks, which hold the others, call with the same
+            queries. What comes back is of the own concepts, over lists at any density, `context` and `counts` the own
+            summands; only `tau` is of whole rows. All ranks ask for it together, and go backwards together.
 
     Returns:
         See Attention. Differentiable in query, keys, values and bias through `acts` and `context`; the selection
@@ -89,7 +88,10 @@ def attend(
     with full_precision(query):
         query, keys, values, bias = _all_full(query, keys, values, bias)
         shift = None if bias is None else bias.detach()
-        found = select(query.detach(), keys.detach(), shift, gate_scale, alpha, max_density)
+        if shard is not None:
+            found = select_over(shard, query.detach(), keys.detach(), shift, gate_scale, alpha)
+        else:
+            found = select(query.detach(), keys.detach(), shift, gate_scale, alpha, max_density)
         if found is None:
             return _attend_dense(query, keys, values, bias, gate_scale, probabilities, alpha)
         support, score_std = found
@@ -141,59 +143,6 @@ def weigh(acts: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return _SparseWeigh.apply(acts.values(), values, row_offsets(row, len(acts)), col, row)  # type: ignore[no-any-return]
 
 
-def select(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    gate_scale: float = 1.0,
-    alpha: float = 2.0,
-    max_density: float | None = None,
-) -> tuple[Support, torch.Tensor] | None:
-    """Supports of the scores Q Kᵀ + b, block of tokens by block, without gradient.
-
-    Args:
-        query: (N, d), keys: (M, d), bias: (M,) or None, all float32 or all float64.
-        gate_scale: g > 0. alpha: α >= 2, see `gate`.
-        max_density: give up when a block's supports hold a larger share of the concepts; default by device.
-
-    Returns:
-        The supports and the standard deviation of the scores of a sample of tokens, or None if it gave up.
-    """
-    n_tokens, n_concepts = query.shape[0], keys.shape[0]
-    if max_density is None:
-        max_density = MAX_SPARSE_DENSITY.get(query.device.type, MAX_SPARSE_DENSITY["cuda"])
-    block_scores = BLOCK_SCORES.get(query.device.type, BLOCK_SCORES["cuda"])
-    block_rows = min(n_tokens, max(MIN_BLOCK_ROWS, block_scores // n_concepts))
-    screen = screening.screen_for(query, keys, bias)
-    buffer: torch.Tensor | None = None
-    score_std = query.new_zeros(())
-    parts: list[Support] = []
-    start = 0
-    while start < n_tokens:
-        block = query[start : start + (screening.BLOCK_ROWS if screen else block_rows)]
-        scores = part = None
-        if screen is not None:
-            scores = screen.scores(block)
-            part = screen.select(block, 1.0 / gate_scale, alpha)
-        if scores is None or part is None:
-            # What kept one block from being screened holds for its neighbours as a rule.
-            screen = None
-            buffer = query.new_empty(block_rows, n_concepts) if buffer is None else buffer
-            scores = torch.mm(block, keys.T, out=buffer[: len(block)])
-            if bias is not None:
-                scores += bias
-            part = select_support(scores, 1.0 / gate_scale, alpha)
-        if start == 0:
-            score_std = scores[:: max(1, len(block) // 16)].to(query.dtype).std(correction=0)
-        if part.col.numel() > max_density * len(block) * n_concepts:
-            return None
-        parts.append(part)
-        start += len(block)
-    if not parts:
-        return select_support(query.new_empty(0, n_concepts), 1.0 / gate_scale, alpha), score_std
-    return _concatenate(parts), score_std
-
-
 class _SparseAttend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, keys, values, bias, support: Support, probabilities: bool):  # noqa: ARG004
@@ -214,7 +163,7 @@ class _SparseAttend(torch.autograd.Function):
         grad_context = grad_context if values is None else grad_context.contiguous()
         row = support.row
         d_query = d_keys = d_values = d_bias = None
-        centred = ctx.probabilities and support.alpha != 2
+        centred = ctx.probabilities and (support.alpha != 2 or support.shard is not None)
         if values is not None and kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH and not centred:
             from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
 
@@ -282,16 +231,6 @@ def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: b
     return Attention(
         acts, None if values is None else acts @ values, scores, counts, tau, scores[:16].std(correction=0)
     )
-
-
-def _concatenate(parts: list[Support]) -> Support:
-    if len(parts) == 1:
-        return parts[0]
-    crow = [parts[0].crow]
-    for part in parts[1:]:
-        crow.append(part.crow[1:] + crow[-1][-1])
-    col, values, row_max = (torch.cat(columns) for columns in zip(*(part[1:4] for part in parts), strict=True))
-    return Support(torch.cat(crow), col, values, row_max, parts[0].budget, parts[0].alpha)
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ everything below it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -50,11 +51,11 @@ def lower_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alph
     below = torch.sub(scores, row_max).clamp_(min=-torch.finfo(scores.dtype).max)
     # About half of the scores lie above their mean; where a cut there costs too little, supports are dense.
     low = row_max + below.div_(scores.shape[1]).sum(-1, keepdim=True)
-    enough = _terms(torch.sub(scores, low, out=below), beta).sum(-1, keepdim=True) > affordable
+    enough = terms(torch.sub(scores, low, out=below), beta).sum(-1, keepdim=True) > affordable
     high = row_max
     for _ in range(BOUND_CUTS):
         cut = low / 2 + high / 2
-        costs_more = _terms(torch.sub(scores, cut, out=below), beta).sum(-1, keepdim=True) > affordable
+        costs_more = terms(torch.sub(scores, cut, out=below), beta).sum(-1, keepdim=True) > affordable
         low, high = torch.where(costs_more, cut, low), torch.where(costs_more, high, cut)
     return torch.where(enough, low, -torch.inf)
 
@@ -99,7 +100,7 @@ def least_affordable(scores: torch.Tensor, budget: float, beta: float) -> torch.
     for bit in reversed(range(width.bit_length())):
         further = last + 2**bit
         next_level = ranked.gather(-1, further.clamp_max(width - 1))
-        spent = _terms(ranked - next_level, beta).sum(-1, keepdim=True)
+        spent = terms(ranked - next_level, beta).sum(-1, keepdim=True)
         # Padding costs NaN, which is affordable to nobody.
         affordable = (further < width) & (spent < budget)
         last = torch.where(affordable, further, last)
@@ -107,7 +108,14 @@ def least_affordable(scores: torch.Tensor, budget: float, beta: float) -> torch.
     return level
 
 
-def excess(values: torch.Tensor, offsets: torch.Tensor, row: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+def excess(
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    row: torch.Tensor,
+    budget: float,
+    alpha: float,
+    shard: Any = None,
+) -> torch.Tensor:
     """(nnz,) z − τ on given supports, each positive: what `probabilities` are made of.
 
     With z_min the smallest score of a support, z − τ = (z − z_min) + s, and s solves Σ (z_i − z_min + s)^β = b. The
@@ -117,18 +125,26 @@ def excess(values: torch.Tensor, offsets: torch.Tensor, row: torch.Tensor, budge
     Args:
         values: (nnz,) float64 scores of the supports, in row order.
         offsets: (N + 1,) where rows begin. row: (nnz,) their rows. budget: b. alpha: 2 < α < ∞.
+        shard: `shards.Shard` where rows have entries on other ranks too.
     """
     beta = exponent(alpha)
-    above = values - torch.segment_reduce(values, "min", offsets=offsets, initial=torch.inf)[row]
-    left = budget - torch.segment_reduce(above.pow(beta), "sum", offsets=offsets)
-    s = (left.clamp_min(0) / offsets.diff().clamp_min(1)).pow(1 / beta)
+
+    def total(*terms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sums = torch.stack([torch.segment_reduce(each, "sum", offsets=offsets) for each in terms], 1)
+        return (sums if shard is None else shard.total(sums)).unbind(1)
+
+    least = torch.segment_reduce(values, "min", offsets=offsets, initial=torch.inf)
+    least = least if shard is None else -shard.largest(-least)
+    above = values - least[row]
+    spent, counts = total(above.pow(beta), torch.ones_like(above))
+    s = ((budget - spent).clamp_min(0) / counts.clamp_min(1)).pow(1 / beta)
     for _ in range(MAX_NEWTON_STEPS):
         over = above + s[row]
-        missing = budget - torch.segment_reduce(over.pow(beta), "sum", offsets=offsets)
-        slope = torch.segment_reduce(beta * over.pow(beta - 1), "sum", offsets=offsets)
-        step = torch.where(slope.isfinite(), missing / slope, 0)
+        spent, slope = total(over.pow(beta), beta * over.pow(beta - 1))
+        step = torch.where(slope.isfinite(), (budget - spent) / slope, 0)
         s = s + step.clamp_min(0)
-        if not bool((step > 1e-15 * s).any()):
+        goes_on = (step > 1e-15 * s).any()
+        if not bool(goes_on if shard is None else shard.largest(goes_on.double())):
             break
     return above + s[row]
 
@@ -142,7 +158,7 @@ def largest_difference(budget: float, alpha: float) -> float:
     return math.exp(power) * (1 + 1e-9) if power < 700 else math.inf
 
 
-def _terms(below: torch.Tensor, beta: float) -> torch.Tensor:
+def terms(below: torch.Tensor, beta: float) -> torch.Tensor:
     """max(z − t, 0)^β of z − t, where possible in its place.
 
     A difference beyond the largest number costs what that number does.

@@ -34,12 +34,16 @@ def support_gradient(grad: torch.Tensor, support: Support, probabilities: bool) 
     row, counts = support.row, support.counts
     if support.alpha == 2:
         total = torch.zeros(len(counts), dtype=grad.dtype, device=grad.device).index_add_(0, row, grad)
+        if support.shard is not None:
+            total, counts = support.shard.total(torch.stack([total, counts.to(total.dtype)]))
         return (grad - (total / counts)[row]) / support.budget
     beta = entmax.exponent(support.alpha)
     growth = support.above_tau.pow(beta - 1) * (beta / support.budget)
     weighted = torch.segment_reduce(growth * grad, "sum", offsets=support.crow)
-    mean = weighted / torch.segment_reduce(growth, "sum", offsets=support.crow)
-    return (growth * (grad.double() - mean[row])).to(grad.dtype)
+    weights = torch.segment_reduce(growth, "sum", offsets=support.crow)
+    if support.shard is not None:
+        weighted, weights = support.shard.total(torch.stack([weighted, weights]))
+    return (growth * (grad.double() - (weighted / weights)[row])).to(grad.dtype)
 
 
 class _Gate(torch.autograd.Function):

@@ -23,6 +23,7 @@ import torch
 
 from sae_lens_sparsemax.attention import entmax, kernels
 from sae_lens_sparsemax.attention.rows import row_offsets
+from sae_lens_sparsemax.attention.shards import Shard
 
 # Scores per chunk, in rows of fewer than WIDE scores and in wider ones: the maxima of short chunks bound τ tightly and
 # waste little, those of long ones are fewer.
@@ -45,6 +46,8 @@ class Support(NamedTuple):
 
     crow: (N + 1,) int64, where each row's entries begin. col: (nnz,) int64. values: (nnz,) the scores z there, in the
     dtype of the selection. row_max: (N,) float64, the largest score of each row. budget: b. alpha: α.
+    shard: the range of concepts that these are entries of, where other ranks have the others of each row; what concerns
+    whole rows is then asked of all ranks together.
     """
 
     crow: torch.Tensor
@@ -53,6 +56,7 @@ class Support(NamedTuple):
     row_max: torch.Tensor
     budget: float
     alpha: float
+    shard: Shard | None = None
 
     @property
     def above_tau(self) -> torch.Tensor:
@@ -62,21 +66,24 @@ class Support(NamedTuple):
         """
         row, values = self.row, self.values.double()
         if self.alpha != 2:
-            return entmax.excess(values, self.crow, row, self.budget, self.alpha)
+            return entmax.excess(values, self.crow, row, self.budget, self.alpha, self.shard)
         shifted = values - self.row_max[row]
-        tau = (torch.segment_reduce(shifted, "sum", offsets=self.crow) - self.budget) / self.counts
-        return shifted - tau[row]
+        total, counts = torch.segment_reduce(shifted, "sum", offsets=self.crow), self.counts
+        if self.shard is not None:
+            total, counts = self.shard.total(torch.stack([total, counts.double()]))
+        return shifted - ((total - self.budget) / counts)[row]
 
     @property
     def tau(self) -> torch.Tensor:
         """(N,) float64, the thresholds in units of z; for α = ∞ the least selected score."""
         values = self.values.double()
         below = values if math.isinf(self.alpha) else values - self.above_tau
-        return torch.segment_reduce(below, "min", offsets=self.crow, initial=torch.inf)
+        tau = torch.segment_reduce(below, "min", offsets=self.crow, initial=torch.inf)
+        return tau if self.shard is None else -self.shard.largest(-tau)
 
     @property
     def counts(self) -> torch.Tensor:
-        """(N,) int64, the number of concepts that each row selects (its L0)."""
+        """(N,) int64, the number of concepts that each row selects here (its L0, or a shard's part of it)."""
         return self.crow.diff()
 
     @property

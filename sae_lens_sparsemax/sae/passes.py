@@ -20,6 +20,7 @@ import torch
 
 from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, weigh
 from sae_lens_sparsemax.attention.rows import coo, row_offsets, scale_rows
+from sae_lens_sparsemax.attention.shards import Shard
 from sae_lens_sparsemax.attention.traceable import full_precision
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig, SparsemaxTrainingSAEConfig, gate_of
 from sae_lens_sparsemax.sae.encoding import dense_scores, gate_scores
@@ -37,7 +38,8 @@ class Maps(NamedTuple):
 
     project: queries (..., d) to what the keys are multiplied with. keys: (M, d). values: (M, d). bias: (M,) or None.
     write: Σ f·value (..., d) to the reconstruction, less b_dec. W_pass: (looks after the first, d, d) or None.
-    threshold: (M,) what activations must exceed in the end, or None.
+    threshold: (M,) what activations must exceed in the end, or None. shard: where keys, values, bias and threshold are
+    those of a rank's own concepts: M of them, the others on other ranks.
     """
 
     project: Callable[[torch.Tensor], torch.Tensor]
@@ -47,14 +49,17 @@ class Maps(NamedTuple):
     write: Callable[[torch.Tensor], torch.Tensor]
     W_pass: torch.Tensor | None
     threshold: torch.Tensor | None
+    shard: Shard | None = None
 
 
 class Reading(NamedTuple):
-    """What an SAE reads from N inputs.
+    """What an SAE reads from N inputs; over shards, what it reads from the inputs of all ranks at the own concepts.
 
-    acts: (N, M) activations, sparse COO (coalesced) or dense, as supports are. context: (N, d) Σ f·value, or None.
+    acts: (N, M) activations, sparse COO (coalesced) or dense, as supports are. context: (N, d) Σ f·value, or None; of
+    own inputs, over all concepts.
     scores: (N, M) the scores of the first pass on its support (dense: all), without gradient.
-    counts: (N,) concepts per input, each once. pass_counts: (N,) of every pass. tau, score_std: of the first pass.
+    counts: (N,) concepts per input, each once. pass_counts: (N,) of every pass. tau: of the first pass; all ranks ask
+    together. score_std: of the first pass.
     found: (N, M) what every pass found. selected: (N, M) acts before what is weak was dropped.
     """
 
@@ -107,24 +112,28 @@ def read(
         if context is not None:
             query, factor = _further_query(sae_in, context, maps, cfg, look)
         values = maps.values if needs_last or look < n_looks - 1 else None
-        attention = attend(query, maps.keys, values, maps.bias, **gate, **limits)
+        query, factor = _everyones(query, factor, maps.shard)
+        attention = attend(query, maps.keys, values, maps.bias, shard=maps.shard, **gate, **limits)
         first = first or attention
         found.append(_without_explained(scale_rows(attention.acts, factor), factor))
         if attention.context is not None:
-            context = attention.context * factor + (0 if context is None else context)
+            context = _own(attention.context * factor, maps.shard) + (0 if context is None else context)
     assert first is not None
     acts = found[0] if len(found) == 1 else _sum(found)
     for look in range(cfg.passes, n_looks):
         assert context is not None
         query, factor = _further_query(sae_in, context, maps, cfg, look)
         values = maps.values if needs_last or look < n_looks - 1 else None
+        query, factor = _everyones(query, factor, maps.shard)
         acts, added = _refine(acts, query, factor, maps, values)
-        context = None if added is None else context + added
+        context = None if added is None else context + _own(added, maps.shard)
     selected, acts = acts, above(acts, maps.threshold)
     if with_context and maps.threshold is not None:
-        context = weigh(acts, maps.values)
+        context = _own(weigh(acts, maps.values), maps.shard)
     pass_counts = [_counts(each) for each in found]
     counts = pass_counts[0] if acts is found[0] else _counts(acts)
+    if maps.shard is not None:
+        counts, *pass_counts = maps.shard.total(torch.stack([counts, *pass_counts]))
     return Reading(acts, found, selected, context, first.scores, counts, pass_counts, first.tau, first.score_std)
 
 
@@ -232,6 +241,19 @@ def _further_query(
         return maps.project(query @ maps.W_pass[look - 1].to(query.dtype)), factor
 
 
+def _everyones(query: torch.Tensor, factor: torch.Tensor, shard: Shard | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and factors of all ranks, as each scores them against its own concepts."""
+    if shard is None:
+        return query, factor
+    both = shard.gather(torch.cat([query, factor], -1))
+    return both[:, :-1].contiguous(), both[:, -1:]
+
+
+def _own(context: torch.Tensor, shard: Shard | None) -> torch.Tensor:
+    """What all ranks together give for own inputs, of each one's (N, d) summand for everybody's."""
+    return context if shard is None else shard.scatter(context)
+
+
 def _refine(
     acts: torch.Tensor, query: torch.Tensor, factor: torch.Tensor, maps: Maps, values: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -267,7 +289,7 @@ def _sum(found: list[torch.Tensor]) -> torch.Tensor:
     place = torch.cat([each.indices()[0] * n_concepts + each.indices()[1] for each in found])
     place, where = place.unique(return_inverse=True)
     values = torch.cat([each.values() for each in found])
-    row = place // n_concepts
+    row = place // max(1, n_concepts)
     summed = values.new_zeros(len(place)).index_add(0, where, values)
     return coo(torch.stack([row, place - row * n_concepts]), summed, (n_rows, n_concepts))
 

@@ -6,6 +6,8 @@ running mean over batches; an SAE for inference holds the product. No concept di
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
@@ -20,18 +22,19 @@ def mean_activations(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device
 
 
 @torch.no_grad()
-def follow_mean(mean: torch.Tensor, acts: torch.Tensor) -> None:
+def follow_mean(mean: torch.Tensor, acts: torch.Tensor, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Move (M,) means of positive activations, in place, towards those of a batch, (N, M) sparse COO or dense.
 
-    The first mean of a concept is taken as it is; concepts without an activation keep theirs.
+    The first mean of a concept is taken as it is; concepts without an activation keep theirs. `total` adds up
+    over ranks that hold the same concepts.
     """
     acts = acts if acts.is_sparse else acts.reshape(-1, len(mean)).to_sparse()
     col, values = acts.indices()[1], acts.values()
     positive = values > 0
     col, values = col[positive], values[positive]
-    count = torch.bincount(col, minlength=len(mean))
+    count = total(torch.bincount(col, minlength=len(mean)))
     # Sums of half-precision numbers would stand still; what comes out is rounded once.
     wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
-    batch = torch.zeros_like(wide).index_add_(0, col, values.to(wide.dtype)) / count.clamp_min(1)
+    batch = total(torch.zeros_like(wide).index_add_(0, col, values.to(wide.dtype))) / count.clamp_min(1)
     moved = torch.where(wide > 0, wide + _RATE * (batch - wide), batch)
     mean.copy_(torch.where(count > 0, moved, wide))

@@ -19,12 +19,14 @@ from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.dictionaries import build_dictionary
 from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_decode, rounded
 from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
+from sae_lens_sparsemax.sae.losses import l1_penalty, reconstruction_loss
 from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm, wide
+from sae_lens_sparsemax.sae.sharding import OverRanks, local
 from sae_lens_sparsemax.sae.thresholds import follow_mean, mean_activations
 from sae_lens_sparsemax.sae.weights import prepare_for_training, saved_gate_scale
 
 
-class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
+class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
     """The cross-attention sparsemax SAE in training (the paper's Eq. 3, and its variants).
 
     Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q`, and `b_dec`; or
@@ -143,7 +145,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         check_finite(x, self.cfg.metadata.hook_name, step)
         self._initialise_b_dec(x)
         try:
-            output = self._forward_pass(x, step_input)
+            output = self.over_ranks(self._forward_pass, x, step_input)
         except UnrankableScores as error:
             problem = str(error)
         else:
@@ -163,19 +165,21 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             sae_out = self._finish(found.context.to(self.dtype))
             l0, tau, score_std, pass_counts = found.counts, found.tau, found.score_std, found.pass_counts
         else:
+            self.refuse_whole_rows()
             selected, hidden_pre = self._select_observed(x)
             feature_acts = self._drop_weak(selected)
             sae_out = self.decode(feature_acts)
             l0, tau, pass_counts = feature_acts.count_nonzero(-1).flatten(), None, []
             score_std = hidden_pre.detach()[:16].std(correction=0)
+        l0, *pass_counts = self.everyones([l0, *pass_counts])
         metrics = {**batch_metrics(l0, tau, score_std, pass_counts), "gate_scale": self.gate_scale}
-        losses = {"mse_loss": self._reconstruction_loss(sae_out, x)}
+        losses = {"mse_loss": reconstruction_loss(self.mse_loss_fn(sae_out, x.to(sae_out.dtype)), x, self.cfg)}
         losses.update(self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out))
-        has_lists = self.cfg.gate == "sparsemax" and self.cfg.activations == "scores"
+        has_lists = (self.cfg.gate, self.cfg.activations) == ("sparsemax", "scores") or self.concept_shard is not None
         if has_lists != feature_acts.is_sparse:
             feature_acts = feature_acts.to_sparse() if has_lists else feature_acts.to_dense()
         if self.mean_acts is not None and self.training:
-            follow_mean(self.mean_acts, selected)
+            follow_mean(self.mean_acts, selected, self.total_over_data)
         if self.cfg.target_l0 is not None and self.training:
             mean_l0 = l0.sum().item() / max(1, l0.numel())
             self.gate_scale = next_gate_scale(self.gate_scale, mean_l0, self.cfg.target_l0, self.cfg.target_l0_rate)
@@ -200,12 +204,13 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         """The L1 penalty Σ_i |f_i|·‖W_dec,i‖, mean over tokens, if there is a coefficient for it."""
         if not self.cfg.l1_coefficient:
             return {}
-        magnitudes = feature_acts.abs() @ self.W_dec.norm(dim=-1)
-        return {"l1_loss": step_input.coefficients["l1"] * magnitudes.mean()}
+        penalty = l1_penalty(feature_acts, self.W_dec, sae_out)
+        return {"l1_loss": step_input.coefficients["l1"] * penalty}
 
     def _maps(self) -> passes.Maps:
         own, threshold = self.dictionary, self._threshold()
-        return passes.Maps(self._project, own.keys, own.values, own.bias, own.project_context, self.W_pass, threshold)
+        write, W_pass = own.project_context, self.W_pass
+        return passes.Maps(self._project, own.keys, own.values, own.bias, write, W_pass, threshold, self.concept_shard)
 
     def _threshold(self) -> torch.Tensor | None:
         return None if self.mean_acts is None else self.cfg.activation_floor * self.mean_acts
@@ -237,19 +242,12 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
         sae_out = self.hook_sae_recons(self.dictionary.project_context(context) + self.b_dec)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
 
-    def _reconstruction_loss(self, sae_out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        per_token = self.mse_loss_fn(sae_out, x.to(sae_out.dtype)).float().sum(-1)
-        if self.cfg.loss_weighting == "inverse_norm":
-            norm = torch.linalg.vector_norm(x.float(), dim=-1)
-            per_token = torch.where(norm > 0, per_token / norm.clamp_min(torch.finfo(norm.dtype).tiny), per_token)
-        return per_token.mean()
-
     @torch.no_grad()
     def _initialise_b_dec(self, x: torch.Tensor) -> None:
         if not self.b_dec_is_initialised:
             # b_dec lives where the SAE computes, which layer_norm moves away from x.
             x = self.run_time_activation_norm_fn_in(x)
-            self.b_dec.copy_(x.reshape(-1, x.shape[-1]).double().mean(0))
+            local(self.b_dec).copy_(self.mean_over_ranks(x.reshape(-1, x.shape[-1]).double().mean(0)))
             self.b_dec_is_initialised.fill_(True)
 
     def _can_run_sparse(self, x: torch.Tensor) -> bool:
@@ -290,6 +288,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """Take raw activations x in place of scaling_factor · x, exactly: the supports do not change."""
+        self.unshard()
         folding.fold_scaling(self.dictionary, self.b_dec, scaling_factor, self.cfg.unit_norm_query)
         folding.fold_threshold_scaling(self.mean_acts, scaling_factor, self.cfg.unit_norm_query)
         self.cfg.normalize_activations = "none"
@@ -304,6 +303,7 @@ class SparsemaxTrainingSAE(TrainingSAE[SparsemaxTrainingSAEConfig]):
             NotImplementedError: unit-norm queries, which the config refuses beforehand.
         """
         folding.refuse_whitened_norm(self.cfg.unit_norm_query)
+        self.unshard()
         subtracted = self.cfg.apply_b_dec_to_input
         folding.fold_whitening(self.dictionary, self.b_dec, mean, whitening_matrix, unwhitening_matrix, subtracted)
         folding.fold_pass_maps(self.turns, whitening_matrix, unwhitening_matrix)

@@ -5,14 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.attention import cross_attention
-from sae_lens_sparsemax.attention.cross_attention import attend, select
+from sae_lens_sparsemax.attention import selection
+from sae_lens_sparsemax.attention.cross_attention import attend
+from sae_lens_sparsemax.attention.selection import select
 
 
 @pytest.fixture(autouse=True)
 def always_lists(monkeypatch):
     """Small examples have dense supports; let them take the sparse path all the same."""
-    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+    monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 1.0)
 
 
 def plain(query, keys, values, bias, gate_scale, probabilities):
@@ -46,7 +47,7 @@ def example(n=11, m=90, d=6, shared=True, with_bias=True, seed=0):
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("density", [1.0, 0.0])
 def test_outputs_and_gradients_equal_the_plain_formulation(probabilities, shared, with_bias, density, monkeypatch):
-    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
+    monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", density)
     query, keys, values, bias = example(shared=shared, with_bias=with_bias)
     leaves = [t for t in (query, keys, None if shared else values, bias) if t is not None]
     acts_weight, context_weight = torch.randn(11, 90, dtype=torch.float64), torch.randn(11, 6, dtype=torch.float64)
@@ -97,8 +98,8 @@ def test_any_shape_equals_the_plain_formulation(n, m, d, shared, probabilities, 
 def test_blocks_of_tokens_change_nothing(monkeypatch):
     query, keys, _, bias = example(n=50, m=200)
     whole = select(query.detach(), keys.detach(), bias.detach(), max_density=1.0)
-    monkeypatch.setattr(cross_attention, "MIN_BLOCK_ROWS", 7)
-    monkeypatch.setitem(cross_attention.BLOCK_SCORES, "cpu", 1)
+    monkeypatch.setattr(selection, "MIN_BLOCK_ROWS", 7)
+    monkeypatch.setitem(selection.BLOCK_SCORES, "cpu", 1)
     blocks = select(query.detach(), keys.detach(), bias.detach(), max_density=1.0)
     for one, many in zip(whole[0], blocks[0], strict=True):
         # A product of fewer rows may be rounded otherwise in the last place: some BLAS kernels depend on the shape.
@@ -107,7 +108,7 @@ def test_blocks_of_tokens_change_nothing(monkeypatch):
 
 def test_dense_supports_are_handed_to_matrix_products(monkeypatch):
     query, keys, values, _ = example(n=20, m=300, with_bias=False)
-    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 0.06)
+    monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 0.06)
     assert not attend(1e-4 * query, keys, values).acts.is_sparse
     assert attend(10 * query, keys, values).acts.is_sparse
 
@@ -125,9 +126,9 @@ def test_dense_and_sparse_report_the_same_thresholds(monkeypatch):
     query, keys, values, bias = example()
     for probabilities in (True, False):
         sparse = attend(query, keys, values, bias, gate_scale=2.0, probabilities=probabilities)
-        monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 0.0)
+        monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 0.0)
         plain_products = attend(query, keys, values, bias, gate_scale=2.0, probabilities=probabilities)
-        monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+        monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 1.0)
         torch.testing.assert_close(sparse.tau(), plain_products.tau())
         assert torch.equal(sparse.counts, plain_products.counts)
 

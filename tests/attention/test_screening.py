@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens_sparsemax.attention import screening
-from sae_lens_sparsemax.attention.cross_attention import attend, select
+from sae_lens_sparsemax.attention.cross_attention import attend
 from sae_lens_sparsemax.attention.rows import sampled_product
+from sae_lens_sparsemax.attention.selection import select
 from sae_lens_sparsemax.attention.support import UnrankableScores, select_support
 from tests.attention.test_entmax import support_by_definition
 from tests.attention.test_support import DISTRIBUTIONS

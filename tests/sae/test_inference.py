@@ -8,7 +8,7 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxSAEConfig, sparsemax
-from sae_lens_sparsemax.attention import cross_attention
+from sae_lens_sparsemax.attention import selection
 from sae_lens_sparsemax.sae import encoding
 from tests.support.small_sae import D_IN, D_SAE, inputs, small_sae
 
@@ -59,7 +59,7 @@ def test_forward_is_decode_after_encode_and_decode_is_linear(settings, shape, mo
     with torch.no_grad():
         for density in (0.0, 1.0):  # plain products, and lists
             monkeypatch.setattr(encoding, "MAX_LIST_DENSITY", density)
-            monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
+            monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", density)
             torch.testing.assert_close(sae(x), expected, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(sae(x), expected, rtol=1e-9, atol=1e-9)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.attention import cross_attention
+from sae_lens_sparsemax.attention import selection
 from tests.support.small_sae import D_SAE, dense, inputs, small_sae, step_input
 
 INFINITE = float("inf")
@@ -73,7 +73,7 @@ def test_every_way_to_encode_is_the_definition(
         torch.testing.assert_close(sae.encode(x), expected, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(sae.encode_with_hidden_pre(x)[0], expected, rtol=1e-9, atol=1e-11)
     for density in (0.0, 1.0):
-        monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
+        monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", density)
         output = sae.training_forward_pass(step_input(x))
         torch.testing.assert_close(dense(output.feature_acts).detach(), expected, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(output.sae_out, sae.decode(expected), rtol=1e-9, atol=1e-11)
@@ -94,7 +94,7 @@ class TrainingStep(nn.Module):
 @pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_gradients_are_those_of_finite_differences(structure, density, monkeypatch):
-    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", density)
+    monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", density)
     sae = small_sae(
         dtype="float64", structure=structure, passes=2, refinements=1, alpha=3.0, d_sae=24, activation_floor=0.3
     ).eval()
@@ -111,7 +111,7 @@ def test_gradients_are_those_of_finite_differences(structure, density, monkeypat
 
 
 def test_a_concept_found_twice_counts_once(monkeypatch):
-    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+    monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 1.0)
     sae = small_sae(passes=3, alpha=INFINITE, gate_scale=1 / 6, target_l0=20.0, target_l0_rate=0.5)
     output = sae.training_forward_pass(step_input(inputs()))
     counts = dense(output.feature_acts).count_nonzero(-1).float()
@@ -121,7 +121,7 @@ def test_a_concept_found_twice_counts_once(monkeypatch):
 
 
 def test_thresholds_follow_the_means_of_activations_before_anything_is_dropped(monkeypatch):
-    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+    monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 1.0)
     kept = small_sae(dtype="float64", passes=2)
     sae = small_sae(dtype="float64", passes=2, activation_floor=0.6)
     hooked = small_sae(dtype="float64", passes=2, activation_floor=0.6)

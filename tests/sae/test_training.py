@@ -7,7 +7,7 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax import PRESETS, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.attention import cross_attention
+from sae_lens_sparsemax.attention import selection
 from tests.support.small_sae import D_IN, D_SAE, dense, inputs, small_sae, step_input
 
 VARIANTS = [
@@ -30,7 +30,7 @@ VARIANTS = [
 
 @pytest.fixture
 def always_lists(monkeypatch):
-    monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, "cpu", 1.0)
+    monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 1.0)
 
 
 def gradients(sae, output):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_lens_sparsemax.attention import cross_attention, kernels, rows
+from sae_lens_sparsemax.attention import cross_attention, kernels, rows, selection
 from sae_lens_sparsemax.attention.cross_attention import attend
 from tests.attention.test_cross_attention import dense, example, plain
 
@@ -22,7 +22,7 @@ def always_kernels(monkeypatch):
     monkeypatch.setattr(rows, "embedding_bag", refuse)
     monkeypatch.setattr(cross_attention, "sampled_product", refuse)
     for device in ("cpu", "cuda"):
-        monkeypatch.setitem(cross_attention.MAX_SPARSE_DENSITY, device, 1.0)
+        monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, device, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""Training over a mesh of ranks: the weights, gate and statistics of one process."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from torch.distributed.device_mesh import init_device_mesh
+
+from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.attention import selection
+from tests.support.ranks import on_ranks
+from tests.support.small_sae import step_input
+
+WIDTH, N_CONCEPTS, BATCH, STEPS = 12, 101, 48, 30
+VARIANTS = {
+    "default": {},
+    "sparsemax": {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0},
+    "top k": {"alpha": float("inf"), "gate_scale": 0.1},
+    "three passes": {"passes": 3, "activation_floor": 0.0},
+    "mlp": {"structure": "mlp", "query_projection": False, "apply_b_dec_to_input": False},
+    "probabilities": {"activations": "probabilities", "target_l0": None, "l1_coefficient": 0.1},
+    "raw queries": {"unit_norm_query": False, "loss_weighting": "inverse_norm"},
+}
+MESHES = {"2x1": (2, 1), "1x2": (1, 2), "2x2": (2, 2), "1x3": (1, 3), "1x4": (1, 4)}
+
+
+def batches():
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(150, WIDTH, generator=draw, dtype=torch.float64)
+    while True:
+        active = torch.rand(BATCH, 150, generator=draw, dtype=torch.float64)
+        yield torch.where(active < 0.03, 30 * active, 0) @ features + 0.3
+
+
+def new_sae(variant: str) -> SparsemaxTrainingSAE:
+    settings = {"d_in": WIDTH, "d_sae": N_CONCEPTS, "dtype": "float64", "target_l0": 6.0, "target_l0_rate": 0.1}
+    torch.manual_seed(0)
+    return SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(**settings | VARIANTS[variant]))
+
+
+def trainer_of(sae: SparsemaxTrainingSAE, size: int) -> SAETrainer:
+    cfg = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=BATCH * STEPS,
+        device="cpu",
+        autocast=False,
+        lr=3e-3,
+        lr_end=3e-4,
+        lr_scheduler_name="cosineannealing",
+        lr_warm_up_steps=5,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        lr_decay_steps=0,
+        n_restart_cycles=1,
+        train_batch_size_samples=BATCH,
+        dead_feature_window=5,
+        feature_sampling_window=1000,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    rank = dist.get_rank() if size > 1 else 0
+    own = (batch[rank * BATCH // size :][: BATCH // size] for batch in batches())
+    trainer = SAETrainer(cfg=cfg, sae=sae, data_provider=own)
+    for group in trainer.optimizer.param_groups:
+        group["fused"], group["foreach"] = True, False
+    return trainer
+
+
+def advance(trainer: SAETrainer) -> list:
+    outputs = []
+    for _ in range(STEPS):
+        output = trainer.step(next(trainer.data_provider))
+        trainer.n_training_steps += 1
+        outputs.append(replace(output, sae_in=output.sae_in.detach(), sae_out=output.sae_out.detach()))
+    return outputs
+
+
+def train_like_one_process(shape: tuple[int, int], variants: list[str]) -> None:
+    selection.MAX_SPARSE_DENSITY["cpu"] = 1.0
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "concepts"))
+    for variant in variants:
+        one, many = trainer_of(new_sae(variant), 1), trainer_of(new_sae(variant), dist.get_world_size())
+        many.sae.shard(mesh)
+        many = trainer_of(many.sae, dist.get_world_size())  # whose optimizer has the sharded parameters
+        expected, found = advance(one), advance(many)
+        for step, (of_one, of_many) in enumerate(zip(expected, found, strict=True)):
+            where = f"{variant}, step {step}"
+            torch.testing.assert_close(of_many.loss, of_one.loss, rtol=1e-6, atol=1e-6, msg=where)
+            for name in ("l0_p5", "l0_p95"):
+                assert of_many.metrics[name]() == of_one.metrics[name](), where
+        assert many.sae.gate_scale == pytest.approx(one.sae.gate_scale, rel=1e-12)
+        whole = many.sae.whole()
+        weights = one.sae.state_dict()
+        for name, tensor in whole.state_dict().items():
+            torch.testing.assert_close(tensor, weights[name], rtol=1e-9, atol=1e-10, msg=f"{variant}: {name}")
+        fired, since = many.act_freq_scores.clone(), many.n_forward_passes_since_fired.clone()
+        dist.all_reduce(fired)
+        dist.all_reduce(since, dist.ReduceOp.MIN)
+        assert torch.equal(fired, one.act_freq_scores), variant
+        assert torch.equal(since, one.n_forward_passes_since_fired), variant
+        x = next(batches())
+        with torch.no_grad():
+            torch.testing.assert_close(whole.eval()(x), one.sae.eval()(x), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("mesh", ["2x2"])
+def test_thirty_steps_end_with_the_weights_of_one_process(mesh):
+    shape = MESHES[mesh]
+    on_ranks(shape[0] * shape[1], train_like_one_process, shape, ["default", "mlp"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_thirty_steps_of_every_variant_end_with_the_weights_of_one_process(mesh):
+    shape = MESHES[mesh]
+    on_ranks(shape[0] * shape[1], train_like_one_process, shape, list(VARIANTS))
+
+
+def refusals() -> list[str]:
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "concepts"))
+    errors = []
+    relu = SparsemaxTrainingSAEConfig(d_in=4, d_sae=8, gate="relu", target_l0=None)
+    for cause in ("gate", "hook"):
+        sae = SparsemaxTrainingSAE(relu if cause == "gate" else SparsemaxTrainingSAEConfig(d_in=4, d_sae=8))
+        try:
+            sae.shard(mesh)
+            sae.hook_sae_acts_post.add_hook(lambda acts, hook: acts)
+            sae.training_forward_pass(step_input(torch.randn(6, 4)))
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
+def test_what_needs_whole_rows_of_scores_is_refused_by_name():
+    for gate, hook in on_ranks(2, refusals):
+        assert gate.startswith("gate must be 'sparsemax'") and hook.startswith("hooks on activations must be removed")
