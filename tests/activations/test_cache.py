@@ -31,6 +31,8 @@ from tests.support.places import REPOSITORY
 from tests.support.tiny_images import gray_levels
 from tests.support.tiny_training import config, make_files
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SHARD_BYTES = 8 * 5 * 32 * 4  # eight images of five tokens, 32 wide, in float32
 
 

@@ -13,6 +13,8 @@ from sae_lens_sparsemax.training.checkpoints import CHECKSUMS_FILENAME, newest_c
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig
 from sae_lens_sparsemax.training.synthetic_runner import SyntheticTrainingRunner
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SAE_FIELDS = {"d_in": 0, "d_sae": 16, "k": 2}
 
 

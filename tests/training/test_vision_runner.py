@@ -160,6 +160,7 @@ def test_the_output_says_how_to_use_the_sae(folder, tmp_path):
     assert last["details/n_bad_images"] == 0
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_configuration_survives_json(folder, tmp_path):
     output = tmp_path / "output"
     cfg = config(folder, "batchtopk", output_path=str(output))
@@ -205,6 +206,7 @@ def test_training_images_are_refused_for_evaluation(folder):
         config(folder, eval_dataset_path=str(folder / "images.parquet"), eval_dataset_split="train")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_broken_images_are_reported_and_nothing_is_lost(folder, tmp_path, caplog):
     images = gray_levels(200).cast_column("image", datasets.Image(decode=False))
     broken = images.map(
@@ -218,6 +220,7 @@ def test_broken_images_are_reported_and_nothing_is_lost(folder, tmp_path, caplog
     assert runner.activations_store.n_bad_inputs >= 1
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_evaluation_during_training_goes_to_a_file(folder, tmp_path):
     cfg = config(folder, eval_every_n_steps=10, eval_n_images=6, output_path=str(tmp_path))
     VisionSAETrainingRunner(cfg, override_eval_dataset=gray_levels(9)).run()
@@ -242,6 +245,7 @@ def test_final_weights_are_those_of_the_final_checkpoint(folder, tmp_path):
 
 @pytest.mark.parametrize("renamed", [("picture", "kind"), ("image", "label")])
 @pytest.mark.parametrize("splits", [("train", "test"), ("train",)])
+@pytest.mark.usefixtures("without_pictures")
 def test_a_recipe_finds_its_way_in_other_images(folder, tmp_path, renamed, splits, caplog):
     image, label = renamed
     for split in splits:
