@@ -8,6 +8,8 @@ import torch.distributed as dist
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.attention import selection
@@ -138,3 +140,45 @@ def refusals() -> list[str]:
 def test_what_needs_whole_rows_of_scores_is_refused_by_name():
     for gate, hook in on_ranks(2, refusals):
         assert gate.startswith("gate must be 'sparsemax'") and hook.startswith("hooks on activations must be removed")
+
+
+class Traffic(TorchDispatchMode):
+    """Collects the collectives in a block: their names, and the numbers in each tensor they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
+            sizes = [leaf.numel() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+            self.calls.append((func.__name__.split(".")[0], max(sizes)))
+        return func(*args, **kwargs or {})
+
+
+def collectives_of_a_step(settings: dict) -> list[tuple[str, int]]:
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "concepts"))
+    torch.manual_seed(0)
+    sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=WIDTH, d_sae=9001, target_l0=6.0, **settings))
+    sae.shard(mesh)
+    own = next(batches()).float().chunk(2)[dist.get_rank()]
+    sae.training_forward_pass(step_input(own)).loss.backward()
+    with Traffic() as traffic:
+        sae.training_forward_pass(step_input(own)).loss.backward()
+    return traffic.calls
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_tokens_travel_and_concepts_do_not(passes):
+    """Nothing of the size of the dictionary crosses ranks that share it; of a token, queries, contexts and sums."""
+    settings = {"passes": passes, "refinements": 0, "activation_floor": 0.0}
+    of_ranks = on_ranks(2, collectives_of_a_step, settings)
+    assert of_ranks[0] == of_ranks[1]
+    calls = of_ranks[0]
+    assert max(size for _, size in calls) <= BATCH * (WIDTH + 1) < 9001
+    gathers = [size for name, size in calls if "gather" in name]
+    scatters = [size for name, size in calls if "scatter" in name]
+    # Forwards the queries with their norms and the contexts of each pass; backwards the same the other way.
+    assert sorted(gathers) == sorted(scatters) == sorted(passes * [BATCH * WIDTH, BATCH * (WIDTH + 1)])
+    rounds = [size for name, size in calls if "allreduce" in name and size == 7 * BATCH]
+    assert passes <= len(rounds) <= 12 * passes
