@@ -19,6 +19,9 @@ Every key of the file can be replaced on the command line by its dotted name:
 
   sparsemax-sae train quickstart --help          all keys of that training, with what they mean
   sparsemax-sae train quickstart --dry_run       what they would be, trained nothing
+  torchrun --nproc-per-node 8 -m sae_lens_sparsemax train config.yaml --parallel.concepts 8
+                                                 one SAE on eight devices; with --dry_run (and without torchrun) an
+                                                 estimate of memory, messages and time
 
 Keys are the fields of SAELens's runner configs; 'sae:' holds the fields of the architecture's training config,
 'logger:' those of LoggingConfig. 'runner: vision' trains on images, 'runner: synthetic' on SAELens's synthetic data,
@@ -35,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="YAML file, or the name of a recipe (see 'sparsemax-sae recipes')")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint of this output")
     parser.add_argument("--overwrite", action="store_true", help="replace the SAE and checkpoints of an earlier run")
-    parser.add_argument("--dry_run", action="store_true", help="check the file and print the complete configuration")
+    dry_run = "check the file and print the complete configuration, and for several processes what each needs"
+    parser.add_argument("--dry_run", action="store_true", help=dry_run)
 
 
 def settings(words: Sequence[str]) -> list[Group]:

@@ -88,6 +88,12 @@ class ReconstructionAccumulator:
         self.l0.add(chunk.acts.l0())
         self.ever_active |= chunk.acts.concept_counts().cpu() > 0
 
+    def merge(self, other: "ReconstructionAccumulator") -> None:
+        """Add all that was added to another of these."""
+        for name in ("squared_error", "squared_norm", "cosine", "fvu_per_sample", "variance", "l0"):
+            getattr(self, name).merge(getattr(other, name))
+        self.ever_active |= other.ever_active
+
     def result(self) -> ReconstructionMetrics:
         """The metrics of everything added; raises `ValueError` if that is nothing."""
         n = self.squared_error.count
@@ -111,6 +117,14 @@ class ReconstructionAccumulator:
             zero_fraction=1 - self.l0.mean() / self.d_sae,
             dead_fraction=1 - self.ever_active.double().mean().item(),
         )
+
+
+def merged(parts: list[ReconstructionAccumulator]) -> ReconstructionAccumulator:
+    """Of everything that was added to the parts."""
+    whole = ReconstructionAccumulator(parts[0].d_sae)
+    for part in parts:
+        whole.merge(part)
+    return whole
 
 
 def evaluate_reconstruction(

@@ -15,6 +15,11 @@ class RunningMean:
         self.sum += values.double().sum().item()
         self.count += values.numel()
 
+    def merge(self, other: "RunningMean") -> None:
+        """Add all that was added to another."""
+        self.sum += other.sum
+        self.count += other.count
+
     def mean(self) -> float:
         """The mean; NaN if nothing was added."""
         return self.sum / self.count if self.count else float("nan")
@@ -38,14 +43,22 @@ class TotalVariance:
             return
         x = x.double()
         batch_mean = x.mean(0)
-        self.sum_of_squares += (x - batch_mean).pow(2).sum().item()
+        self._merge(len(x), batch_mean.cpu(), (x - batch_mean).pow(2).sum().item())
+
+    def merge(self, other: "TotalVariance") -> None:
+        """Add all that was added to another."""
+        if other.mean is not None:
+            self._merge(other.count, other.mean, other.sum_of_squares)
+
+    def _merge(self, count: int, mean: torch.Tensor, sum_of_squares: float) -> None:
+        self.sum_of_squares += sum_of_squares
         if self.mean is None:
-            self.mean, self.count = batch_mean, len(x)
+            self.mean, self.count = mean, count
             return
-        total = self.count + len(x)
-        delta = batch_mean - self.mean
-        self.sum_of_squares += delta.pow(2).sum().item() * self.count * len(x) / total
-        self.mean = self.mean + delta * (len(x) / total)
+        total = self.count + count
+        delta = mean - self.mean
+        self.sum_of_squares += delta.pow(2).sum().item() * self.count * count / total
+        self.mean = self.mean + delta * (count / total)
         self.count = total
 
 
@@ -60,6 +73,12 @@ class CountDistribution:
         new = torch.bincount(values.reshape(-1).cpu(), minlength=len(self.counts))
         new[: len(self.counts)] += self.counts
         self.counts = new
+
+    def merge(self, other: "CountDistribution") -> None:
+        """Add all that was added to another."""
+        size = max(len(self.counts), len(other.counts))
+        both = [torch.nn.functional.pad(each.counts, (0, size - len(each.counts))) for each in (self, other)]
+        self.counts = both[0] + both[1]
 
     @property
     def n(self) -> int:

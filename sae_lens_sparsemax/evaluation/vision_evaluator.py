@@ -1,6 +1,6 @@
 """What an SAE keeps of a vision model, measured on held-out images with its reconstruction in the model's place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from sae_lens_sparsemax.data.images import class_names_of
 from sae_lens_sparsemax.data.labelled_images import LabelledImages
 from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
 from sae_lens_sparsemax.evaluation.concept_counts import check_labels
-from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
+from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, merged
 from sae_lens_sparsemax.models.encoding import EncodedChunk, evaluation_mode, paused, sparse_acts, unscaled
 from sae_lens_sparsemax.models.splice import Edit
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
@@ -25,6 +25,8 @@ class VisionEvaluator:
         pixels: what to evaluate on, batch by batch, each `(images, channel, height, width)`; held in memory.
         prototypes: `(n_classes, d_embed)` text embeddings of the classes; None leaves out classification.
         labels: `(n_images,)` class numbers, needed with prototypes; images of class -1 are not classified.
+        part: which of how many parts of the batches to run through the model here, (0, 1) for all.
+        gather: gives what the processes with the other parts have beside one's own, in the order of the parts.
 
     Raises:
         ValueError: prototypes without labels.
@@ -36,10 +38,14 @@ class VisionEvaluator:
         pixels: Sequence[torch.Tensor],
         prototypes: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        *,
+        part: tuple[int, int] = (0, 1),
+        gather: Callable[[Any], list[Any]] = lambda own: [own],
     ):
         if prototypes is not None and labels is None:
             raise ValueError("Zero-shot accuracy needs the labels of the images.")
-        self.at_hook, self.pixels, self.prototypes, self.labels = at_hook, pixels, prototypes, labels
+        self.at_hook, self.prototypes, self.labels = at_hook, prototypes, labels
+        self.pixels, self.n_batches, self.gather = pixels[part[0] :: part[1]], len(pixels), gather
         self._plain: dict[str, float] | None = None
 
     @torch.no_grad()
@@ -74,7 +80,7 @@ class VisionEvaluator:
                 embeds = self._embeds(reconstruct_and_measure)
             if self.prototypes is not None and self._plain is None:
                 self._plain = self._classification(self._embeds(None))
-        result = measured.result()
+        result = merged(self.gather(measured)).result()
         metrics = {"explained_variance": result.explained_variance, "l0": result.l0}
         if self._plain is not None:
             metrics |= self._classification(embeds)
@@ -82,7 +88,10 @@ class VisionEvaluator:
         return metrics
 
     def _embeds(self, edit: Edit | None) -> torch.Tensor:
-        return torch.cat([self.at_hook.embeddings(pixels, edit).float().cpu() for pixels in self.pixels])
+        """(n_images, d_embed) of all parts, in the order of the images."""
+        own = [self.at_hook.embeddings(pixels, edit).float().cpu() for pixels in self.pixels]
+        parts = self.gather(own)
+        return torch.cat([parts[number % len(parts)][number // len(parts)] for number in range(self.n_batches)])
 
     def _classification(self, embeds: torch.Tensor) -> dict[str, float]:
         assert self.prototypes is not None and self.labels is not None
@@ -98,7 +107,11 @@ class VisionEvaluator:
 
 
 def load_evaluator(
-    at_hook: VisionAtHook, images: LabelledImages, class_names: list[str] | None, templates: list[str]
+    at_hook: VisionAtHook,
+    images: LabelledImages,
+    class_names: list[str] | None,
+    templates: list[str],
+    **shared: Any,
 ) -> VisionEvaluator:
     """The evaluator on some images, with zero-shot classification of the labelled ones where the model has text.
 
@@ -107,16 +120,17 @@ def load_evaluator(
         images: prepared for the model; with classes, -1 or null for unlabelled ones, if the model classifies.
         class_names: in the order of the classes; None for those of the data set; no names leave classification out.
         templates: prompts with one `{}` for the class name.
+        shared: `part` and `gather` of `VisionEvaluator`, where several processes evaluate together.
 
     Raises:
         ValueError: the classes or their names are missing, or no image can be used.
     """
     model = at_hook.model
     if not model.classifies or class_names == [] or not (labelled := images.labelled()).n_images:
-        return VisionEvaluator(at_hook, list(images.pixels()))
+        return VisionEvaluator(at_hook, list(images.pixels()), **shared)
     names = class_names or class_names_of(images.data, images.label_column)
     check_labels(labelled.labels, len(names))
     prototypes, batches = text_prototypes(model.encode_text, names, templates), list(images)
     return VisionEvaluator(
-        at_hook, [pixels for pixels, _ in batches], prototypes, torch.cat([labels for _, labels in batches])
+        at_hook, [pixels for pixels, _ in batches], prototypes, torch.cat([labels for _, labels in batches]), **shared
     )

@@ -22,6 +22,8 @@ from sae_lens_sparsemax.settings.checking import build, convert, plain, refuse_u
 from sae_lens_sparsemax.settings.command_line import Group, apply_overrides
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
 from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml, yaml_text
+from sae_lens_sparsemax.training.estimate import described
+from sae_lens_sparsemax.training.mesh import parallel_of
 
 
 class RunnerKind(NamedTuple):
@@ -46,13 +48,17 @@ class LoadedConfig(NamedTuple):
         return RUNNERS[self.runner].load()[1](self.config)
 
     def describe(self) -> str:
-        """The complete configuration as YAML, which ``load_config`` reads back, with the number of steps."""
+        """The complete configuration as YAML, which ``load_config`` reads back, with the number of steps, and for
+        several ranks with an estimate of what they need."""
         values = {"runner": self.runner, **self.config.to_dict()}
         # What SAELens records about the training is made anew at each start.
         values["sae"] = {key: value for key, value in values["sae"].items() if key != "metadata"}
         plain = json.loads(json.dumps(values))
         steps = f"# {self.config.total_training_steps:,} steps\n"
-        return steps + yaml_text(plain).rstrip()
+        text = steps + yaml_text(plain).rstrip()
+        if parallel_of(self.config).size > 1:
+            text += "".join(f"\n# {line}" for line in described(self.config))
+        return text
 
 
 def _language_model() -> tuple[type, type]:

@@ -239,7 +239,7 @@ def across_ranks(make: Callable[..., None]) -> Callable[..., None]:
             return
         with together():
             make(self, _on_own_device(cfg), *args, **kwargs)
-            _require_shardable(self.sae.cfg)
+            _require_shardable(self.sae.cfg, parallel_of(cfg))
         self.sae.shard(self.ranks.mesh)
         torch.manual_seed(self.ranks.seed(cfg.seed))
 
@@ -257,19 +257,17 @@ def _check(cfg: Any, settings: list[dict[str, Any]]) -> None:
     for name, value in settings[0].items():
         if other := [each[name] for each in settings if each.get(name) != value]:
             raise ValueError(f"{name} must be the same on all ranks, got {shown(value)} and {shown(other[0])}")
-    _require_shardable(cfg.sae)
-    for name in ("compile_sae", "autocast"):
-        if getattr(cfg, name, False):
-            raise must_be(name, "false on several ranks", True)
+    _require_shardable(cfg.sae, parallel)
+    if getattr(cfg, "compile_sae", False):
+        raise must_be("compile_sae", "false on several ranks", True)
 
 
-def _require_shardable(sae: TrainingSAEConfig) -> None:
+def _require_shardable(sae: TrainingSAEConfig, parallel: ParallelConfig) -> None:
     """Raise a ValueError unless SAEs of this configuration can be divided among ranks."""
     if sae.architecture() != ARCHITECTURE:
         raise must_be("sae.architecture", f"{ARCHITECTURE!r} on several ranks", sae.architecture())
-    if sae.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
-        condition = "'none', 'layer_norm' or 'constant_norm_rescale' on several ranks, which would each estimate norms"
-        raise must_be("sae.normalize_activations", condition, sae.normalize_activations)
+    if parallel.concepts > 1 and (gate := getattr(sae, "gate", "sparsemax")) != "sparsemax":
+        raise must_be("sae.gate", "'sparsemax' where ranks share the concepts", gate)
 
 
 def _settings(cfg: Any) -> dict[str, Any]:

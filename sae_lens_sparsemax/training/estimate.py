@@ -1,0 +1,200 @@
+"""What a run over several ranks will need, from its configuration alone: memory, what travels between ranks, and time.
+
+Sizes of tensors and collectives are those of the code; what is added up from them is an estimate. The time is that of
+a model of one accelerator, `ACCELERATOR`, on which nothing was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.util import str_to_dtype
+
+from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.training.mesh import ParallelConfig, parallel_of, tokens_per_rank
+
+
+class Accelerator(NamedTuple):
+    """What a device and its links do in a second."""
+
+    name: str
+    flops: float
+    """Multiplications and additions of float32 products."""
+    flops_tf32: float
+    """The same in TensorFloat-32."""
+    memory: float
+    """Bytes read or written."""
+    link: float
+    """Bytes received in a collective within a node."""
+    link_of_nodes: float
+    """Bytes received in a collective between nodes."""
+    latency: float
+    """Seconds that any collective takes."""
+
+
+ACCELERATOR = Accelerator("H100 SXM", 45e12, 300e12, 2.7e12, 350e9, 45e9, 25e-6)
+_DEVICES_OF_A_NODE = 8
+
+# Scores that are held at a time on a device, in the block that a pass makes of them.
+_SCORES_AT_A_TIME = 2**27
+# Rounds in which a pass settles its supports over ranks, for scores of one sign that span a few powers of two.
+_ROUNDS = 11
+# Cuts whose costs one round sums.
+_CUTS = 7
+# (n, d) tensors that each look keeps for its gradient, about.
+_KEPT_PER_LOOK = 6
+
+
+class Collective(NamedTuple):
+    """One kind of message between ranks in a step."""
+
+    what: str
+    axis: str
+    """Dimension of the mesh, or "all"."""
+    calls: int
+    n_bytes: int
+    """What a rank receives in all calls, where they go around a ring."""
+
+
+class Sizes(NamedTuple):
+    """The numbers that everything follows from."""
+
+    n: int
+    """Tokens that a rank brings."""
+    N: int
+    """Tokens that it scores: those of all ranks that share the concepts."""
+    m: int
+    """Concepts that it holds, at most."""
+    d: int
+    looks: int
+    passes: int
+    element: int
+    """Bytes of a number."""
+    divided: int
+    """Parameters of which a rank holds its concepts' part, there."""
+    replicated: int
+    """Parameters that every rank holds."""
+
+
+def sizes(cfg: Any) -> Sizes:
+    """Sizes of a run on text or images.
+
+    Raises:
+        ValueError: the width is left to the model.
+    """
+    sae, parallel = cfg.sae, parallel_of(cfg)
+    if sae.d_in < 1:
+        raise must_be("sae.d_in", "given for an estimate: the width of the activations at the hook", sae.d_in)
+    meta = {**sae.to_dict(), "device": "meta"}
+    with torch.device("meta"):
+        shapes = [parameter.shape for parameter in TrainingSAE.from_dict(meta).parameters()]
+    m = -(-sae.d_sae // parallel.concepts)
+    of_concepts = sum(shape.numel() for shape in shapes if sae.d_sae in shape)
+    n = tokens_per_rank(cfg)
+    return Sizes(
+        n=n,
+        N=n * parallel.concepts,
+        m=m,
+        d=sae.d_in,
+        looks=getattr(sae, "passes", 1) + getattr(sae, "refinements", 0),
+        passes=getattr(sae, "passes", 1),
+        element=str_to_dtype(cfg.dtype).itemsize,
+        divided=of_concepts // sae.d_sae * m,
+        replicated=sum(shape.numel() for shape in shapes) - of_concepts,
+    )
+
+
+def memory(cfg: Any) -> dict[str, int]:
+    """Bytes on each rank by what holds them, but for the model whose activations are trained on."""
+    at = sizes(cfg)
+    l0 = getattr(cfg.sae, "target_l0", None) or cfg.sae.d_sae / 100
+    # An entry of a support: two indices, a value, and what its gradient needs.
+    lists = int(at.N * l0 / parallel_of(cfg).concepts * at.passes * 40)
+    per_context = cfg.n_batches_in_buffer * at.n
+    if hasattr(cfg, "context_size"):
+        per_context = cfg.n_batches_in_buffer * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    return {
+        "weights, gradients, Adam's averages": 4 * at.element * (at.divided + at.replicated),
+        "statistics of all concepts": 9 * cfg.sae.d_sae,
+        "tokens of a step": (_KEPT_PER_LOOK * at.looks * at.N * at.d) * max(4, at.element) + lists,
+        "a block of scores": max(4, at.element) * min(_SCORES_AT_A_TIME, at.N * at.m),
+        "the shuffle buffer": 2 * per_context * at.d * at.element,
+    }
+
+
+def collectives(cfg: Any) -> list[Collective]:
+    """What travels in a step, but for single numbers."""
+    at, parallel = sizes(cfg), parallel_of(cfg)
+    found: list[Collective] = []
+
+    def add(what: str, axis: str, calls: int, n_bytes: int, trips: int) -> None:
+        """`n_bytes`: of the whole tensor of one call; `trips`: how often it goes around the ring."""
+        size = getattr(parallel, axis, parallel.size)
+        if size > 1 and calls:
+            found.append(Collective(what, axis, calls, calls * n_bytes * trips * (size - 1) // size))
+
+    wide = max(4, at.element)
+    tokens, queries = wide * at.N * at.d, wide * at.N * (at.d + 1)
+    add("all-gather of queries", "concepts", at.looks, queries, 1)
+    add("all-reduce of the largest and least scores", "concepts", at.passes, 16 * at.N, 2)
+    add(f"all-reduce of the costs of {_CUTS} cuts", "concepts", _ROUNDS * at.passes, 8 * _CUTS * at.N, 2)
+    add("reduce-scatter of contexts", "concepts", at.looks, tokens, 1)
+    add("all-reduce of counts", "concepts", 1, 8 * (1 + at.passes) * at.N, 2)
+    add("backwards, all-gather of contexts", "concepts", at.looks, tokens, 1)
+    add("backwards, reduce-scatter of queries", "concepts", at.looks, queries, 1)
+    add("all-reduce of the concepts' gradient", "data", 1, at.element * at.divided, 2)
+    if getattr(cfg.sae, "activation_floor", 0):
+        add("all-reduce of mean activations", "data", 2, 8 * at.m, 2)
+    add("all-reduce of the other gradients", "all", 1, at.element * at.replicated, 2)
+    return found
+
+
+def seconds(cfg: Any, flops: float) -> float:
+    """The estimated time of a step on `ACCELERATOR`, at so many float32 products a second."""
+    at = sizes(cfg)
+    sent = collectives(cfg)
+    l0 = getattr(cfg.sae, "target_l0", None) or 0
+    scores = at.passes * (2 * at.N * at.m * at.d / flops + 8 * at.N * at.m / ACCELERATOR.memory)
+    lists = at.looks * 20 * at.n * l0 * at.d / ACCELERATOR.memory
+    adam = 9 * at.element * (at.divided + at.replicated) / ACCELERATOR.memory
+    travel = sum(each.n_bytes / _link(parallel_of(cfg), each.axis) + each.calls * ACCELERATOR.latency for each in sent)
+    return scores + lists + adam + travel
+
+
+def _link(parallel: ParallelConfig, axis: str) -> float:
+    size = parallel.concepts if axis == "concepts" else parallel.size
+    return ACCELERATOR.link if size <= _DEVICES_OF_A_NODE else ACCELERATOR.link_of_nodes
+
+
+def described(cfg: Any) -> Iterator[str]:
+    """Lines that tell the estimate to a reader."""
+    parallel = parallel_of(cfg)
+    yield f"Estimate for {parallel.size} ranks, data {parallel.data} × concepts {parallel.concepts}; not measured."
+    try:
+        held = memory(cfg)
+    except ValueError as error:
+        yield f"None can be made: {error}."
+        return
+    yield f"Memory of each rank, without the model: {_size(sum(held.values()))}"
+    yield from (f"  {_size(n_bytes):>9}  {what}" for what, n_bytes in held.items())
+    whole = cfg.sae.d_sae * sizes(cfg).divided // sizes(cfg).m * str_to_dtype(cfg.dtype).itemsize
+    yield f"  {_size(whole):>9}  at the start and the end instead: all weights, whole"
+    sent = collectives(cfg)
+    yield f"Each step, a rank receives {_size(sum(each.n_bytes for each in sent))}:"
+    yield from (f"  {_size(each.n_bytes):>9}  {each.axis:<8}  {each.calls:>3} × {each.what}" for each in sent)
+    times = [seconds(cfg, flops) for flops in (ACCELERATOR.flops, ACCELERATOR.flops_tf32)]
+    steps = cfg.total_training_steps
+    yield (
+        f"Time on {ACCELERATOR.name}, without the model: {1e3 * times[0]:.3g} ms a step, {1e3 * times[1]:.3g} with "
+        f"TensorFloat-32; {steps * times[0] / 3600:.3g} and {steps * times[1] / 3600:.3g} hours for {steps:,} steps"
+    )
+
+
+def _size(n_bytes: int) -> str:
+    for unit, divisor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= divisor:
+            return f"{n_bytes / divisor:.3g} {unit}"
+    return f"{n_bytes} B"

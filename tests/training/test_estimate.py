@@ -1,0 +1,76 @@
+"""What several ranks will need, worked out by hand for a small configuration."""
+
+import pytest
+
+from sae_lens_sparsemax.training.config_file import config_from_values, load_config
+from sae_lens_sparsemax.training.estimate import collectives, described, memory, sizes
+
+D, M, N_TOKENS = 16, 100, 64
+
+
+def config(data: int, concepts: int, **sae):
+    return config_from_values(
+        {
+            "model_name": "m", "hook_name": "h", "dataset_path": "d", "context_size": 32,
+            "train_batch_size_tokens": N_TOKENS, "training_tokens": 64_000, "n_batches_in_buffer": 10,
+            "parallel": {"data": data, "concepts": concepts},
+            "sae": {"d_in": D, "d_sae": M, "target_l0": 4} | sae,
+        }
+    ).config  # fmt: skip
+
+
+def test_a_rank_holds_its_concepts_and_all_else_whole():
+    at = sizes(config(1, 8))
+    assert (at.n, at.N, at.m) == (8, 64, 13)
+    maps = 4 * D * D  # W_k, W_v and two turns
+    assert at.divided == 13 * D and at.replicated == maps + D
+    assert memory(config(1, 8))["weights, gradients, Adam's averages"] == 16 * (13 * D + maps + D)
+    mlp = sizes(config(2, 4, structure="mlp"))
+    assert mlp.divided == 25 * (2 * D + 1) and mlp.N == 32
+
+
+def received(cfg) -> dict[str, tuple[str, int, int]]:
+    return {each.what: (each.axis, each.calls, each.n_bytes) for each in collectives(cfg)}
+
+
+def test_what_travels_between_ranks_is_counted():
+    found = received(config(1, 4))
+    assert found["all-gather of queries"] == ("concepts", 3, 3 * 4 * N_TOKENS * (D + 1) * 3 // 4)
+    assert found["reduce-scatter of contexts"] == ("concepts", 3, 3 * 4 * N_TOKENS * D * 3 // 4)
+    assert found["all-reduce of the costs of 7 cuts"] == ("concepts", 22, 22 * 56 * N_TOKENS * 2 * 3 // 4)
+    assert found["all-reduce of the other gradients"] == ("all", 1, 4 * (4 * D * D + D) * 2 * 3 // 4)
+    assert not any(axis == "data" for axis, *_ in found.values())
+    one_look = received(config(1, 4, passes=1, refinements=0))
+    assert one_look["all-gather of queries"][1] == 1 and one_look["all-reduce of the costs of 7 cuts"][1] == 11
+    assert received(config(4, 1))["all-reduce of the concepts' gradient"] == ("data", 1, 4 * M * D * 2 * 3 // 4)
+
+
+def test_both_axes_move_about_the_same_where_one_look_at_twice_the_batch_of_concepts_is_taken():
+    """The design's rule: tokens travel cheaper than gradients from M = 2 N on."""
+    look = {"d_in": 64, "d_sae": 2 * 4096, "passes": 1, "refinements": 0}
+
+    def total(data, concepts, kinds):
+        values = {"model_name": "m", "hook_name": "h", "dataset_path": "d", "training_tokens": 10**6, "sae": look}
+        values |= {"train_batch_size_tokens": 4096, "n_batches_in_buffer": 64}
+        cfg = config_from_values(values | {"parallel": {"data": data, "concepts": concepts}}).config
+        return sum(each.n_bytes for each in collectives(cfg) if any(kind in each.what for kind in kinds))
+
+    tokens = total(1, 8, ["queries", "contexts"])
+    assert tokens == pytest.approx(total(8, 1, ["concepts' gradient"]), rel=0.02)
+
+
+@pytest.mark.parametrize("recipe", ["gpt2_1m_concepts_8_gpus", "clip_1m_concepts_2_nodes"])
+def test_recipes_for_many_devices_tell_what_each_needs(recipe):
+    loaded = load_config(recipe)
+    lines = loaded.describe().splitlines()
+    estimate = lines[next(n for n, line in enumerate(lines) if line.startswith("# Estimate for")) :]
+    assert all(line.startswith("#") for line in estimate)
+    assert "not measured" in estimate[0] and "ms a step" in estimate[-1]
+    assert 2e9 < sum(memory(loaded.config).values()) < 1e10
+
+
+def test_without_the_width_the_estimate_says_what_is_missing():
+    lines = list(described(config(2, 1, d_in=0)))
+    assert lines[-1] == (
+        "None can be made: sae.d_in must be given for an estimate: the width of the activations at the hook, got 0."
+    )
