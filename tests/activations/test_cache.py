@@ -96,6 +96,26 @@ def test_each_pass_shows_every_image_once_in_a_new_order(cache):
     assert torch.equal(passes(1)[0], first) and not torch.equal(passes(1)[1], second)
 
 
+@pytest.mark.parametrize("n_parts", [4, 13])
+def test_parts_of_a_cache_are_disjoint_and_everything_in_every_pass(cache, n_parts):
+    """Of its 13 shards, thirteen processes read one each, and four some images of each."""
+    parts, files_read = [], []
+    for part in range(n_parts):
+        source = CachedActivations(cache, 4, share=(part, n_parts))
+        n_inputs = source._n_inputs
+        files_read.append(len(source._shares))
+        images = []
+        for batch in source.batches():
+            images += batch.acts.view(-1, 5, 32)[:, 0, 0].tolist()
+            if len(images) >= 2 * n_inputs:
+                break
+        assert sorted(images[:n_inputs]) == sorted(images[n_inputs : 2 * n_inputs])
+        parts += images[:n_inputs]
+    everything = next(CachedActivations(cache, 100).batches()).acts[::5, 0]
+    assert len(parts) == len(set(parts)) == 100 and set(everything.tolist()) <= set(parts)
+    assert files_read == ([1] * 13 if n_parts == 13 else [13] * 4)
+
+
 @pytest.mark.parametrize("stop_after", [1, 24, 25, 40])
 def test_reading_continues_at_every_position(cache, stop_after):
     source = CachedActivations(cache, 4)

@@ -32,6 +32,16 @@ def test_each_pass_shows_every_image_once_in_a_new_order(n_workers):
     assert rows[:10] != rows[10:] and rows[:10] != list(range(10))
 
 
+def test_shares_together_are_the_order_of_all_through_every_pass():
+    data = gray_levels(10)
+    whole = [row for batch in take(loader(data, batch_size=3), 10) for row in rows_of(batch)]
+    shares = [
+        [row for batch in take(loader(data, batch_size=1, share=(part, 3)), 10) for row in rows_of(batch)]
+        for part in range(3)
+    ]
+    assert [row for three in zip(*shares, strict=True) for row in three] == whole
+
+
 def test_seed_decides_the_order_and_none_keeps_it():
     first, again, other = (rows_of(take(loader(gray_levels(64), 64, seed=seed), 1)[0]) for seed in (0, 0, 1))
     assert first == again != other

@@ -1,5 +1,9 @@
 """The evaluator against the same numbers worked out by hand."""
 
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from datasets import Value
@@ -46,6 +50,29 @@ def identity_sae() -> StandardSAE:
         sae.W_dec.copy_(torch.cat([torch.eye(32), -torch.eye(32)]))
         sae.W_enc.copy_(sae.W_dec.T)
     return sae
+
+
+@pytest.mark.parametrize("n_parts", [2, 5])
+def test_parts_together_measure_what_one_process_does(tiny_clip, sae, images, prototypes, n_parts):
+    """Each part is that of a thread here; of five parts, the last two have no images."""
+    met, left = threading.Barrier(n_parts), [None] * n_parts
+
+    def evaluate(number):
+        def gather(own):
+            left[number] = own
+            met.wait(20)
+            found = list(left)
+            met.wait(20)
+            return found
+
+        at_hook = VisionAtHook(copy.deepcopy(tiny_clip), HOOK)
+        shared = {"part": (number, n_parts), "gather": gather}
+        return VisionEvaluator(at_hook, images.split(3), prototypes, LABELS, **shared)(copy.deepcopy(sae))
+
+    with ThreadPoolExecutor(n_parts) as pool:
+        found = list(pool.map(evaluate, range(n_parts)))
+    whole = VisionEvaluator(VisionAtHook(tiny_clip, HOOK), images.split(3), prototypes, LABELS)(sae)
+    assert all(each == pytest.approx(whole, rel=1e-6) for each in found)
 
 
 @torch.no_grad()
