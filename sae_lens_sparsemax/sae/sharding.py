@@ -56,8 +56,7 @@ class OverRanks(nn.Module):
         """
         if mesh.size(1) > 1 and self.cfg.gate != "sparsemax":
             raise ValueError(f"gate must be 'sparsemax' where ranks share the concepts, got {self.cfg.gate!r}")
-        if min(mesh.shape) > 1:
-            mesh._flatten()  # with which gradients are summed over all ranks at once
+        mesh._flatten()  # with which gradients are summed over all ranks at once
         buffers = dict(self.named_buffers())
         for name, tensor in [*self.named_parameters(), *buffers.items()]:
             if name in _CONCEPT_DIM or name not in buffers:
