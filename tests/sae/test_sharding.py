@@ -1,5 +1,6 @@
 """Training over a mesh of ranks: the weights, gate and statistics of one process."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,9 @@ VARIANTS = {
     "probabilities": {"activations": "probabilities", "target_l0": None, "l1_coefficient": 0.1},
     "raw queries": {"unit_norm_query": False, "loss_weighting": "inverse_norm"},
 }
-MESHES = {"2x1": (2, 1), "1x2": (1, 2), "2x2": (2, 2), "1x3": (1, 3), "1x4": (1, 4)}
+MESHES = {"2x1": (2, 1), "1x3": (1, 3), "2x2": (2, 2)}
+if "TRIAL_SHARDS" in os.environ:
+    MESHES |= {"1x2": (1, 2), "1x4": (1, 4), "3x1": (3, 1)}
 
 
 def batches():
