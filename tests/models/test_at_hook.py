@@ -15,11 +15,7 @@ from sae_lens_sparsemax.compare.suggest_k import mean_l0
 from sae_lens_sparsemax.evaluation.harness import evaluate_sae, open_contexts
 from sae_lens_sparsemax.evaluation.predictions import evaluate_cross_entropy_baseline, evaluate_divergence
 from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
-from sae_lens_sparsemax.evaluation.harness import evaluate_sae, open_contexts
-from sae_lens_sparsemax.evaluation.predictions import evaluate_cross_entropy_baseline, evaluate_divergence
-from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
 from sae_lens_sparsemax.explore.app.session import open_session
-from sae_lens_sparsemax.figures.inputs import reference_contexts
 from sae_lens_sparsemax.figures.inputs import reference_contexts
 from sae_lens_sparsemax.models import language_models
 from sae_lens_sparsemax.models.at_hook import TextAtHook, load_sae, open_text, text_at_hook
@@ -57,41 +53,6 @@ def save_sae(tmp_path, tiny_model_folder, hooked_transformer):
         return tmp_path / "sae"
 
     return save
-
-
-@pytest.fixture
-def save_sae(tmp_path, tiny_model_folder, hooked_transformer):
-    """Saves an SAE on a model of a class, at a hook of it; further arguments are metadata."""
-
-    def save(model_class_name, hook_name, d_in, **given):
-        text = tmp_path / "text.jsonl"
-        text.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents(40)))
-        torch.manual_seed(1)
-        metadata = {
-            "model_name": "tiny" if model_class_name == "HookedTransformer" else str(tiny_model_folder),
-            "model_class_name": model_class_name,
-            "hook_name": hook_name,
-            "context_size": CONTEXT,
-            "prepend_bos": True,
-            "exclude_special_tokens": True,
-            "dataset_path": str(text),
-            "held_out_fraction": 0.3,
-        }
-        config = StandardSAEConfig(d_in=d_in, d_sae=40, metadata=SAEMetadata(**metadata | given))
-        StandardSAE(config).save_model(tmp_path / "sae")
-        return tmp_path / "sae"
-
-    return save
-
-
-@pytest.fixture
-def bert_folder(tmp_path, tiny_model_folder):
-    """A random BERT, with the tokenizer of the other models."""
-    folder = tmp_path / "bert"
-    AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertForMaskedLM(BertConfig(vocab_size=62, max_position_embeddings=64, **sizes)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(params=sorted(HOOKS))
@@ -222,115 +183,6 @@ def test_tokens_keep_the_spaces_that_sentencepiece_takes_from_them():
     special = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     raw.train_from_iterator([text.replace("🦊", "the")] * 50, trainer)
-    raw.pre_tokenizer = None
-    space, strip = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
-    raw.decoder = decoders.Sequence([space, decoders.ByteFallback(), decoders.Fuse(), strip])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", unk_token="<unk>")
-    sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=40))
-    at_hook = TextAtHook(sae, SimpleNamespace(tokenizer=tokenizer), "anywhere", [])
-    ids = tokenizer(text)["input_ids"]
-    texts = at_hook.token_texts(ids)
-    assert "".join(texts) == " " + text and len(texts) == len(ids)
-    assert " quick" in texts and "🦊" in "".join(texts)
-    assert at_hook.token_text(ids[1]) == " quick"
-
-
-def test_cut_documents_are_said_to_be_cut(save_sae, caplog):
-    sae = load_sae(str(save_sae("TransformerBridge", HOOKS["TransformerBridge"], 16, disable_concat_sequences=True)))
-    open_contexts(sae, EvaluationSettings(batch_size=2))
-    assert f"cut to their first {CONTEXT} tokens" in caplog.text
-
-
-@pytest.mark.parametrize("hook", ["blocks.1.attn.hook_z", "blocks.1.attn.hook_q", "blocks.1.attn.hook_v"])
-@pytest.mark.parametrize("head", [None, 1])
-@pytest.mark.parametrize("model_class", ["HookedTransformer", "TransformerBridge"])
-def test_every_command_opens_hooks_with_heads(save_sae, tmp_path, capsys, model_class, head, hook):
-    folder = save_sae(model_class, hook, d_in=16 if head is None else 8, hook_head_index=head)
-    few = ["--batches", "1", "--batch_size", "2", "--n_tokens", "48", "--n_prediction_tokens", "24"]
-    assert main(["evaluate", str(folder), "--suite", "all", *few]) == 0
-    assert "CE loss score (1 is best)" in capsys.readouterr().out
-    pages = tmp_path / "pages"
-    assert main(["explore", str(folder), "--output", str(pages), "--samples", "4", "--showcase", "1"]) == 0
-    session = open_session(str(folder))
-    plain = session.inspect("w1 w2 w3 w4", None, {})
-    changed = session.inspect("w1 w2 w3 w4", None, {c["concept"]: Change(9.0) for c in plain["concepts"]})
-    assert any(abs(o["after"] - o["before"]) > 1e-7 for o in changed["outcomes"])
-
-
-def test_an_edit_of_one_head_leaves_the_others(save_sae):
-    at_hook = open_text(load_sae(str(save_sae("TransformerBridge", "blocks.0.attn.hook_z", 8, hook_head_index=1))))
-    acts = torch.randn(2, 5, 2, 8)
-    ((_, hook),) = at_hook.hooks(torch.zeros_like)
-    edited = hook(acts, None)
-    assert not edited[:, :, 1].any() and torch.equal(edited[:, :, 0], acts[:, :, 0])
-
-
-@pytest.mark.parametrize(
-    ("model_class", "hook"),
-    [("AutoModelForCausalLM", "model.layers.0.self_attn.q_proj"), ("TransformerBridge", "blocks.0.hook_resid_post")],
-)
-def test_a_head_of_a_hook_without_heads_is_refused(save_sae, capsys, model_class, hook):
-    folder = str(save_sae(model_class, hook, d_in=16, hook_head_index=0))
-    for words in (["evaluate", folder], ["explore", folder, "--output", folder + "/pages"], ["app", folder]):
-        assert main(words) == 2
-        assert "has no heads" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("given", [{"seqpos_slice": (2, 8)}, {"seqpos_slice": (1, -1, 2)}, {"max_norm": 3.2}, {}])
-def test_all_measures_leave_out_what_the_sae_never_saw(save_sae, given):
-    sae = load_sae(str(save_sae("TransformerBridge", HOOKS["TransformerBridge"], d_in=16, **given)))
-    settings = EvaluationSettings(batches=1, batch_size=8)
-    result = evaluate_sae(sae, settings, progress=False)
-    at_hook, store, _ = open_contexts(sae, settings)
-    tokens, following = store.get_batch_tokens(), store.get_batch_tokens()
-    acts = [at_hook.activations(each) for each in (tokens, following)]
-    read, later = (x[at_hook.is_read(each, x)] for each, x in zip((tokens, following), acts, strict=True))
-    assert 0 < len(read) < tokens.numel() and result["reconstruction"]["n_tokens"] == len(read)
-    measured = result["saelens"]
-    found = sae.encode(later)
-    assert measured["sparsity"]["l0"] == pytest.approx((found != 0).float().sum(-1).mean().item())
-    assert measured["reconstruction_quality"]["mse"] == pytest.approx((sae.decode(found) - later).pow(2).sum(-1).mean().item(), rel=1e-4)  # fmt: skip
-    density = torch.tensor(result["features"]["feature_density"])
-    assert torch.allclose(density, (found != 0).float().mean(0), atol=1e-5)
-
-    def splice(activations, hook):
-        mask = at_hook.is_read(tokens, activations)
-        return torch.where(mask[..., None], sae(activations), activations)
-
-    with torch.no_grad():
-        loss = at_hook.model.run_with_hooks(
-            tokens, return_type="both", loss_per_token=True, fwd_hooks=[(at_hook.hook_name, splice)]
-        )[1]
-    averaged = at_hook.is_read(tokens)[:, :-1]
-    ce = measured["model_performance_preservation"]
-    assert ce["ce_loss_with_sae"] == pytest.approx(loss[averaged].mean().item(), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("model_class", "hook"),
-    [("TransformerBridge", "blocks.0.hook_mlp_out"), ("AutoModelForCausalLM", "bert.encoder.layer.0.output")],
-)
-def test_a_model_that_sees_later_tokens_has_no_next_token_measures(save_sae, bert_folder, capsys, model_class, hook):
-    folder = str(save_sae(model_class, hook, d_in=16, model_name=str(bert_folder)))
-    few = ["--batches", "1", "--batch_size", "2", "--n_tokens", "48", "--n_prediction_tokens", "24"]
-    assert main(["evaluate", folder, "--suite", "all", *few]) == 0
-    out, err = capsys.readouterr()
-    assert "cosine similarity" in out and "CE loss score" not in out
-    assert "not measured, the model does not predict next tokens" in err
-    assert open_session(folder).inspect("w1 w2", None, {})["outcomes"] is None
-    at_hook = open_text(load_sae(folder))
-    for measure in (evaluate_cross_entropy_baseline, evaluate_divergence):
-        with pytest.raises(ValueError, match="does not predict next tokens"):
-            measure(at_hook, [torch.tensor([[2, 3, 4]])], progress=False)
-
-
-def test_tokens_keep_the_spaces_that_sentencepiece_takes_from_them():
-    text = "the quick brown fox says hello 🦊 quickly"
-    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    raw.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    special = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    raw.train_from_iterator([text.replace("🦊", "the")] * 50, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False))  # fmt: skip
     raw.pre_tokenizer = None
     space, strip = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
     raw.decoder = decoders.Sequence([space, decoders.ByteFallback(), decoders.Fuse(), strip])
