@@ -3,7 +3,7 @@
 The folder holds what that of one process holds, except that weights and the optimizer's averages are in the format of
 ``torch.distributed.checkpoint`` (``shards``), and each rank's position in its data in a folder of its own (``rank_0``,
 …). It is hidden until the first rank has written the checksums of all files, and then renamed. Any number of processes
-can go on from it: as many on the same mesh do so to the bit, others from an empty shuffle buffer.
+can go on from it, and from one of a single process: on the same mesh to the bit, else from an empty shuffle buffer.
 
 But: torch writes the list of what is in ``shards`` as a pickle, so a folder is read only once its checksums are right.
 """
@@ -18,20 +18,24 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
+    TRAINER_STATE_FILENAME,
 )
 from sae_lens.training.sae_trainer import SAETrainer
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sae_lens_sparsemax.files import atomic_directory, read_object, read_tensors, save_tensors, writing
-from sae_lens_sparsemax.training.checkpoints import SHARDS, seal_checkpoint
+from sae_lens_sparsemax.training.checkpoints import SHARDS, is_of_ranks, seal_checkpoint
 from sae_lens_sparsemax.training.mesh import Ranks
 
 logger = logging.getLogger(__name__)
@@ -74,38 +78,63 @@ def load_checkpoint_of_ranks(trainer: SAETrainer[Any, Any], store: Any, folder: 
     Args:
         trainer: before its first step.
         store: the activations of this rank.
-        folder: of ``save_checkpoint_of_ranks``, on any mesh.
+        folder: of ``save_checkpoint_of_ranks`` on any mesh, or of a run of one process.
         ranks: all ranks, which call it together; None in one process.
     """
     tensors = _tensors(trainer)
-    with _said_by_torch(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
-        load(tensors, checkpoint_id=folder / SHARDS, no_dist=ranks is None)
-    counts = read_object(folder / _COUNTS_FILENAME)
+    if is_of_ranks(folder):
+        state = _read_shards(folder, tensors, ranks)
+    else:
+        state = _read_whole_tensors(folder, tensors, trainer)
     optimizer: Any = get_optimizer_state_dict(trainer.sae, trainer.optimizer)
-    for group, saved in zip(optimizer["param_groups"], counts["param_groups"], strict=True):
-        group.update(saved, betas=tuple(saved["betas"]))
+    for group, saved in zip(optimizer["param_groups"], state["param_groups"], strict=True):
+        group.update({name: value for name, value in saved.items() if name != "params"}, betas=tuple(saved["betas"]))
     optimizer["state"] = tensors["optimizer"]
     set_optimizer_state_dict(trainer.sae, trainer.optimizer, optimizer)
     trainer.sae.cfg.gate_scale = read_object(folder / SAE_CFG_FILENAME)["gate_scale"]
     for name in _COUNTS:
-        setattr(trainer, name, counts[name])
-    trainer.lr_scheduler.load_state_dict(counts["lr_scheduler"])
-    for name, state in counts["coefficient_schedulers"].items():
-        trainer.coefficient_schedulers[name].load_state_dict(state)
+        setattr(trainer, name, state[name])
+    trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+    for name, of_scheduler in state["coefficient_schedulers"].items():
+        trainer.coefficient_schedulers[name].load_state_dict(of_scheduler)
     trainer.activation_scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
-    statistics, _ = read_tensors(folder / _STATISTICS_FILENAME, trainer.cfg.device)
-    trainer.n_forward_passes_since_fired.copy_(statistics["n_forward_passes_since_fired"])
+    trainer.n_forward_passes_since_fired.copy_(state["n_forward_passes_since_fired"])
     if ranks is None or ranks.is_first:  # see RanksTrainer.reconcile
-        trainer.act_freq_scores.copy_(statistics["act_freq_scores"])
-    if counts["mesh"] == _mesh_of(ranks):
+        trainer.act_freq_scores.copy_(state["act_freq_scores"])
+    mesh = [1, 1] if ranks is None else list(ranks.mesh.shape)
+    if state["mesh"] == mesh:
         store.load_from_checkpoint(folder / _folder_of(0 if ranks is None else ranks.rank))
     else:
         logger.warning(
             "The checkpoint was made by %d × %d processes (data × concepts): weights, optimizer and statistics go on "
             "exactly, but the data are read from their beginning, with an empty shuffle buffer.",
-            *counts["mesh"],
+            *state["mesh"],
         )
+
+
+def _read_shards(folder: Path, tensors: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
+    """Fill the tensors, each rank its own part; returns the rest of the trainer's state."""
+    with _said_by_torch(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+        load(tensors, checkpoint_id=folder / SHARDS, no_dist=ranks is None)
+    return read_object(folder / _COUNTS_FILENAME) | read_tensors(folder / _STATISTICS_FILENAME)[0]
+
+
+def _read_whole_tensors(folder: Path, tensors: dict[str, Any], trainer: SAETrainer[Any, Any]) -> dict[str, Any]:
+    """The same from a checkpoint of one process, whose tensors every rank reads whole."""
+    state = torch.load(folder / TRAINER_STATE_FILENAME, map_location="cpu")
+    weights, _ = read_tensors(folder / SAE_WEIGHTS_FILENAME, beside=("format",))
+    names = [name for name, _ in trainer.sae.named_parameters()]
+    found = [(tensors["sae"], weights)]
+    for number, averages in state["optimizer"]["state"].items():
+        found.append((tensors["optimizer"][names[number]], averages))
+    for targets, wholes in found:
+        for name, target in targets.items():
+            whole = wholes[name].to(target.device)
+            if isinstance(target, DTensor):
+                whole = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+            target.copy_(whole)
+    return state | {"param_groups": state["optimizer"]["param_groups"], "mesh": [1, 1]}
 
 
 def _tensors(trainer: SAETrainer[Any, Any]) -> dict[str, Any]:
@@ -121,7 +150,7 @@ def _write_what_all_share(trainer: SAETrainer[Any, Any], folder: Path, ranks: Ra
     names = ("n_forward_passes_since_fired", "act_freq_scores")
     save_tensors({name: getattr(trainer, name) for name in names}, folder / _STATISTICS_FILENAME)
     counts = {name: getattr(trainer, name) for name in _COUNTS}
-    counts["mesh"] = _mesh_of(ranks)
+    counts["mesh"] = list(ranks.mesh.shape)
     counts["lr_scheduler"] = trainer.lr_scheduler.state_dict()
     counts["param_groups"] = [
         {name: value for name, value in group.items() if name != "params"} for group in trainer.optimizer.param_groups
@@ -130,10 +159,6 @@ def _write_what_all_share(trainer: SAETrainer[Any, Any], folder: Path, ranks: Ra
         name: scheduler.state_dict() for name, scheduler in trainer.coefficient_schedulers.items()
     }
     (folder / _COUNTS_FILENAME).write_text(json.dumps(counts))
-
-
-def _mesh_of(ranks: Ranks | None) -> list[int]:
-    return [1, 1] if ranks is None else list(ranks.mesh.shape)
 
 
 def _folder_of(rank: int) -> str:

@@ -1,4 +1,4 @@
-"""What a run over several processes says when one of them is gone: one sentence, from one of those that are left."""
+"""How a run over several processes ends when one of them fails or is gone: all end, and one says in a sentence why."""
 
 from __future__ import annotations
 
@@ -7,27 +7,36 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch.distributed as dist
+from sae_lens.training._interruption import InterruptedException
+from torch.distributed import distributed_c10d
 
 from sae_lens_sparsemax.training.mesh import Ranks
 
 
 @contextmanager
-def a_lost_rank_ends_all(ranks: Ranks | None, config: Any) -> Iterator[None]:
-    """Inside the block the ranks of a run work together; where one has ended by itself, the others end too.
+def one_failure_ends_all(ranks: Ranks | None, config: Any) -> Iterator[None]:
+    """Inside the block the ranks of a run work together, and the first one to leave it with an error ends the run.
 
-    With gloo they notice at once, as its connections break; NCCL waits until the time limit of its collectives, or
-    until torchrun, which notices at once, ends the others.
+    With gloo the others notice at once, as its connections break. NCCL lets them wait for the time limit of its
+    collectives; torchrun, which notices as well, ends them before.
 
     Raises:
-        ValueError: a rank is lost, on the first rank to notice; SystemExit on the others.
+        ValueError: another rank has ended without a word, as with kill -9; said by the first to notice.
+        Exception: what the block raised, if no other rank failed before; SystemExit otherwise.
     """
     try:
         yield
-    except RuntimeError as error:
-        if ranks is None or not _is_of_a_connection(error):
+    except InterruptedException:  # agreed on, see `ranks_batches.py`
+        raise
+    except Exception as error:
+        if ranks is None:
             raise
-        if not _is_first_to_notice():
+        is_first = _is_first_to_fail()
+        _let_the_others_notice()
+        if not is_first:
             raise SystemExit(2) from error
+        if not _is_of_a_connection(error):
+            raise
         how = "with --resume" if config.checkpoint_path is not None else "anew, and with a checkpoint_path next time"
         raise ValueError(
             f"another of the {ranks.size} processes of this run has ended or cannot be reached, so the run cannot go "
@@ -35,12 +44,19 @@ def a_lost_rank_ends_all(ranks: Ranks | None, config: Any) -> Iterator[None]:
         ) from error
 
 
-def _is_of_a_connection(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+def _is_of_a_connection(error: Exception) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
-def _is_first_to_notice() -> bool:
+def _is_first_to_fail() -> bool:
     # torchrun keeps the store, so it outlives the ranks.
     with suppress(RuntimeError):
-        return dist.distributed_c10d._get_default_store().add("ranks that noticed a loss", 1) == 1
+        return distributed_c10d._get_default_store().add("ranks that failed", 1) == 1
     return True
+
+
+def _let_the_others_notice() -> None:
+    # NCCL would wait for the others before it closes.
+    with_nccl = "nccl" in str(dist.get_backend_config())
+    with suppress(RuntimeError):
+        (distributed_c10d._abort_process_group if with_nccl else dist.destroy_process_group)()

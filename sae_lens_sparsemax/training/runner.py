@@ -20,7 +20,7 @@ from sae_lens_sparsemax.training.checkpoints import check_checkpoint, is_of_rank
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 from sae_lens_sparsemax.training.mesh import Ranks
 from sae_lens_sparsemax.training.ranks_checkpoints import load_checkpoint_of_ranks
-from sae_lens_sparsemax.training.ranks_failures import a_lost_rank_ends_all
+from sae_lens_sparsemax.training.ranks_failures import one_failure_ends_all
 from sae_lens_sparsemax.training.ranks_trainer import adapt_to_ranks
 from sae_lens_sparsemax.training.trainer import adapt
 
@@ -54,7 +54,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         Raises:
             ValueError: there are such, or another process is writing there.
         """
-        with output_of_run(self.cfg, overwrite=overwrite), a_lost_rank_ends_all(self.ranks, self.cfg):
+        with output_of_run(self.cfg, overwrite=overwrite), one_failure_ends_all(self.ranks, self.cfg):
             checkpoint = self.cfg.resume_from_checkpoint
             if checkpoint is not None and (is_of_ranks(checkpoint) or self.ranks is not None):
                 # SAELens reads those of one process; this one is read as soon as there is a trainer.
