@@ -1,9 +1,20 @@
 """What several ranks will need, worked out by hand for a small configuration."""
 
-import pytest
+import json
+from pathlib import Path
 
+import pytest
+import torch
+import torch.distributed as dist
+from sae_lens.saes.sae import TrainStepInput
+from torch.distributed.device_mesh import init_device_mesh
+
+from sae_lens_sparsemax import SparsemaxTrainingSAE
+from sae_lens_sparsemax.attention import shards
 from sae_lens_sparsemax.training.config_file import config_from_values, load_config
 from sae_lens_sparsemax.training.estimate import collectives, described, memory, sizes
+from sae_lens_sparsemax.training.mesh import join, tokens_per_rank
+from tests.support.started_ranks import StartedRanks
 
 D, M, N_TOKENS = 16, 100, 64
 
@@ -43,6 +54,59 @@ def test_what_travels_between_ranks_is_counted():
     one_look = received(config(1, 4, passes=1, refinements=0))
     assert one_look["all-gather of queries"][1] == 1 and one_look["all-reduce of the costs of 7 cuts"][1] == 11
     assert received(config(4, 1))["all-reduce of the concepts' gradient"] == ("data", 1, 4 * M * D * 2 * 3 // 4)
+
+
+def travelling(cfg, folder: Path) -> None:
+    """One step on random tokens: what each kind of message between ranks that share the concepts comes to."""
+    assert join()
+    found: dict[str, list[int]] = {}
+
+    def counted(kind, send):
+        def counting(*args, **kwargs):
+            tensors = [each for each in args if isinstance(each, torch.Tensor)]
+            size = max(each.numel() * each.element_size() for each in tensors)
+            found.setdefault(kind, []).append(size)
+            return send(*args, **kwargs)
+
+        return counting
+
+    mesh = init_device_mesh("cpu", (1, cfg.parallel.concepts), mesh_dim_names=("data", "concepts"))
+    torch.manual_seed(0)
+    sae = SparsemaxTrainingSAE(cfg.sae)
+    sae.shard(mesh)
+    acts = torch.randn(tokens_per_rank(cfg), D, generator=torch.Generator().manual_seed(dist.get_rank()))
+    for _ in range(2):  # the first step makes b_dec
+        found.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards, "_all_gather", counted("gather", shards._all_gather))
+            patch.setattr(shards, "_reduce_scatter", counted("scatter", shards._reduce_scatter))
+            patch.setattr(dist, "all_reduce", counted("reduce", dist.all_reduce))
+            sae.training_forward_pass(TrainStepInput(acts, {}, None, 1, False)).loss.backward()
+    if dist.get_rank() == 0:
+        (folder / "found").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("look", [{}, {"passes": 1, "refinements": 0, "activation_floor": 0.0}], ids=["default", "one"])
+def test_a_step_sends_what_was_counted(tmp_path, look):
+    cfg = config(1, 2, **look)
+    ranks = StartedRanks(2, tmp_path / "printed", travelling, cfg, tmp_path)
+    assert ranks.wait() == [0, 0], ranks.printed()
+    found = json.loads((tmp_path / "found").read_text())
+    told = {name: (calls, n_bytes) for name, (axis, calls, n_bytes) in received(cfg).items() if axis == "concepts"}
+
+    def of(*names):
+        return sum(told[name][0] for name in names), sum(told[name][1] for name in names)
+
+    # A rank of two receives half of what is gathered or scattered, and all of what is reduced.
+    gathered = of("all-gather of queries", "backwards, all-gather of contexts")
+    scattered = of("reduce-scatter of contexts", "backwards, reduce-scatter of queries")
+    assert (len(found["gather"]), sum(found["gather"]) // 2) == gathered
+    assert (len(found["scatter"]), sum(found["scatter"]) // 2) == scattered
+    per_round = 8 * 7 * N_TOKENS
+    rounds = found["reduce"].count(per_round)
+    assert 0 < rounds <= 2 * told["all-reduce of the costs of 7 cuts"][0]
+    others = [size for size in found["reduce"] if size != per_round and size > 64]
+    assert (len(others), sum(others)) == of("all-reduce of the largest and least scores", "all-reduce of counts")
 
 
 def test_both_axes_move_about_the_same_where_one_look_at_twice_the_batch_of_concepts_is_taken():

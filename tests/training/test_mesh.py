@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import TopKTrainingSAEConfig
+from sae_lens import SAE, TopKTrainingSAEConfig
 from sae_lens.config import LanguageModelSAERunnerConfig
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.data.texts import part_of_document
 from sae_lens_sparsemax.settings.command_line import settings_help
 from sae_lens_sparsemax.training.cache_runner import cache_activations
@@ -258,6 +259,39 @@ def test_images_are_one_ranks_alone(results, kind):
     assert (torch.cdist(first, second) > 1e-4).all()
 
 
+# Whole runs
+
+
+def trained(cfg) -> None:
+    VisionSAETrainingRunner(cfg).run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True])
+def test_ranks_train_on_images_and_evaluate_them_together(tmp_path, cached):
+    tiny_training.make_files(tmp_path)
+    changes: dict[str, Any] = {
+        "parallel": ParallelConfig(1, 3),
+        "train_batch_size_tokens": 15,
+        "eval_dataset_path": str(tmp_path / "images.parquet"),
+        "eval_dataset_split": "train[:14]",
+        "eval_every_n_steps": 10,
+        "output_path": str(tmp_path / "out"),
+    }
+    if cached:
+        changes["cached_activations_path"] = str(tmp_path / "cache")
+    cfg = tiny_training.config(tmp_path, "sparsemax", **changes)
+    if cached:
+        cache_activations(cfg)
+    ranks = StartedRanks(3, tmp_path / "printed", trained, cfg)
+    assert ranks.wait() == [0, 0, 0], ranks.printed()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 26]
+    alone = tiny_training.config(tmp_path, "sparsemax", **changes | {"parallel": ParallelConfig()})
+    measured = VisionSAETrainingRunner(alone).evaluation.evaluator(SAE.load_from_disk(tmp_path / "out"))
+    assert measured == pytest.approx({name: lines[-1][name] for name in measured}, abs=1e-5)
+
+
 # From the command line
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -274,16 +308,22 @@ def torchrun(size, *words, cwd):
     ("words", "message"),
     [
         ([], "must be the number of processes, 2, which torchrun --nproc-per-node starts, got 1"),
-        (["--parallel.datas", "2"], "parallel.datas is not a valid key"),
         (["--parallel.data"], "--parallel.data needs a value"),
         (["--parallel.data", "2", "--sae.architecture", "topk", "--sae.k", "4"], "sae.target_l0"),
     ],
 )
 def test_one_rank_says_what_is_wrong_and_all_end_with_2(tmp_path, words, message):
-    ended = torchrun(2, "train", "quickstart", *words, cwd=tmp_path)
-    said = [line for line in ended.stderr.splitlines() if line.startswith("sparsemax-sae: error")]
-    assert ended.returncode != 0 and len(said) == 1 and message in said[0], ended.stderr
-    assert "exitcode  : 2" in ended.stderr
+    ranks = StartedRanks(2, tmp_path / "printed", main, ["train", "quickstart", *words])
+    assert ranks.wait() == [2, 2]
+    said = [line for line in ranks.printed().splitlines() if line.startswith("sparsemax-sae: error")]
+    assert len(said) == 1 and message in said[0] and "Traceback" not in ranks.printed()
+
+
+@pytest.mark.slow
+def test_under_torchrun_as_well(tmp_path):
+    ended = torchrun(2, "train", "quickstart", "--parallel.datas", "2", cwd=tmp_path)
+    assert ended.returncode != 0 and ended.stderr.count("sparsemax-sae: error: ") == 1, ended.stderr
+    assert "parallel.datas is not a valid key" in ended.stderr and "exitcode  : 2" in ended.stderr
 
 
 @pytest.mark.slow
