@@ -1,5 +1,6 @@
 """Runs over several ranks: counts, logs and weights of one process, and an end that all ranks agree on."""
 
+import errno
 import functools
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.training import ranks_checkpoints
@@ -154,6 +156,29 @@ def test_a_rank_killed_while_it_saves_leaves_the_earlier_checkpoint_alone(where,
     assert_same(tmp_path / "run", undisturbed((1, 2)))
     left = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
     assert len(left) == 3 and earlier.name in left
+
+
+def train_on_a_full_disk(arguments: list[str]) -> int:
+    """What each rank does; from the second checkpoint on, the second rank finds no space for its part."""
+
+    def write(self, *given):
+        if dist.get_rank() == 1 and list_checkpoints(Path(self.path).parents[1]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return before(self, *given)
+
+    before, FileSystemWriter.write_data = FileSystemWriter.write_data, write
+    return train(arguments)
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_rank_is_said_once_and_leaves_the_earlier_checkpoint_alone(undisturbed, tmp_path):
+    ranks = StartedRanks(2, tmp_path / "a.log", train_on_a_full_disk, words(tmp_path / "run", (1, 2), saves=3))
+    assert ranks.wait() == [2, 2]
+    assert ranks.printed().count("could not be written: No space left on device") == 1
+    assert "Traceback" not in ranks.printed()
+    assert len([*(tmp_path / "run/checkpoints").iterdir()]) == 1
+    finished(tmp_path / "run", (1, 2), "--resume", saves=3)
+    assert_same(tmp_path / "run", undisturbed((1, 2)))
 
 
 @pytest.mark.slow
