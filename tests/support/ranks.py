@@ -1,6 +1,7 @@
 """Functions run on several ranks of torch.distributed, with gloo, each a process of one thread."""
 
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+ALL_MEMBERS = "TRIAL_RANKS" in os.environ
+"""Whether the slow tests of several ranks run every mesh, case and cause; each start of ranks takes seconds."""
 
 # Forked from a server that has imported everything and computed nothing: torch's threads do not outlive a fork.
 FRESH = multiprocessing.get_context("forkserver")

@@ -23,11 +23,17 @@ from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.training.log import TrainingLog, read_metrics
 from sae_lens_sparsemax.training.ranks_batches import AgreedBatches
 from sae_lens_sparsemax.training.ranks_trainer import RanksTrainer
+from tests.support.ranks import ALL_MEMBERS
 from tests.support.started_ranks import StartedRanks
 
 BATCH, STEPS = 128, 16
 TRAIN = ["train", "quickstart", "--train_batch_size_tokens", str(BATCH), "--sae.d_sae", "48", "--sae.target_l0", "8"]
 TRAIN += ["--n_batches_in_buffer", "16", "--store_batch_size_prompts", "8", "--logger.wandb_log_frequency", "4"]
+
+SAVES = [("save", 0), ("save", 1), ("_folder_of", 1), ("seal_checkpoint", 0)]
+"""At which call of a save, and on which rank, a process is killed."""
+OTHERS = [((2, 2), (1, 2)), ((2, 2), (1, 1)), ((1, 1), (1, 2)), ((1, 1), (2, 1))]
+"""Meshes of a checkpoint, and of the run that goes on from it."""
 
 
 def words(output: Path, mesh: tuple[int, int], *more: str, steps: int = STEPS, saves: int = 0) -> list[str]:
@@ -111,8 +117,9 @@ def test_a_stop_signal_to_one_rank_saves_one_checkpoint_from_which_all_go_on_to_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["SIGKILL", "fails"])
-@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize(
+    ("what", "rank"), [("SIGKILL", 3), ("fails", 0), *([("SIGKILL", 0), ("fails", 3)] if ALL_MEMBERS else [])]
+)
 def test_a_rank_that_ends_ends_all_with_one_sentence_and_the_run_goes_on_to_the_bit(what, rank, undisturbed, tmp_path):
     ranks = StartedRanks(4, tmp_path / "a.log", train_disturbed, words(tmp_path / "run", (2, 2), saves=3), what, rank)
     statuses = ranks.wait()
@@ -147,7 +154,7 @@ def killed_while_saving(arguments: list[str], where: str, rank: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("where", "rank"), [("save", 0), ("save", 1), ("_folder_of", 1), ("seal_checkpoint", 0)])
+@pytest.mark.parametrize(("where", "rank"), SAVES if ALL_MEMBERS else SAVES[::2])
 def test_a_rank_killed_while_it_saves_leaves_the_earlier_checkpoint_alone(where, rank, undisturbed, tmp_path):
     arguments = words(tmp_path / "run", (1, 2), saves=3)
     assert sorted(StartedRanks(2, tmp_path / "a.log", killed_while_saving, arguments, where, rank).wait()) == [-9, 2]
@@ -182,7 +189,7 @@ def test_a_full_disk_of_one_rank_is_said_once_and_leaves_the_earlier_checkpoint_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 2)), ((2, 2), (1, 1)), ((1, 1), (2, 1)), ((1, 1), (1, 2))])
+@pytest.mark.parametrize(("before", "after"), OTHERS if ALL_MEMBERS else OTHERS[1:3])
 def test_another_mesh_goes_on_with_the_weights_and_says_what_is_lost(before, after, tmp_path):
     finished(tmp_path / "run", before, saves=1)
     (checkpoint,) = list_checkpoints(tmp_path / "run/checkpoints")
@@ -199,7 +206,7 @@ def test_another_mesh_goes_on_with_the_weights_and_says_what_is_lost(before, aft
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if ALL_MEMBERS else [signal.SIGTERM])
 def test_a_signal_to_torchrun_saves_one_checkpoint_of_one_step(number, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "sae_lens_sparsemax", *words(tmp_path / "run", (1, 2), steps=2000)]

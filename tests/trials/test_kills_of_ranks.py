@@ -16,7 +16,7 @@ from tests.support.started_ranks import StartedRanks
 from tests.training.test_ranks import STEPS, assert_same, finished, train, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-N_KILLS = int(os.environ.get("TRIAL_KILLS", "3"))
+N_KILLS = int(os.environ.get("TRIAL_KILLS", "2"))
 
 
 @pytest.mark.parametrize("which", ["one", "all"])
