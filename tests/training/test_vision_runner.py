@@ -96,15 +96,8 @@ VisionSAETrainingRunner(cfg).run()
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "cached"),
-    [
-        pytest.param(signal.SIGKILL, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, False, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "cached"), [(signal.SIGKILL, False), (signal.SIGTERM, True)])
 def test_killed_at_a_random_moment_the_run_resumes_to_the_same_weights(folder, tmp_path, number, cached):
     cache = str(tmp_path / "cache") if cached else None
     if cache is not None:
