@@ -129,8 +129,8 @@ def excess(
     """
     beta = exponent(alpha)
 
-    def total(*terms: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        sums = torch.stack([torch.segment_reduce(each, "sum", offsets=offsets) for each in terms], 1)
+    def total(*summands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sums = torch.stack([torch.segment_reduce(each, "sum", offsets=offsets) for each in summands], 1)
         return (sums if shard is None else shard.total(sums)).unbind(1)
 
     least = torch.segment_reduce(values, "min", offsets=offsets, initial=torch.inf)

@@ -87,21 +87,11 @@ class Ranks:
         """Whether this process is the one that writes files and shows progress; asked of one rank alone."""
         return is_first()
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank. It travels through the CPU, so no device is waited for."""
-        told = torch.tensor(int(flag))
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return bool(told)
-
     def broadcast(self, value: Any) -> Any:
         """The first rank's value, on all."""
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order."""
-        return gathered(value)
 
     def together(self) -> Any:
         """See `together`."""

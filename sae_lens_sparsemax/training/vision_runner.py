@@ -24,7 +24,7 @@ from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadata
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
-from sae_lens_sparsemax.training.mesh import across_ranks, share, tokens_per_rank
+from sae_lens_sparsemax.training.mesh import across_ranks, gathered, share, tokens_per_rank
 from sae_lens_sparsemax.training.runner import TrainingRunner
 from sae_lens_sparsemax.training.sources import image_source, vision_model
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
@@ -142,7 +142,8 @@ class VisionSAETrainingRunner(TrainingRunner):
             load_images(data, cfg.eval_n_images, self.model.image_processor, cfg.store_batch_size_images, dataset),
             [] if labels is None else cfg.eval_class_names,
             cfg.eval_templates,
-            **({"part": share(self.ranks), "gather": self.ranks.gather} if self.ranks is not None else {}),
+            part=share(self.ranks),
+            gather=gathered,
         )
         return EvaluationLog(cfg.output_path, evaluator, cfg.eval_every_n_steps)
 

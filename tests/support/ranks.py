@@ -1,6 +1,5 @@
 """Functions run on several ranks of torch.distributed, with gloo, each a process of one thread."""
 
-import multiprocessing
 import os
 import tempfile
 import traceback
@@ -13,12 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.support.fresh_processes import FRESH
+
 ALL_MEMBERS = "TRIAL_RANKS" in os.environ
 """Whether the slow tests of several ranks run every mesh, case and cause; each start of ranks takes seconds."""
-
-# Forked from a server that has imported everything and computed nothing: torch's threads do not outlive a fork.
-FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["sae_lens_sparsemax", "datasets", "transformer_lens"])
 
 
 def on_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:

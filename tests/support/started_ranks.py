@@ -1,6 +1,5 @@
 """Ranks started as torchrun starts them: processes that share a store which outlives them, told by the environment."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -10,15 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Forked from a server that has imported everything and computed nothing: torch's threads do not outlive a fork.
-FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["sae_lens_sparsemax.cli.main", "sae_lens_sparsemax.training.text_runner", __name__])
+from tests.support.fresh_processes import FRESH, print_to
 
 
 def _run(environment: dict[str, str], log: Path, work: Callable[..., Any], words: tuple[Any, ...]) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    print_to(log)
     os.environ |= environment
     torch.set_num_threads(1)
     raise SystemExit(work(*words))

@@ -4,7 +4,6 @@
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ from sae_lens_sparsemax.activations.cache_reader import CachedActivations
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
+from tests.support.fresh_processes import FRESH, print_to
 from tests.trials.test_damaged_files import same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -32,16 +32,9 @@ VISION = ["vision/quickstart_vision", *COMMON, "--n_batches_in_buffer", "8", "--
 VISION += ["--n_decode_workers", "0", "--eval_every_n_steps", "0"]
 
 
-# Forked from a server that has imported everything and computed nothing: torch's threads do not outlive a fork.
-FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload([__name__])
-
-
 def run(words: list[str], log: Path) -> None:
     """What a process of its own does: the command, everything that it prints in the log."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    print_to(log)
     # Several shards, so that kills come before, between and after them.
     cache_activations.__defaults__ = (None, None, 200_000)
     raise SystemExit(main(words))
