@@ -80,5 +80,18 @@ def scale_rows(matrix: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return coo(index, matrix.values() * factor.squeeze(-1)[index[0]], (matrix.shape[0], matrix.shape[1]))
 
 
+def scale_columns(matrix: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """(N, M) sparse COO (coalesced) or (..., M) dense, each column times its number of (M,), if there are any."""
+    if scale is None or not matrix.is_sparse:
+        return matrix if scale is None else matrix * scale
+    index = matrix.indices()
+    return coo(index, matrix.values() * scale[index[1]], (matrix.shape[0], matrix.shape[1]))
+
+
+def entries(matrix: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """(N, M) sparse COO (coalesced) with those of its (nnz,) entries that are to be kept."""
+    return coo(matrix.indices()[:, keep], matrix.values()[keep], (matrix.shape[0], matrix.shape[1]))
+
+
 def _csr(crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, n_columns: int) -> torch.Tensor:
     return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, n_columns), check_invariants=False)

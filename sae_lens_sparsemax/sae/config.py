@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from simple_parsing.helpers.fields import field
@@ -44,6 +44,8 @@ class SparsemaxSAEConfig(SAEConfig):
         passes: how often concepts are selected, each time for what is unexplained until then.
         refinements: how often what was selected is then weighed once more.
         activation_floor: whether there are thresholds (if positive), below which activations are dropped.
+        has_output_scale: whether activations are multiplied by a number for each concept after all that, as in an SAE
+            whose decoder norms were folded.
     """
 
     activations: Activations = "scores"
@@ -54,6 +56,7 @@ class SparsemaxSAEConfig(SAEConfig):
     passes: int = 1
     refinements: int = 0
     activation_floor: float = 0.0
+    has_output_scale: bool = False
 
     @override
     @classmethod
@@ -135,6 +138,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     l1_coefficient: float = 0.0
     b_dec_init: BDecInit = "first_batch_mean"
     decoder_init_norm: float | None = field(default=None, type=number_or_none)
+    # What the SAE for inference starts with, whose configuration is made of attributes of this one.
+    has_output_scale: ClassVar[bool] = False
 
     @override
     @classmethod

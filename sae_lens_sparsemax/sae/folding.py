@@ -126,8 +126,8 @@ def refuse_whitened_norm(unit_norm_query: bool) -> None:
 
 
 def refuse_W_dec_norm() -> NoReturn:
-    """Decoder norms cannot be moved into the scores."""
+    """In training activations have no scale of their own, and in scores decoder norms would change the supports."""
     raise NotImplementedError(
-        "decoder norms cannot be folded into a sparsemax SAE: scaling the scores of concepts against each other "
-        "changes which of them sparsemax selects"
+        "decoder norms cannot be folded into a sparsemax SAE in training, whose activations have no output scale; fold "
+        "those of the saved SAE: SAE.load_from_disk(folder, fold_W_dec_norm=True)"
     )

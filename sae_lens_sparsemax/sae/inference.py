@@ -18,14 +18,13 @@ from sae_lens_sparsemax.sae.folding import (
     fold_checkpoint,
     fold_pass_maps,
     fold_threshold_scaling,
-    refuse_W_dec_norm,
     refuse_whitened_norm,
 )
 from sae_lens_sparsemax.sae.passes import (
     Maps,
-    above,
     dense_activations,
     first_passes,
+    kept,
     no_turns,
     observed_activations,
     pass_maps,
@@ -41,14 +40,15 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
     With u = (x − b_dec)/‖x − b_dec‖ and z = u W_enc + b_enc; the support is that of sparsemax(g·z), or of another
     α-entmax, and a(z) is z or the probabilities, as the config says. Further passes read what is unexplained in the
     same way, their queries turned by W_pass, and add to f; what does not exceed its concept's threshold is dropped in
-    the end, where the config has a floor for activations. `encode` returns dense activations and `decode` is linear in
-    them, so hooks, steering and dashboards work as for any SAE. Training checkpoints load into this class too: their
-    projections are folded into W_enc and W_dec.
+    the end, where the config has a floor for activations. Where decoder norms were folded, output_scale multiplies f in
+    the end. `encode` returns dense activations and `decode` is linear in them, so hooks, steering and dashboards work
+    as for any SAE. Training checkpoints load into this class too: their projections are folded into W_enc and W_dec.
     """
 
     b_enc: nn.Parameter
     W_pass: nn.Parameter | None
     threshold: torch.Tensor | None
+    output_scale: torch.Tensor | None
 
     @override
     def initialize_weights(self) -> None:
@@ -59,6 +59,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         zeros = torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
         # No parameter: whether an activation exceeds it has no derivative.
         self.register_buffer("threshold", zeros if self.cfg.activation_floor else None)
+        self.register_buffer("output_scale", torch.ones_like(zeros) if self.cfg.has_output_scale else None)
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -72,8 +73,8 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             acts = dense_activations(sae_in, query, factor, self._maps(), self.cfg)
         else:
             hidden_pre = self.hook_sae_acts_pre(dense_scores(query, self.W_enc, self.b_enc))
-            acts = observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg)
-            acts = above(acts, self.threshold)
+            maps = self._maps()
+            acts = kept(observed_activations(sae_in, factor, hidden_pre, maps, self.cfg), maps)
         return self.hook_sae_acts_post(rounded(acts, self.dtype))
 
     @torch.no_grad()
@@ -107,8 +108,12 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         return self.hook_sae_output(self._finish(rounded(context.reshape(given[0].shape), self.dtype)))
 
     def _maps(self) -> Maps:
-        W_enc, W_dec, b_enc = self.W_enc, self.W_dec, self.b_enc
-        return Maps(lambda query: query, W_enc.T, W_dec, b_enc, lambda context: context, self.W_pass, self.threshold)
+        def unchanged(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor
+
+        scale = self.output_scale
+        keys, values, bias = self.W_enc.T, self.W_dec, self.b_enc
+        return Maps(unchanged, keys, values, bias, unchanged, self.W_pass, self.threshold, output_scale=scale)
 
     def _finish(self, sae_out: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(sae_out + self.b_dec)
@@ -162,10 +167,19 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         fold_pass_maps(self.W_pass, whitening_matrix, unwhitening_matrix)
 
     @override
+    @torch.no_grad()
     def fold_and_get_W_dec_norm(self) -> torch.Tensor:
-        """Refused, and `fold_W_dec_norm` with it: rescaling one concept's scores changes every support.
+        """Give decoder rows unit norm, and activations the norms they had, by their output scale.
 
-        Raises:
-            NotImplementedError: always.
+        Which concepts are active does not change, up to rounding where passes follow the first.
+
+        Returns:
+            (d_sae,) the norms before.
         """
-        refuse_W_dec_norm()
+        norms = self.get_W_dec_norm()
+        self.W_dec.data /= norms[:, None]
+        if self.output_scale is None:
+            self.output_scale = torch.ones_like(norms)
+            self.cfg.has_output_scale = True
+        self.output_scale *= norms
+        return norms

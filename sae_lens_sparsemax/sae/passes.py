@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import torch
 
 from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, weigh
-from sae_lens_sparsemax.attention.rows import coo, row_offsets, scale_rows
+from sae_lens_sparsemax.attention.rows import coo, entries, row_offsets, scale_columns, scale_rows
 from sae_lens_sparsemax.attention.shards import Shard
 from sae_lens_sparsemax.attention.traceable import full_precision
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig, SparsemaxTrainingSAEConfig, gate_of
 from sae_lens_sparsemax.sae.encoding import dense_scores, gate_scores
 from sae_lens_sparsemax.sae.queries import split_norm
+from sae_lens_sparsemax.sae.thresholds import above
 
 # A residual of less than this share of ‖x‖ is rounding, and has nothing to be explained.
 EXPLAINED = {torch.float32: 2.0**-16, torch.float64: 2.0**-40}
@@ -40,6 +41,7 @@ class Maps(NamedTuple):
     write: Σ f·value (..., d) to the reconstruction, less b_dec. W_pass: (looks after the first, d, d) or None.
     threshold: (M,) what activations must exceed in the end, or None. shard: where keys, values, bias and threshold are
     those of a rank's own concepts: M of them, the others on other ranks.
+    output_scale: (M,) what activations are multiplied with before values are, or None.
     """
 
     project: Callable[[torch.Tensor], torch.Tensor]
@@ -50,6 +52,16 @@ class Maps(NamedTuple):
     W_pass: torch.Tensor | None
     threshold: torch.Tensor | None
     shard: Shard | None = None
+    output_scale: torch.Tensor | None = None
+
+    @property
+    def unscaled_values(self) -> torch.Tensor | None:
+        """The values where attention may weigh them itself, by activations that nothing scales."""
+        return self.values if self.output_scale is None else None
+
+    def weighed(self, acts: torch.Tensor) -> torch.Tensor:
+        """(N, d) Σ f·value of (N, M) activations, sparse COO or dense, that were not scaled yet."""
+        return weigh(scale_columns(acts, self.output_scale), self.values)
 
 
 class Reading(NamedTuple):
@@ -106,34 +118,35 @@ def read(
     """
     gate, n_looks = gate_of(cfg), cfg.passes + cfg.refinements
     # What the last look adds is weighed with the rest where some of that is dropped.
-    needs_last = with_context and maps.threshold is None
+    needed = n_looks if with_context and maps.threshold is None else n_looks - 1
     found, context, first = [], None, None
     for look in range(cfg.passes):
         if context is not None:
             query, factor = _further_query(sae_in, context, maps, cfg, look)
-        values = maps.values if needs_last or look < n_looks - 1 else None
         query, factor = _everyones(query, factor, maps.shard)
+        values = maps.unscaled_values if look < needed else None
         attention = attend(query, maps.keys, values, maps.bias, shard=maps.shard, **gate, **limits)
         first = first or attention
         found.append(_without_explained(scale_rows(attention.acts, factor), factor))
-        if attention.context is not None:
-            context = _own(attention.context * factor, maps.shard) + (0 if context is None else context)
+        if look < needed:
+            added = maps.weighed(found[-1]) if attention.context is None else attention.context * factor
+            context = _own(added, maps.shard) + (0 if context is None else context)
     assert first is not None
     acts = found[0] if len(found) == 1 else _sum(found)
     for look in range(cfg.passes, n_looks):
         assert context is not None
         query, factor = _further_query(sae_in, context, maps, cfg, look)
-        values = maps.values if needs_last or look < n_looks - 1 else None
         query, factor = _everyones(query, factor, maps.shard)
-        acts, added = _refine(acts, query, factor, maps, values)
+        acts, added = _refine(acts, query, factor, maps, look < needed)
         context = None if added is None else context + _own(added, maps.shard)
     selected, acts = acts, above(acts, maps.threshold)
     if with_context and maps.threshold is not None:
-        context = _own(weigh(acts, maps.values), maps.shard)
+        context = _own(maps.weighed(acts), maps.shard)
     pass_counts = [_counts(each) for each in found]
     counts = pass_counts[0] if acts is found[0] else _counts(acts)
     if maps.shard is not None:
         counts, *pass_counts = maps.shard.total(torch.stack([counts, *pass_counts]))
+    acts = scale_columns(acts, maps.output_scale)
     return Reading(acts, found, selected, context, first.scores, counts, pass_counts, first.tau, first.score_std)
 
 
@@ -193,7 +206,7 @@ def observed_activations(
     """
     acts = gate_scores(hidden_pre, cfg.gate, **gate_of(cfg)) * factor
     for look in range(1, cfg.passes + cfg.refinements):
-        query, factor = _further_query(sae_in, weigh(acts, maps.values), maps, cfg, look)
+        query, factor = _further_query(sae_in, maps.weighed(acts), maps, cfg, look)
         scores = dense_scores(query, maps.keys.T, maps.bias)
         if look < cfg.passes:
             added = gate_scores(scores, cfg.gate, **gate_of(cfg))
@@ -203,13 +216,9 @@ def observed_activations(
     return acts
 
 
-def above(acts: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
-    """(..., M) dense or (N, M) sparse COO activations, without those that do not exceed their (M,) threshold."""
-    if threshold is None:
-        return acts
-    if not acts.is_sparse:
-        return torch.where(acts > threshold, acts, torch.zeros_like(acts))
-    return _only(acts, acts.values() > threshold[acts.indices()[1]])
+def kept(selected: torch.Tensor, maps: Maps) -> torch.Tensor:
+    """Activations as they come out of an SAE, of `observed_activations`: without the weak ones, and scaled."""
+    return scale_columns(above(selected, maps.threshold), maps.output_scale)
 
 
 def _read_lists(
@@ -255,30 +264,29 @@ def _own(context: torch.Tensor, shard: Shard | None) -> torch.Tensor:
 
 
 def _refine(
-    acts: torch.Tensor, query: torch.Tensor, factor: torch.Tensor, maps: Maps, values: torch.Tensor | None
+    acts: torch.Tensor, query: torch.Tensor, factor: torch.Tensor, maps: Maps, with_context: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Activations with the scores of the concepts that are active added, and what that adds to the context."""
+    context = None
     if acts.is_sparse:
-        index = acts.indices()
-        added, context = attend_on(query, maps.keys, values, maps.bias, row_offsets(index[0], len(acts)), index[1])
-        scaled = added * factor.squeeze(-1)[index[0]]
-        acts = coo(index, acts.values() + scaled, (acts.shape[0], acts.shape[1]))
-        return acts, None if context is None else context * factor
-    scores = dense_scores(query, maps.keys.T, maps.bias) * factor
-    added = torch.where(acts != 0, scores, torch.zeros_like(scores))
-    return acts + added, None if values is None else weigh(added, values)
+        index, shape = acts.indices(), (acts.shape[0], acts.shape[1])
+        values = maps.unscaled_values if with_context else None
+        scores, context = attend_on(query, maps.keys, values, maps.bias, row_offsets(index[0], len(acts)), index[1])
+        scores = scores * factor.squeeze(-1)[index[0]]
+        added, acts = coo(index, scores, shape), coo(index, acts.values() + scores, shape)
+        context = None if context is None else context * factor
+    else:
+        scores = dense_scores(query, maps.keys.T, maps.bias) * factor
+        added = torch.where(acts != 0, scores, torch.zeros_like(scores))
+        acts = acts + added
+    return acts, maps.weighed(added) if with_context and context is None else context
 
 
 def _without_explained(acts: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Sparse activations without the entries of rows that have nothing to be explained (x = 0 ties everything)."""
     if not acts.is_sparse or bool((factor > 0).all()):
         return acts
-    return _only(acts, factor.squeeze(-1)[acts.indices()[0]] > 0)
-
-
-def _only(acts: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """(N, M) sparse COO activations, those of their (nnz,) entries that are to be kept."""
-    return coo(acts.indices()[:, keep], acts.values()[keep], (acts.shape[0], acts.shape[1]))
+    return entries(acts, factor.squeeze(-1)[acts.indices()[0]] > 0)
 
 
 def _sum(found: list[torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from sae_lens_sparsemax.attention.rows import entries
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 
 # Share of the newest batch in the mean.
@@ -38,3 +39,12 @@ def follow_mean(mean: torch.Tensor, acts: torch.Tensor, total: Callable[[torch.T
     batch = total(torch.zeros_like(wide).index_add_(0, col, values.to(wide.dtype))) / count.clamp_min(1)
     moved = torch.where(wide > 0, wide + _RATE * (batch - wide), batch)
     mean.copy_(torch.where(count > 0, moved, wide))
+
+
+def above(acts: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
+    """(..., M) dense or (N, M) sparse COO activations, without those that do not exceed their (M,) threshold."""
+    if threshold is None:
+        return acts
+    if not acts.is_sparse:
+        return torch.where(acts > threshold, acts, torch.zeros_like(acts))
+    return entries(acts, acts.values() > threshold[acts.indices()[1]])

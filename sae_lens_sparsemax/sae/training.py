@@ -22,7 +22,7 @@ from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
 from sae_lens_sparsemax.sae.losses import l1_penalty, reconstruction_loss
 from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm, wide
 from sae_lens_sparsemax.sae.sharding import OverRanks, local
-from sae_lens_sparsemax.sae.thresholds import follow_mean, mean_activations
+from sae_lens_sparsemax.sae.thresholds import above, follow_mean, mean_activations
 from sae_lens_sparsemax.sae.weights import prepare_for_training, saved_gate_scale
 
 
@@ -108,7 +108,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
         return passes.observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg), hidden_pre
 
     def _drop_weak(self, selected: torch.Tensor) -> torch.Tensor:
-        return self.hook_sae_acts_post(rounded(passes.above(selected, self._threshold()), self.dtype))
+        return self.hook_sae_acts_post(rounded(above(selected, self._threshold()), self.dtype))
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -311,7 +311,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     @override
     def fold_and_get_W_dec_norm(self) -> torch.Tensor:
-        """Refused, and `fold_W_dec_norm` with it: rescaling one concept's scores changes every support.
+        """Refused, and `fold_W_dec_norm` with it: only an SAE for inference has a scale for activations.
 
         Raises:
             NotImplementedError: always.

@@ -195,23 +195,54 @@ def test_a_trained_relu_gate_works_for_inference(tmp_path):
         torch.testing.assert_close(loaded(x), trained(x), rtol=1e-4, atol=1e-4)
 
 
-def test_decoder_norms_are_not_folded(tmp_path):
-    sae = new_sae()
-    before = copy.deepcopy(sae.state_dict())
-    with pytest.raises(NotImplementedError, match="changes which of them sparsemax selects"):
-        sae.fold_W_dec_norm()
-    torch.testing.assert_close(sae.state_dict(), before, rtol=0, atol=0)
-    sae.save_model(tmp_path)
-    with pytest.raises(NotImplementedError, match="decoder norms cannot be folded"):
-        SAE.load_from_disk(tmp_path, fold_W_dec_norm=True)
+ONE_PASS = {"passes": 1, "refinements": 0, "activation_floor": 0.0}
 
 
 @pytest.mark.parametrize(
-    "sae", [new_sae(), small_sae(), small_sae(structure="mlp")], ids=["inference", "shared", "mlp"]
+    "settings",
+    [
+        {},
+        ONE_PASS,
+        {"passes": 3, "unit_norm_query": False},
+        {"activation_floor": 0.0, "structure": "mlp"},
+        {"alpha": 2.0, "activations": "probabilities"} | ONE_PASS,
+        {"alpha": 2.0, "gate": "relu", "l1_coefficient": 0.1} | ONE_PASS,
+    ],
+    ids=str,
 )
-def test_no_way_of_folding_decoder_norms_changes_anything(sae):
+def test_folded_decoder_norms_change_the_units_of_activations_and_nothing_else(settings, tmp_path):
+    x = inputs(dtype=torch.float64)
+    trained = small_sae(
+        dtype="float64", **{"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.3} | settings
+    )
+    trained.save_inference_model(tmp_path / "plain")
+    plain, folded = (SAE.load_from_disk(tmp_path / "plain", fold_W_dec_norm=fold) for fold in (False, True))
+    norms = plain.W_dec.norm(dim=1)
+    assert norms.max() > 1.1 * norms.min()
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones_like(norms))
+    folded.save_model(tmp_path / "folded")
+    again = SAE.load_from_disk(tmp_path / "folded", fold_W_dec_norm=True)
+    for sae in (folded, again):
+        assert isinstance(sae, SparsemaxSAE) and isinstance(plain, SparsemaxSAE)
+        assert torch.equal(sae.W_enc, plain.W_enc)
+        with torch.no_grad():
+            torch.testing.assert_close(sae.encode(x), plain.encode(x) * norms)
+            torch.testing.assert_close(sae(x), plain(x))
+            if sae.cfg.gate == "sparsemax":
+                assert torch.equal(sae.first_passes(x).to_dense(), plain.first_passes(x).to_dense())
+        sae.hook_sae_acts_pre.add_hook(lambda tensor, *, hook: tensor)
+        torch.testing.assert_close(sae(x), plain(x))
+        sae.reset_hooks()
+        y = x.clone().requires_grad_()
+        grads = [torch.autograd.grad(each(y).square().sum(), y)[0] for each in (sae, plain)]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+def test_decoder_norms_of_an_sae_in_training_are_not_folded(structure):
+    sae = small_sae(structure=structure)
     before = copy.deepcopy(sae.state_dict())
     for fold in (sae.fold_W_dec_norm, sae.fold_and_get_W_dec_norm):
-        with pytest.raises(NotImplementedError, match="changes which of them sparsemax selects"):
+        with pytest.raises(NotImplementedError, match="fold_W_dec_norm=True"):
             fold()
     torch.testing.assert_close(sae.state_dict(), before, rtol=0, atol=0)

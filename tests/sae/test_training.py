@@ -256,11 +256,6 @@ def test_moves_to_the_meta_device_and_back_keep_g():
     assert small_sae(gate_scale=1 / 3).to("cpu").gate_scale == 1 / 3
 
 
-def test_decoder_norms_are_not_folded():
-    with pytest.raises(NotImplementedError, match="changes which of them sparsemax selects"):
-        small_sae().fold_W_dec_norm()
-
-
 def test_more_than_two_dimensions_are_encoded_token_by_token():
     sae, x = small_sae(), inputs()
     flat = sae.training_forward_pass(step_input(x))
