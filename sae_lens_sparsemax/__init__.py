@@ -1,7 +1,7 @@
 """The cross-attention sparsemax sparse autoencoder, as a SAELens plugin.
 
 Importing this package registers the architecture "sparsemax" with SAELens: its loaders, runners, evaluation harness
-and command line know it from then on. The classes for vision models are loaded when asked for.
+and command line know it from then on. What looks at concepts and sees images is loaded when asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,25 @@ from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
 if TYPE_CHECKING:
+    from sae_lens_sparsemax.explore.notebook import concepts_of, steer
     from sae_lens_sparsemax.models.hooked_vit import HookedViT
+    from sae_lens_sparsemax.models.splice import Change
 
 __version__ = "0.2.0"
 
 __all__ = [
     "PRESETS",
+    "Change",
     "HookedViT",
     "SparsemaxSAE",
     "SparsemaxSAEConfig",
     "SparsemaxTrainingSAE",
     "SparsemaxTrainingSAEConfig",
     "attend",
+    "concepts_of",
     "select_support",
     "sparsemax",
+    "steer",
 ]
 
 # SAELens refuses to register a name twice, which a reload in a notebook would do with our own classes.
@@ -41,6 +46,14 @@ if _registered is None or _registered[0].__module__ != SparsemaxSAE.__module__:
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("concepts_of", "steer"):
+        from sae_lens_sparsemax.explore import notebook
+
+        return getattr(notebook, name)
+    if name == "Change":
+        from sae_lens_sparsemax.models.splice import Change
+
+        return Change
     if name == "HookedViT":
         from sae_lens_sparsemax.models.hooked_vit import HookedViT
 

@@ -130,7 +130,7 @@ def test_the_mathematics_knows_no_sae_and_the_sae_no_data(name):
 
 
 def test_the_package_itself_imports_the_method_and_is_asked_for_its_version_alone():
-    assert {room(target) for target in ARROWS[NAME]} <= METHOD.keys() | {"models"}
+    assert {room(target) for target in ARROWS[NAME]} <= METHOD.keys() | {"models", "explore"}
     asking = {
         (module, alias.name)
         for module in TREES

@@ -6,7 +6,7 @@ colour-blind, and no figure relies on colour alone.
 
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.figures.cards import image_concept_card, text_concept_card
-from sae_lens_sparsemax.figures.inputs import reference_contexts, reference_images
+from sae_lens_sparsemax.figures.inputs import reference_contexts, reference_images, references
 from sae_lens_sparsemax.figures.photos import ComparedSAE, comparison_strip, patch_mask
 from sae_lens_sparsemax.figures.spikes import activation_spikes
 
@@ -20,5 +20,6 @@ __all__ = [
     "patch_mask",
     "reference_contexts",
     "reference_images",
+    "references",
     "text_concept_card",
 ]

@@ -1,12 +1,14 @@
 """One concept on one card: what it fires on most, how strongly, and what that is about."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from PIL import Image
+from sae_lens import SAE
 
 from sae_lens_sparsemax.display.plots import (
     BLUE,
@@ -22,6 +24,7 @@ from sae_lens_sparsemax.display.plots import (
     shortened,
     style,
 )
+from sae_lens_sparsemax.figures.inputs import references
 from sae_lens_sparsemax.figures.photos import draw_patch_mask
 from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -29,6 +32,7 @@ from sae_lens_sparsemax.settings.sentences import must_be
 _WIDTH = 9.0
 _PER_ROW = 5
 _LINES_PER_CONTEXT = 2
+_CONTEXTS = 8
 _FONT_SIZE = 8.0
 # Inches.
 _MARGIN, _HEADLINE, _CHARTS = 0.1, 0.62, 2.3
@@ -37,10 +41,11 @@ _LONGEST_LIST = 8
 
 def image_concept_card(
     concept: int,
-    images: Sequence[Image.Image],
-    masks: Sequence[Any],
-    activations: Any,
+    images: Sequence[Image.Image] | None = None,
+    masks: Sequence[Any] = (),
+    activations: Any = None,
     *,
+    sae: SAE[Any] | str | Path | None = None,
     n_seen: int | None = None,
     class_counts: Mapping[str, int] | None = None,
     name: str | None = None,
@@ -49,9 +54,11 @@ def image_concept_card(
 
     Args:
         concept: its number.
-        images: the images it fires on most, first the one it fires on most; none for a dead concept.
+        images: the images it fires on most, first the one it fires on most; none for a dead concept. Left out, images,
+            masks, activations, n_seen and class_counts are gathered by `references` from the data of `sae`.
         masks: for each image its activations `(height, width)`, from `ImageConcepts.mask`.
         activations: `(n,)` activations over the tokens or images seen; zeros are left out.
+        sae: the SAE, its folder, or `release_or_repo:id`, where nothing else is given.
         n_seen: how many tokens or images were seen, to say how often the concept is active.
         class_counts: how many of the images it fires on are of each class.
         name: a guess at what it is about.
@@ -59,6 +66,11 @@ def image_concept_card(
     Raises:
         ValueError: not one mask for each image, or a mask of another size.
     """
+    if images is None:
+        found = _gathered(concept, sae, "images", _PER_ROW)
+        images, masks, activations = found.images, found.masks, found.activations
+        n_seen, class_counts = found.n_seen, found.class_counts
+    assert images is not None
     if len(images) != len(masks):
         raise must_be("masks", f"as many as the {len(images)} images", len(masks))
     acts = _active(activations)
@@ -91,9 +103,10 @@ def image_concept_card(
 
 def text_concept_card(
     concept: int,
-    contexts: Sequence[tuple[Sequence[str], Any]],
-    activations: Any,
+    contexts: Sequence[tuple[Sequence[str], Any]] | None = None,
+    activations: Any = None,
     *,
+    sae: SAE[Any] | str | Path | None = None,
     n_seen: int | None = None,
     promoted: Sequence[tuple[str, float]] = (),
     suppressed: Sequence[tuple[str, float]] = (),
@@ -103,8 +116,10 @@ def text_concept_card(
 
     Args:
         concept: its number.
-        contexts: tokens and activations `(n_tokens,)` of the texts it fires on most; none for a dead concept.
+        contexts: tokens and activations `(n_tokens,)` of the texts it fires on most; none for a dead concept. Left out,
+            all but the name are gathered by `references` from the data of `sae`.
         activations: `(n,)` activations over the tokens seen; zeros are left out.
+        sae: the SAE, its folder, or `release_or_repo:id`, where nothing else is given.
         n_seen: how many tokens were seen, to say how often the concept is active.
         promoted: tokens and the change of their logits along the concept's decoder row, most promoted first.
         suppressed: the same, most suppressed first.
@@ -113,6 +128,9 @@ def text_concept_card(
     Raises:
         ValueError: not one activation for each token.
     """
+    if contexts is None:
+        contexts, activations, n_seen, promoted, suppressed = _gathered(concept, sae, "contexts", _CONTEXTS)
+    assert contexts is not None
     acts = _active(activations)
     if len(acts) == 0:
         return _dead_card(concept, n_seen)
@@ -147,6 +165,16 @@ def text_concept_card(
         else:
             axes.set_axis_off()
     return figure
+
+
+def _gathered(concept: int, sae: SAE[Any] | str | Path | None, name: str, n: int) -> Any:
+    """What `references` finds for one concept, if it is of the kind that the card shows."""
+    if sae is None:
+        raise must_be(name, "given, or sae, to gather them from its data", None)
+    found = references(sae, [concept], n)[concept]
+    if not hasattr(found, name):
+        raise must_be("sae", f"one whose examples are {name}", sae)
+    return found
 
 
 def _most_first(counts: Mapping[str, int]) -> list[tuple[str, float]]:

@@ -1,9 +1,12 @@
 """From a model, an SAE and a few images or texts to what the concept cards take, in one pass.
 
-But: everything is held in memory. For a whole data set, use `sparsemax-sae explore`.
+`references` takes the images or texts from the data set that the SAE's metadata name. But: everything is held in
+memory. For a whole data set, use `sparsemax-sae explore`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +15,18 @@ from PIL import Image
 from sae_lens import SAE
 
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
+from sae_lens_sparsemax.explore.run import open_stream
+from sae_lens_sparsemax.explore.samples import encode_batch
+from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
+from sae_lens_sparsemax.explore.weights import token_logits, unembedding
+from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.patch_geometry import patch_geometry
+from sae_lens_sparsemax.settings.sentences import must_be
+
+_SAMPLES = 200
+_TOKENS_SHOWN = 8
 
 
 class ReferenceImages(NamedTuple):
@@ -28,6 +42,8 @@ class ReferenceImages(NamedTuple):
     """Which of the given images these are."""
     n_seen: int
     """Tokens of all images."""
+    class_counts: Mapping[str, int] | None = None
+    """How many of the images it fires on are of each class, where the classes are known."""
 
 
 class ReferenceContexts(NamedTuple):
@@ -39,6 +55,10 @@ class ReferenceContexts(NamedTuple):
     """`(n,)`, where it is active, over the tokens of all texts."""
     n_seen: int
     """Tokens of all texts, without those that the SAE was trained without."""
+    promoted: Sequence[tuple[str, float]] = ()
+    """Tokens and the change of their logits along its decoder row, most promoted first, where they are known."""
+    suppressed: Sequence[tuple[str, float]] = ()
+    """The same, most suppressed first."""
 
 
 def reference_images(
@@ -80,6 +100,82 @@ def reference_contexts(
             acts = found.feature_acts[:, concept]
             strongest.add(acts, acts.abs().max(), lambda acts=acts, found=found: (found.tokens, acts))
     return {concept: ReferenceContexts(each.inputs, each.acts, n_seen) for concept, each in best.items()}
+
+
+@torch.no_grad()
+def references(
+    sae: SAE[Any] | str | Path, concepts: Sequence[int], n: int = 8, settings: ExploreSettings | None = None
+) -> dict[int, Any]:
+    """What the cards of some concepts take, from the images or texts that the SAE was trained on.
+
+    Args:
+        sae: any SAELens SAE whose metadata name model, hook and data; its folder; or `release_or_repo:id`.
+        concepts: at least one.
+        n: images or texts of each.
+        settings: what replaces the metadata; by default 200 images or contexts are read.
+
+    Returns:
+        For each concept `ReferenceImages`, by mean activation, or `ReferenceContexts`, by the largest.
+
+    Raises:
+        ValueError: there is no such concept, or the metadata lack something.
+    """
+    settings = settings or ExploreSettings(samples=_SAMPLES)
+    sae = load_sae(str(sae), settings.device) if isinstance(sae, str | Path) else sae
+    for concept in concepts:
+        if not 0 <= concept < sae.cfg.d_sae:
+            raise must_be("concept", f"between 0 and {sae.cfg.d_sae - 1}", concept)
+    stream = open_stream(sae, settings)
+    best, n_seen = {concept: _Strongest(n) for concept in concepts}, 0
+    classes = {concept: Counter[str]() for concept in concepts}
+    for batch, _ in stream.batches(0):
+        encoded = encode_batch(sae, batch)
+        n_seen += encoded.kept.n_rows
+        for concept, strongest in best.items():
+            mine = encoded.placed.col == concept
+            acts = torch.zeros(encoded.placed.n_rows)
+            acts[encoded.placed.row[mine]] = encoded.placed.value[mine].float()
+            for number, own in zip(batch.ids.tolist(), acts.view(len(batch.ids), -1), strict=True):
+                strength = own.abs().max() if isinstance(stream, TextStream) else own.abs().mean()
+                strongest.add(own, strength, lambda number=number, own=own: (number, own))
+                if isinstance(stream, ImageStream) and stream.class_names and own.any() and stream.label(number) >= 0:
+                    classes[concept][stream.class_names[stream.label(number)]] += 1
+    if isinstance(stream, ImageStream):
+        return {c: _images(stream, each, n_seen, classes[c]) for c, each in best.items()}
+    ids = torch.tensor(sorted({number for each in best.values() for number, _ in each.inputs}), dtype=torch.int64)
+    texts = {number: stream.at_hook.token_texts(tokens.tolist()) for number, tokens in stream.contexts(ids)}
+    found = {}
+    for concept, each in best.items():
+        contexts = [(texts[number], own) for number, own in each.inputs]
+        found[concept] = ReferenceContexts(contexts, each.acts, n_seen, *_logits(stream, sae, concept))
+    return found
+
+
+def _images(stream: ImageStream, each: "_Strongest", n_seen: int, classes: Mapping[str, int]) -> ReferenceImages:
+    images, masks = [stream.image(number) for number, _ in each.inputs], []
+    if stream.tokens == "cls":
+        raise ValueError("This SAE reads the class token alone, so its concepts have no place in the image.")
+    for image, (_, acts) in zip(images, each.inputs, strict=True):
+        geometry = patch_geometry(stream.model.image_processor, image.size, stream.model.cfg.patch_size)
+        masks.append(geometry.mask(acts[stream.n_prefix_tokens :], "nearest"))
+    numbers = [number for number, _ in each.inputs]
+    return ReferenceImages(images, masks, each.acts, numbers, n_seen, classes or None)
+
+
+def _logits(stream: TextStream, sae: SAE[Any], concept: int) -> list[list[tuple[str, float]]]:
+    """Promoted and suppressed tokens of a concept; none where there is no unembedding."""
+    if (matrix := unembedding(stream.model, stream.on["hook_name"], sae.cfg.d_in)) is None:
+        return [[], []]
+    row = sae.W_dec[concept : concept + 1].detach().float()
+    logits = token_logits(row, matrix.to(row.device), _TOKENS_SHOWN, progress=False)
+    pairs = ((logits.promoted, logits.promoted_by), (logits.suppressed, logits.suppressed_by))
+    return [
+        [
+            (stream.at_hook.token_text(token), value)
+            for token, value in zip(ids[0].tolist(), by[0].tolist(), strict=True)
+        ]
+        for ids, by in pairs
+    ]
 
 
 class _Strongest:

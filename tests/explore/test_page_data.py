@@ -8,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.explore.pages.scripts import DIGITS, FULL, encode_levels, fit_examples, rounded, write_script
+from sae_lens_sparsemax.explore.pages.scripts import (
+    FULL,
+    decode_levels,
+    encode_levels,
+    fit_examples,
+    read_script,
+    rounded,
+    write_script,
+)
 from sae_lens_sparsemax.explore.pages.site import density_histogram, l0_histogram
 from sae_lens_sparsemax.explore.samples import LEVELS, TopExamples
 
@@ -21,20 +29,6 @@ HOSTILE = [
     "\x00\x7f\ud800 lone",
     "naïve 日本 🙂",
 ]
-
-
-def decode_levels(text: str, n_tokens: int) -> list[float]:
-    """What `levels.js` does."""
-    levels, token, characters = [0.0] * n_tokens, -1, iter(text)
-    for character in characters:
-        if character == "+":
-            token += FULL
-            continue
-        token += DIGITS.index(character) + 1
-        step = next(characters)
-        sign = -1 if step == "-" else 1
-        levels[token] = sign * DIGITS.index(next(characters) if step == "-" else step) / FULL
-    return levels
 
 
 @given(st.lists(st.one_of(st.just(0), st.integers(-LEVELS, LEVELS)), min_size=1, max_size=400))
@@ -58,7 +52,7 @@ def test_texts_from_data_sets_cannot_leave_their_script(tmp_path, text):
     assert not any(character in script for character in b"<>&") and script.isascii() and script.count(b"\n") == 1
     start, end = b'explorer.receive("table",', b");\n"
     assert script.startswith(start) and script.endswith(end)
-    assert json.loads(script[len(start) : -len(end)]) == {"label": [text], text: 1}
+    assert json.loads(script[len(start) : -len(end)]) == {"label": [text], text: 1} == read_script(tmp_path, "table")
 
 
 def test_numbers_keep_four_digits_and_what_is_not_finite_is_null():

@@ -1,13 +1,20 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from sae_lens_sparsemax.explore.gather import gather
+from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.explore.streams import TextStream
 from sae_lens_sparsemax.figures import (
     ComparedSAE,
     concepts_of_image,
     concepts_of_text,
+    image_concept_card,
     reference_contexts,
     reference_images,
+    references,
+    text_concept_card,
 )
 from sae_lens_sparsemax.models.encoding import top_concepts
 from tests.support.sites import BRIGHT, DEAD
@@ -44,3 +51,27 @@ def test_a_row_of_a_comparison_comes_from_an_image(clip_and_sae):
     found = concepts_of_image(*clip_and_sae, photo(2))
     row = ComparedSAE.of("ours", found, n_top=2)
     assert len(row.masks) == 2 and torch.equal(row.feature_acts, found.feature_acts.mean(0))
+
+
+def test_cards_gather_their_own_examples(clip_and_sae, language_model_and_sae):
+    (vit, image_sae), (_, sae) = clip_and_sae, language_model_and_sae
+    found = references(image_sae, [BRIGHT, DEAD], n=3)
+    best = reference_images(vit, image_sae, found[BRIGHT].images, [BRIGHT], n=3)[BRIGHT]
+    assert best.indices == [0, 1, 2] and all(
+        (a == b).all() for a, b in zip(best.masks, found[BRIGHT].masks, strict=True)
+    )
+    assert found[BRIGHT].n_seen == 24 * 17 and sum(found[BRIGHT].class_counts.values()) == 24 and not found[DEAD].images
+    assert "is dead" in image_concept_card(DEAD, sae=image_sae).axes[0].texts[0].get_text()
+
+    found = references(sae, [3], settings=ExploreSettings(samples=16))[3]
+    tokens, acts = found.contexts[0]
+    statistics = gather(sae, TextStream(sae, ExploreSettings(samples=16)), n_examples=1, n_showcase=1, progress=False)
+    assert acts.max() == statistics.highest[3] == found.activations.max()
+    assert len(found.activations) == statistics.n_active[3] and found.n_seen == statistics.n_tokens
+    assert len(tokens) == len(acts) and found.promoted[0][1] > 0 > found.suppressed[0][1]
+    with pytest.raises(ValueError, match="contexts must be given, or sae"):
+        text_concept_card(3)
+    with pytest.raises(ValueError, match="concept must be between 0 and 95, got 96"):
+        text_concept_card(96, sae=sae)
+    with pytest.raises(ValueError, match="sae must be one whose examples are images"):
+        image_concept_card(3, sae=sae)

@@ -17,6 +17,7 @@ from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.settings import AppSettings
+from sae_lens_sparsemax.explore.steering import class_probabilities, next_token_probabilities
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of, top_concepts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
@@ -95,15 +96,9 @@ class ImageSession:
         }
         if self.word_embeds is not None:
             pixels = self.model.preprocess(image)
-            before = after = self._scores(self.at_hook.embeddings(pixels))
-            if changes:
-                after = self._scores(self.at_hook.embeddings(pixels, edit))
-            answer["outcomes"] = _outcomes(before, after, lambda indices: [self.words[i] for i in indices])
+            scores = class_probabilities(self.at_hook, pixels, self.word_embeds, edit if changes else None)
+            answer["outcomes"] = _outcomes(*scores, lambda indices: [self.words[i] for i in indices])
         return answer
-
-    def _scores(self, embeds: torch.Tensor) -> torch.Tensor:
-        assert self.word_embeds is not None
-        return self.model.zero_shot_logits(embeds, self.word_embeds.to(embeds))[0].float().softmax(-1).cpu()
 
 
 class TextSession:
@@ -131,13 +126,10 @@ class TextSession:
         answer |= {"position": position, "tokens": found.tokens, "left_out": left_out, "outcomes": None}
         if not self.has_outcomes:
             return answer
-        token_ids = found.token_ids[None].to(self.at_hook.device)
-        before = after = self.model.run_with_hooks(token_ids, return_type="logits")
-        if changes:
-            hooks = self.at_hook.hooks(edit, found.is_read[None])
-            after = self.model.run_with_hooks(token_ids, return_type="logits", fwd_hooks=hooks)
-        before, after = (logits[0, position].float().softmax(-1).cpu() for logits in (before, after))
-        outcomes = _outcomes(before, after, lambda indices: [self.at_hook.token_text(i) for i in indices])
+        next_tokens = next_token_probabilities(
+            self.at_hook, found.token_ids[None], found.is_read[None], position, edit if changes else None
+        )
+        outcomes = _outcomes(*next_tokens, lambda indices: [self.at_hook.token_text(i) for i in indices])
         return answer | {"outcomes": outcomes}
 
 
@@ -217,8 +209,6 @@ def _concepts(
 
 def _outcomes(before: torch.Tensor, after: torch.Tensor, labels_of: Any) -> list[dict[str, Any]]:
     """The likeliest outcomes before or after a change, likeliest before first."""
-    if not (before.isfinite().all() and after.isfinite().all()):
-        raise ValueError("changes must be small enough for the model to compute with; its outcomes are not finite.")
     n = min(_N_OUTCOMES, len(before))
     indices = sorted({*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}, key=lambda i: -before[i])
     return [

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sae_lens_sparsemax.explore.samples import LEVELS, TopExamples
+from sae_lens_sparsemax.files import reading
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 FULL = 61
@@ -40,6 +41,17 @@ def write_script(folder: Path, name: str, payload: Any) -> int:
     return len(script)
 
 
+def read_script(folder: Path, name: str) -> Any:
+    """The payload of data/NAME.js, as `write_script` wrote it.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged.
+    """
+    path = folder / "data" / f"{name}.js"
+    with reading(path):
+        return json.loads(path.read_text(encoding="ascii").removeprefix(f"explorer.receive({json.dumps(name)},")[:-3])
+
+
 def rounded(value: float, digits: int = 4) -> float | int | None:
     """A number with a few significant digits, as short as JSON can have it; None for NaN and infinity."""
     if not math.isfinite(value):
@@ -62,6 +74,20 @@ def encode_levels(levels: torch.Tensor) -> str:
         parts.append("+" * skips + DIGITS[gap] + ("-" if level < 0 else "") + DIGITS[step])
         last = token
     return "".join(parts)
+
+
+def decode_levels(text: str, n_tokens: int) -> list[float]:
+    """What `encode_levels` wrote, as shares of the peak: `n_tokens` numbers from -1 to 1."""
+    levels, token, characters = [0.0] * n_tokens, -1, iter(text)
+    for character in characters:
+        if character == "+":
+            token += FULL
+            continue
+        token += DIGITS.index(character) + 1
+        step = next(characters)
+        sign, step = (-1, next(characters)) if step == "-" else (1, step)
+        levels[token] = sign * DIGITS.index(step) / FULL
+    return levels
 
 
 class Fit(NamedTuple):

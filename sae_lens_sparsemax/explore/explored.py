@@ -1,0 +1,88 @@
+"""What `explore` has gathered, read back from its folder of pages, so that nothing is computed twice."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sae_lens_sparsemax.explore.pages.scripts import decode_levels, read_script
+from sae_lens_sparsemax.explore.pages.site import MANIFEST
+from sae_lens_sparsemax.settings.sentences import must_be
+
+
+class Example(NamedTuple):
+    """One of the samples on which a concept is strongest."""
+
+    sample: int
+    """Its number in the data set's order."""
+    score: float
+    """What it is ranked by: the largest activation in a context, the mean over the tokens of an image."""
+    acts: list[float]
+    """Activation at each token, in steps of a sixtieth of the largest."""
+
+
+class Explored:
+    """One SAE of a folder of pages.
+
+    Args:
+        folder: with the pages.
+        number: which of the SAEs in it, from 0.
+
+    Raises:
+        ValueError: the folder is damaged, or has fewer SAEs.
+    """
+
+    def __init__(self, folder: Path, number: int = 0) -> None:
+        self.folder, self.number = folder, number
+        self.site: dict[str, Any] = read_script(folder, MANIFEST)
+        """What all pages know: `kind`, `tokens` of a sample, `classes`, `grid` and `prefix` of patches, ..."""
+        if not 0 <= number < len(self.site["saes"]):
+            raise must_be("number", f"below {len(self.site['saes'])}, the SAEs in these pages", number)
+        self.summary: dict[str, Any] = self.site["saes"][number]
+        """Model, hook, data and metrics."""
+        self.table: dict[str, Any] = read_script(folder, f"{number}/table")
+        """A list for each column, a value for each concept."""
+        self._shard = lru_cache(maxsize=2)(lambda shard: read_script(folder, f"{number}/concepts-{shard}"))
+        self._contexts = lru_cache(maxsize=64)(lambda shard: read_script(folder, f"contexts-{shard}"))
+
+    @property
+    def d_sae(self) -> int:
+        """How many concepts there are."""
+        return self.summary["d_sae"]
+
+    def concept(self, concept: int) -> dict[str, Any]:
+        """What a concept's page shows, by the keys of `pages.concepts`.
+
+        Raises:
+            ValueError: there is no such concept.
+        """
+        if not 0 <= concept < self.d_sae:
+            raise must_be("concept", f"between 0 and {self.d_sae - 1}", concept)
+        return self._shard(concept // self.site["shard"])[concept % self.site["shard"]]
+
+    def concepts(self) -> Iterator[dict[str, Any]]:
+        """What the pages of all concepts show, in their order."""
+        return map(self.concept, range(self.d_sae))
+
+    def examples(self, concept: int) -> list[Example]:
+        """The samples that are kept of a concept, strongest first."""
+        return [
+            Example(sample, score, [peak * level for level in decode_levels(text, self.site["tokens"])])
+            for sample, score, peak, text in self.concept(concept)["e"]
+        ]
+
+    def tokens(self, sample: int) -> list[str]:
+        """The tokens of a context as they read in its text."""
+        return self._contexts(sample // self.site["contextShard"])[str(sample)]
+
+    def labels(self) -> dict[int, str]:
+        """What `explore` guessed that concepts are about."""
+        return {concept: label for concept, label in enumerate(self.table["label"]) if label}
+
+
+def find_explored(folder: Path | str) -> Explored | None:
+    """The pages in a folder, or in the folder `explore` of an SAE's; None where there are none."""
+    folder = Path(folder).expanduser()
+    return next(
+        (Explored(each) for each in (folder, folder / "explore") if (each / "data" / f"{MANIFEST}.js").is_file()), None
+    )

@@ -1,0 +1,62 @@
+"""What the concepts of an SAE are about, in its folder: said by a person, proposed by a language model, or guessed.
+
+`labels.csv` is a person's, with the columns `concept` and `label`, and is never written here; `explanations.json` holds
+what `explain` proposes, with scores; and what `explore` guessed stands in its pages. A person's label wins.
+"""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+from sae_lens_sparsemax.explore.explored import find_explored
+from sae_lens_sparsemax.files import read_object, reading
+from sae_lens_sparsemax.settings.sentences import must_be
+
+OWN = "labels.csv"
+"""A person's labels."""
+PROPOSED = "explanations.json"
+"""Those that a language model proposed."""
+
+
+class Label(NamedTuple):
+    """What a concept is about, and who says so."""
+
+    text: str
+    by: str
+    """`"person"`, the language model, or `"explore"`: tokens or classes that it fires on most."""
+    score: float | None = None
+    """Of a proposal: its balanced accuracy at telling where the concept is active, 0.5 being chance."""
+
+
+def labels_of(folder: Path | str) -> dict[int, Label]:
+    """The best label of each concept that has one, from the folder of an SAE or of its pages.
+
+    Raises:
+        ValueError: a file with labels is damaged.
+    """
+    folder, pages = Path(folder).expanduser(), find_explored(folder)
+    guessed = {} if pages is None else {c: Label(text, "explore") for c, text in pages.labels().items()}
+    folders = dict.fromkeys([folder, folder if pages is None else pages.folder.parent])
+    proposed = {c: label for each in folders for c, label in proposed_labels(each).items()}
+    return guessed | proposed | {c: label for each in folders for c, label in own_labels(each).items()}
+
+
+def own_labels(folder: Path) -> dict[int, Label]:
+    """A person's labels, from `labels.csv`."""
+    if not (path := folder / OWN).is_file():
+        return {}
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"concept", "label"} <= {*(rows.fieldnames or ())}:
+            raise must_be("its first line", "concept,label", rows.fieldnames)
+        return {int(row["concept"]): Label(row["label"].strip(), "person") for row in rows if row["label"].strip()}
+
+
+def proposed_labels(folder: Path) -> dict[int, Label]:
+    """What `explain` proposed, from `explanations.json`."""
+    if not (path := folder / PROPOSED).is_file():
+        return {}
+    values = read_object(path)
+    with reading(path):
+        found = values["concepts"].items()
+        return {int(c): Label(str(each["label"]), values["model"], each["score"]) for c, each in found if each["label"]}
