@@ -11,6 +11,7 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
 from sae_lens_sparsemax.explore.gather import gather
+from sae_lens_sparsemax.explore.interest import concept_map, interest
 from sae_lens_sparsemax.explore.pages.concepts import SAEReport
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -112,15 +113,19 @@ def _report(
         if isinstance(stream, TextStream):
             raise ValueError("'words' names the concepts of images; this SAE reads text.")
         names = guess_names(stream, statistics.examples, settings.words, progress=progress)
+    norms = rows.norm(dim=-1).cpu()
+    promise = interest(statistics, norms)
     meta = sae.cfg.metadata
     return SAEReport(
         name=name,
         architecture=meta.training_architecture or sae.cfg.architecture(),
         stream=stream,
         statistics=statistics,
-        norms=rows.norm(dim=-1).cpu(),
+        norms=norms,
         near=nearest_concepts(rows, _NEIGHBOURS, progress=progress),
         cofiring=cofiring_concepts(statistics.cofiring, _NEIGHBOURS, progress=progress),
+        interest=promise,
+        map=concept_map(rows, promise),
         logits=logits,
         names=names,
     )

@@ -64,6 +64,8 @@ def test_l0_is_counted_value_by_value_or_in_wider_bars():
     narrow = l0_histogram(torch.tensor([0, 0, 5, 1, 0, 2]))
     assert narrow == {"low": 2, "width": 1, "counts": [5, 1, 0, 2]}
     wide = l0_histogram(torch.ones(200, dtype=torch.int64))
+    outlier = l0_histogram(torch.cat([torch.zeros(9), torch.full((2,), 500), torch.zeros(989), torch.ones(1)]).long())
+    assert outlier == {"low": 9, "width": 1, "counts": [500, 500], "beyond": 1, "highest": 1000}
     assert wide["width"] == 4 and sum(wide["counts"]) == 200 and len(wide["counts"]) == 50
 
 

@@ -15,13 +15,14 @@ from tests.support.sites import BRIGHT, DEAD, HOSTILE, HOSTILE_CLASS, bright_squ
 
 PAGES = [
     "index.html",
+    "map.html",
     f"concept.html#{BRIGHT}",
     f"concept.html#1/{DEAD}",
     "example.html",
     "failures.html",
     "compare.html",
 ]
-TEXT_PAGES = ["index.html", "concept.html#3", "example.html", "failures.html"]
+TEXT_PAGES = ["index.html", "map.html", "concept.html#3", "example.html", "failures.html"]
 PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 
 
@@ -33,10 +34,14 @@ class Reader:
         self.requests: list[str] = []
         self.problems: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("requestfailed", lambda request: self.problems.append(f"failed {request.url}"))
+        page.on("requestfailed", self._failed)
         page.on("pageerror", lambda error: self.problems.append(f"error {error}"))
         page.on("console", lambda message: self.problems.append(message.text) if message.type == "error" else None)
         page.on("dialog", lambda dialog: (self.problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page was left before its charts came
+            self.problems.append(f"failed {request.url}")
 
     def open(self, page: str) -> Any:
         self.page.goto("about:blank")  # else a change of the hash alone loads nothing
@@ -110,6 +115,36 @@ def test_a_concept_is_opened_with_the_keyboard(images):
     page.wait_for_url(f"**/concept.html#{BRIGHT}")
     page.wait_for_selector(".strip .frame")
     assert f"Concept {BRIGHT}" in page.locator("h1").inner_text()
+
+
+def test_charts_and_the_map_are_drawn_say_what_is_under_the_pointer_and_are_saved(images):
+    page = images.open("map.html#0/")
+    page.wait_for_selector(".plot[data-drawn]")
+    page.get_by_label("Mark").fill("onmouseover")  # the class that is called like markup
+    assert "marked" in page.get_by_role("status").inner_text()
+    point = page.locator(".scatterlayer .point").first
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector(".hoverlayer .hovertext")
+    text = page.locator(".hoverlayer").text_content()
+    assert re.search(r"#\d", text) and "of tokens" in text
+    assert HOSTILE_CLASS in page.locator(".plot").evaluate("plot => plot.data[0].text.join()").replace(
+        "&lt;", "<"
+    ).replace("&gt;", ">")
+    assert page.locator("b[onmouseover]").count() == 0
+    images.requests.clear()
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_url("**/concept.html#*")
+    page.wait_for_selector("main[data-ready]")
+    assert not any("plotly" in url for url in images.requests)
+    page = images.open("index.html")
+    page.get_by_role("link", name="Charts").click()
+    page.wait_for_selector(".plot[data-drawn] .bars .point")
+    page.locator(".plot").first.hover()
+    with page.expect_download() as download:
+        page.locator(".modebar-btn").first.click()
+    assert download.value.suggested_filename.endswith(".svg")
 
 
 def test_every_control_is_reached_by_tab_and_shows_that_it_has_the_focus(images):

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.evaluation.naming import ConceptName
 from sae_lens_sparsemax.explore.cofiring import Neighbours
+from sae_lens_sparsemax.explore.interest import ConceptMap
 from sae_lens_sparsemax.explore.pages.scripts import encode_levels, rounded, write_script
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
@@ -38,6 +39,10 @@ class SAEReport:
     """Nearest concepts by the cosine of decoder rows."""
     cofiring: Neighbours
     """Nearest concepts by the tokens they share."""
+    interest: torch.Tensor
+    """How much each concept promises, shape (d_sae,); see `interest.interest`."""
+    map: ConceptMap
+    """The most interesting ones in two dimensions."""
     logits: TokenLogits | None = None
     """Tokens promoted and suppressed; None where there is no unembedding."""
     names: list[ConceptName | None] | None = None
@@ -80,12 +85,19 @@ def write_table(folder: Path, sae: int, data: SAEReport, labels: list[str], *, t
             "max": _column(statistics.highest),
             "later": None if later is None else _column(later),
             "norm": _column(data.norms),
+            "interest": [rounded(value, 3) for value in data.interest.tolist()],
             "entropy": None if entropy is None else _column(entropy),
             "mono": None if mono is None else _column(mono),
             "near": [None if concept < 0 else [concept, rounded(value, 3)] for concept, value in nearest],
             "thumb": statistics.examples.sample[:, 0].tolist() if thumbnails else None,
         },
     )
+
+
+def write_map(folder: Path, sae: int, found: ConceptMap) -> None:
+    """Write data/SAE/map.js: concepts, their places, how they were placed."""
+    x, y = ([rounded(value) for value in column] for column in found.place.T.tolist())
+    write_script(folder, f"{sae}/map", {"concept": found.concept.tolist(), "x": x, "y": y, "method": found.method})
 
 
 def write_concepts(folder: Path, sae: int, data: SAEReport, n_examples: int, *, progress: bool) -> None:

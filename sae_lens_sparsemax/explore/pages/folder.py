@@ -8,9 +8,16 @@ import torch
 
 from sae_lens_sparsemax.explore import failures
 from sae_lens_sparsemax.explore.pages import shown_samples
-from sae_lens_sparsemax.explore.pages.concepts import SHARD, SAEReport, class_labels, write_concepts, write_table
+from sae_lens_sparsemax.explore.pages.concepts import (
+    SHARD,
+    SAEReport,
+    class_labels,
+    write_concepts,
+    write_map,
+    write_table,
+)
 from sae_lens_sparsemax.explore.pages.scripts import Fit, fit_examples, write_script
-from sae_lens_sparsemax.explore.pages.site import MANIFEST, summary, write_pages, write_showcase
+from sae_lens_sparsemax.explore.pages.site import MANIFEST, PLOTLY, summary, write_pages, write_showcase
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 
@@ -38,7 +45,7 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
     """Write the pages and all data of SAEs explored on the same samples into an empty folder."""
     stream, showcase = reports[0].stream, reports[0].statistics.showcase.ids
     write_pages(folder)
-    fits, side = _fit(reports, settings, showcase)
+    fits, side = _fit(folder, reports, settings, showcase)
     samples = torch.cat([fit.samples for fit in fits]).unique()
     tokens: dict[int, torch.Tensor] = {}
     if isinstance(stream, ImageStream):
@@ -49,6 +56,7 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
     for number, (report, fit) in enumerate(zip(reports, fits, strict=True)):
         labels, unclear = _labels(report, tokens)
         write_table(folder, number, report, labels, thumbnails=stream.kind == "image")
+        write_map(folder, number, report.map)
         write_concepts(folder, number, report, fit.n_examples, progress=progress)
         write_showcase(folder, number, report.statistics)
         write_script(folder, f"{number}/failures", _failures(report, unclear))
@@ -77,9 +85,12 @@ def _titles(stream: ImageStream | TextStream, tokens: dict[int, torch.Tensor], s
     return ["".join(stream.at_hook.token_texts(tokens[n][:_TITLE_TOKENS].tolist())) for n in showcase.tolist()]
 
 
-def _fit(reports: list[SAEReport], settings: ExploreSettings, showcase: torch.Tensor) -> tuple[list[Fit], int]:
+def _fit(
+    folder: Path, reports: list[SAEReport], settings: ExploreSettings, showcase: torch.Tensor
+) -> tuple[list[Fit], int]:
     """The examples shown of each SAE, and the side of pictures, so that the folder keeps to its size."""
-    stream, n_bytes = reports[0].stream, settings.megabytes * 1_000_000
+    stream = reports[0].stream
+    n_bytes = settings.megabytes * 1_000_000 - (folder / "assets" / PLOTLY).stat().st_size
     wanted = reports[0].statistics.examples.sample.shape[1]
     fits, side = [], 0
     for side in shown_samples.SIDES:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plotly.offline import get_plotlyjs
 
 from sae_lens_sparsemax.evaluation.monosemanticity import MIN_IMAGES
 from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
@@ -14,27 +15,32 @@ from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 
 MANIFEST = "explore"
 """The script with what all pages know, by which a folder is known to be one of these."""
+PLOTLY = "plotly.min.js"
+"""Loaded by pages with charts to zoom into, after all else; those of single concepts do without its megabytes."""
 _SHARED = ("charts", "levels", "pictures", "texts", "cards")
 _PAGES = {
-    "index": ("Concepts", ("table",)),
+    "index": ("Concepts", ("plots", "table")),
+    "map": ("Map", ("plots",)),
     "concept": ("Concept", ()),
     "example": ("Example", ()),
-    "compare": ("Comparison", ("example",)),
+    "compare": ("Comparison", ("plots", "example")),
     "failures": ("Failure cases", ()),
 }
 _METRICS = ("l0", "l0_p5", "l0_p95", "explained_variance", "fvu_per_sample")
 _BINS_PER_DECADE = 5
 _MOST_BARS = 60
+_SHOWN_SHARE = 0.995
 
 
 def write_pages(folder: Path) -> None:
-    """Write the pages, their style and their scripts."""
+    """Write the pages, their style and their scripts, and the installed plotly's, so that they need no other place."""
     assets = resources.files("sae_lens_sparsemax.explore.pages") / "assets"
     template = (assets / "page.html").read_text(encoding="utf-8")
     (folder / "assets").mkdir()
     for asset in assets.iterdir():
         if asset.name.endswith((".js", ".css")):
             (folder / "assets" / asset.name).write_bytes(asset.read_bytes())
+    (folder / "assets" / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for page, (title, needs) in _PAGES.items():
         tags = "\n".join(f'<script src="assets/{name}.js"></script>' for name in (*_SHARED, *needs, page))
         values = {"title": html.escape(title), "page": page, "scripts": tags}
@@ -101,10 +107,18 @@ def density_histogram(frequency: torch.Tensor) -> dict[str, Any]:
 
 
 def l0_histogram(counts: torch.Tensor) -> dict[str, Any]:
-    """Tokens by L0, from the number of tokens with each L0; neighbouring values together where there are many."""
+    """Tokens by L0, from the number of tokens with each L0; neighbouring values together where there are many.
+
+    A few tokens far out would squeeze all others into one bar: if leaving out at most one in 200 makes the axis half as
+    long or shorter, those are only counted, as `beyond`, with the largest L0 as `highest`.
+    """
     filled = counts.nonzero().flatten()
     low, high = int(filled[0]), int(filled[-1]) + 1
-    width = math.ceil((high - low) / _MOST_BARS)
-    padded = torch.zeros(low + width * math.ceil((high - low) / width), dtype=counts.dtype)
-    padded[: len(counts)] = counts
-    return {"low": low, "width": width, "counts": padded[low:].view(-1, width).sum(-1).tolist()}
+    most = int((counts.cumsum(0) >= _SHOWN_SHARE * counts.sum()).nonzero()[0]) + 1
+    end = most if 2 * (most - low) <= high - low else high
+    width = math.ceil((end - low) / _MOST_BARS)
+    padded = torch.zeros(low + width * math.ceil((end - low) / width), dtype=counts.dtype)
+    shown = counts[: len(padded)]
+    padded[: len(shown)] = shown
+    bars = {"low": low, "width": width, "counts": padded[low:].view(-1, width).sum(-1).tolist()}
+    return bars if end == high else bars | {"beyond": int(counts[len(padded) :].sum()), "highest": high - 1}

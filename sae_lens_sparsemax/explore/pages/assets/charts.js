@@ -3,44 +3,51 @@
 {
   const { h, svg, number, chart } = explorer;
 
-  /** Round numbers between two ends, at most `most` of them; `whole` for whole numbers alone. */
-  function ticks(low, high, most, whole = false) {
-    const rough = Math.max((high - low) / most || 1, whole ? 1 : 0);
+  /** Round numbers between two ends, at most six of them or so. */
+  function ticks(low, high) {
+    const rough = (high - low) / 6 || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => (high - low) / s <= most) ?? rough;
+    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => (high - low) / s <= 6) ?? rough;
     const found = [];
     for (let k = Math.ceil(low / step); k * step <= high + step * 1e-9; k++)
       found.push(Number((k * step).toPrecision(12)));
     return found;
   }
 
+  /** Leave out the few largest, one in 200 at most, if the axis then has half its length or less. */
+  function clipped(counts) {
+    const total = counts.reduce((a, b) => a + b, 0);
+    let end = 0;
+    for (let seen = 0; seen < 0.995 * total; end++) seen += counts[end];
+    return 2 * end <= counts.length ? end : counts.length;
+  }
+
   /**
-   * Bars of equal width.
+   * Bars of equal width with heights on a log scale, small enough for each concept's page to draw at once.
    * @param bars { low, width, counts }: lower edge of the first bar, width of each, heights
-   * @param options { label, x, tick, log, whole }: what it shows, name of the axis, how ticks are written, heights on a log scale,
-   *   ticks at whole numbers alone
+   * @param options { label, x, unit }: what it shows, name of the axis, what is counted
    */
   explorer.histogram = (bars, options) => {
-    const { low, width, counts } = bars;
+    const { low, width } = bars;
     const W = 480,
       H = 180,
       left = 8,
       bottom = 38,
       top = 16;
+    const counts = bars.counts.slice(0, clipped(bars.counts));
+    const sum = (some) => some.reduce((a, b) => a + b, 0);
+    const beyond = sum(bars.counts) - sum(counts);
     const high = low + width * counts.length;
     const x = (value) => left + ((value - low) / (high - low || 1)) * (W - 2 * left);
-    const size = options.log ? (n) => Math.log1p(n) : (n) => n;
     const most = Math.max(1, ...counts);
-    const y = (n) => H - bottom - (size(n) / size(most)) * (H - bottom - top);
-    const total = counts.reduce((a, b) => a + b, 0);
-    const tick = options.tick ?? number;
+    const y = (n) => H - bottom - (Math.log1p(n) / Math.log1p(most)) * (H - bottom - top);
     const gap = counts.length > 80 ? 0 : 1;
     return chart(
       W,
       H,
       {
         role: "img",
-        "aria-label": `${options.label}: ${explorer.count(total)} in total, from ${tick(low)} to ${tick(high)}.`,
+        "aria-label": `${options.label}: ${explorer.count(sum(counts))} in total, from ${number(low)} to ${number(high)}.`,
       },
       [
         counts.map((n, i) =>
@@ -55,25 +62,27 @@
                   width: Math.max(0.8, (W - 2 * left) / counts.length - gap),
                   height: Math.max(1, H - bottom - y(n)),
                 },
-                svg("title", {}, `${tick(low + i * width)} to ${tick(low + (i + 1) * width)}: ${explorer.count(n)}`),
+                svg("title", {}, `${number(low + i * width)} to ${number(low + (i + 1) * width)}: ${explorer.count(n)}`),
               ),
         ),
         svg("line", { class: "axis", x1: left, x2: W - left, y1: H - bottom, y2: H - bottom }),
-        ticks(low, high, 6, options.whole).map((value) =>
+        ticks(low, high).map((value) =>
           svg(
             "text",
             { class: "tick", x: Math.min(Math.max(x(value), 14), W - 14), y: H - bottom + 15, "text-anchor": "middle" },
-            tick(value),
+            number(value),
           ),
         ),
         svg("text", { class: "tick", x: W / 2, y: H - 5, "text-anchor": "middle" }, options.x),
-        svg(
-          "text",
-          { class: "tick", x: left, y: 11 },
-          explorer.count(most) + (options.log ? " (heights logarithmic)" : ""),
-        ),
+        svg("text", { class: "tick", x: left, y: 11 }, `${explorer.count(most)} (heights logarithmic)`),
       ],
-      options.caption ? h("figcaption", {}, options.caption) : null,
+      beyond
+        ? h(
+            "figcaption",
+            {},
+            `${explorer.count(beyond)} ${options.unit} more lie beyond the axis, up to ${number(low + width * bars.counts.length)}.`,
+          )
+        : null,
     );
   };
 

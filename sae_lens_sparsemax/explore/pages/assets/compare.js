@@ -48,30 +48,32 @@
     );
   }
 
-  const histograms = (saes) =>
-    h(
+  const histograms = (saes) => {
+    const all = (key) => saes.map((one) => ({ name: one.name, bars: one[key] }));
+    return h(
       "div",
-      { class: "columns", "data-count": saes.length },
-      saes.map((one) =>
-        h(
-          "section",
-          { class: "column" },
-          h("h3", {}, one.name),
-          explorer.histogram(one.density, {
-            label: `${one.name}: concepts by frequency`,
-            x: "share of the tokens",
-            tick: explorer.power,
-            whole: true,
-            caption: "Concepts by the share of tokens on which they are active",
-          }),
-          explorer.histogram(one.l0_histogram, {
-            label: `${one.name}: tokens by active concepts`,
-            x: "active concepts on a token",
-            caption: "Tokens by their number of active concepts",
-          }),
-        ),
+      { class: "pair" },
+      explorer.section(
+        "Density",
+        "Concepts by the share of tokens on which they are active.",
+        explorer.bars(all("density"), {
+          label: "Concepts by frequency",
+          x: "share of the tokens",
+          y: "concepts",
+          log: true,
+        }),
+      ),
+      explorer.section(
+        "L0",
+        "Tokens by their number of active concepts.",
+        explorer.bars(all("l0_histogram"), {
+          label: "Tokens by number of active concepts",
+          x: "active concepts on a token",
+          y: "tokens",
+        }),
       ),
     );
+  };
 
   explorer.start(async () => {
     const { saes, showcase } = explorer.site;
@@ -91,7 +93,7 @@
             await explorer.exampleColumns(current),
           )
         : null,
-      explorer.section("Histograms", null, histograms(saes)),
+      histograms(saes),
     ];
   });
 }

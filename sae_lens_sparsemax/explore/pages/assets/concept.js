@@ -9,7 +9,7 @@
       "Tokens on which it is active, by activation.",
       explorer.histogram(
         { low: concept.h[0], width: concept.h[1], counts: concept.h[2] },
-        { label: "Tokens by activation", x: "activation", log: true },
+        { label: "Tokens by activation", x: "activation", unit: "tokens" },
       ),
     );
 

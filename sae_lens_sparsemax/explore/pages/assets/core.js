@@ -56,6 +56,14 @@ Object.assign(explorer, {
     return h("section", {}, h("h2", {}, title), note ? h("p", { class: "note" }, note) : null, ...children);
   },
 
+  /** What a link to a part of the same page does: its address is the concept's. */
+  jump: (id) => (event) => {
+    event.preventDefault();
+    const target = document.getElementById(id);
+    target.scrollIntoView();
+    target.focus();
+  },
+
   /** Name and value pairs, one below the other. */
   facts(pairs) {
     const { h } = explorer;
@@ -73,6 +81,7 @@ Object.assign(explorer, {
     const { sae } = explorer.address();
     const entries = [
       ["index", "Concepts"],
+      ["map", "Map"],
       ["example", site.kind === "image" ? "Images" : "Texts"],
     ];
     if (site.saes.length > 1) entries.push(["compare", "Comparison"]);

@@ -58,12 +58,6 @@
         h("p", { class: "note" }, note),
         ...children,
       );
-    const jump = (key) => (event) => {
-      event.preventDefault();
-      const target = document.getElementById(key);
-      target.scrollIntoView();
-      target.focus();
-    };
     return [
       h("h1", {}, `Failure cases of ${one.name}`),
       h(
@@ -74,7 +68,7 @@
       h(
         "nav",
         { class: "sections", "aria-label": "On this page" },
-        contents.map(([key, name]) => h("a", { href: `#${sae ? `${sae}/` : ""}`, onclick: jump(key) }, name)),
+        contents.map(([key, name]) => h("a", { href: `#${sae ? `${sae}/` : ""}`, onclick: explorer.jump(key) }, name)),
       ),
       part("alike", "Pairs of the most similar decoder rows, both active.", await pairs(sae, found.alike)),
       part(

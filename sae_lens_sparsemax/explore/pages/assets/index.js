@@ -1,5 +1,5 @@
 "use strict";
-// All concepts of an SAE: two histograms and the table.
+// All concepts of an SAE: the table and two histograms.
 {
   const { h, number, percent, count } = explorer;
 
@@ -31,28 +31,34 @@
         ["monosemanticity", one.mono === null ? null : `${number(one.mono)} on average, by ${one.encoder}`],
       ]),
       h(
+        "nav",
+        { class: "sections", "aria-label": "On this page" },
+        h("a", { href: "#charts", onclick: explorer.jump("charts") }, "Charts of density and L0 ↓"),
+      ),
+      explorer.section("Concepts", null, explorer.conceptTable(sae, table)),
+      h(
         "div",
-        { class: "pair" },
+        { class: "pair", id: "charts", tabindex: -1 },
         explorer.section(
           "Density",
           "How many concepts are active on which share of the tokens.",
-          explorer.histogram(one.density, {
+          explorer.bars([{ name: one.name, bars: one.density }], {
             label: "Concepts by frequency",
             x: "share of the tokens",
-            tick: explorer.power,
-            whole: true,
+            y: "concepts",
+            log: true,
           }),
         ),
         explorer.section(
           "L0",
           "How many tokens have how many active concepts.",
-          explorer.histogram(one.l0_histogram, {
+          explorer.bars([{ name: one.name, bars: one.l0_histogram }], {
             label: "Tokens by number of active concepts",
             x: "active concepts on a token",
+            y: "tokens",
           }),
         ),
       ),
-      explorer.section("Concepts", null, explorer.conceptTable(sae, table)),
     ];
   });
 }
