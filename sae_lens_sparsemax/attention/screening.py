@@ -38,26 +38,28 @@ nearly tie. So whether a call is screened is decided by the machine, its setting
 goes on by its input, never by a clock: a run resumed on the same machine ends with the same bits. For the same reason
 nothing is kept from call to call: a tensor's version does not tell of fused optimizers' steps or of changes of `.data`.
 
-But: no GPU, whose kernels select from float32 scores.
+But: on a GPU it is not yet run; there it is chosen by what such devices are known to do, not by a measurement.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from sae_lens_sparsemax.attention import entmax
+from sae_lens_sparsemax.attention import entmax, kernels
 from sae_lens_sparsemax.attention.rows import row_offsets, sampled_product
 from sae_lens_sparsemax.attention.support import Support, settle, threshold_bound
 
 # By type of device: whether to screen, None to leave it to `is_worthwhile`. No other device ever screens.
-SCREEN: dict[str, bool | None] = {"cpu": None}
+SCREEN: dict[str, bool | None] = {"cpu": None, "cuda": None}
 # On two cores with AMX, screening won at this width and drew at half of it; and keys must be converted, which fewer
 # tokens do not repay (an estimate).
 MIN_CONCEPTS, MIN_TOKENS = 24_576, 512
-# Tokens per block: half-precision scores and keys together take no more memory than scores in float32 did.
+# Tokens per block on the CPU: half-precision scores and keys together take no more memory than scores in float32 did.
 BLOCK_ROWS = 256
 CHUNK = 32
 # Above this share of candidates a product of everything is cheaper than one by one.
@@ -76,24 +78,34 @@ def has_fast_bfloat16() -> bool:
     return bool(capabilities.get("amx_bf16")) and (limit in ("DEFAULT", "ALL") or "AMX" in limit)
 
 
-def is_worthwhile(n_tokens: int, n_concepts: int) -> bool:
-    """Whether screening is faster than float32 scores, by the processor, torch's settings and the shapes."""
-    if n_tokens < MIN_TOKENS or n_concepts < MIN_CONCEPTS or not has_fast_bfloat16():
+def is_worthwhile(n_tokens: int, n_concepts: int, device: torch.device) -> bool:
+    """Whether screening is faster than float32 scores, by the device, torch's settings and the shapes."""
+    if n_tokens < MIN_TOKENS or n_concepts < MIN_CONCEPTS:
+        return False
+    if device.type == "cuda":
+        # From Ampere on tensor cores multiply bfloat16 an order of magnitude faster than the other units do float32;
+        # who allows TF32 has float32 products from tensor cores too, at half of bfloat16's rate.
+        return torch.cuda.get_device_capability(device) >= (8, 0) and torch.get_float32_matmul_precision() == "highest"
+    if not has_fast_bfloat16():
         return False
     # Who allows float32 products in bfloat16 has them as fast already.
     products = getattr(torch.backends.mkldnn, "matmul", None)  # older versions of torch have no such setting
     return torch.backends.mkldnn.enabled and getattr(products, "fp32_precision", "") != "bf16"
 
 
-def screen_for(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None) -> Screen | None:
-    """The screen for queries (N, d) over keys (M, d) and bias (M,) or None; None where it is of no use."""
+def screen_for(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None, block_rows: int) -> Screen | None:
+    """The screen for queries (N, d) over keys (M, d) and bias (M,) or None; None where it is of no use.
+
+    Args:
+        block_rows: tokens per block of float32 scores.
+    """
     (n_tokens, width), n_concepts = query.shape, len(keys)
     wanted = SCREEN.get(query.device.type, False)
     if wanted is None:
-        wanted = is_worthwhile(n_tokens, n_concepts)
+        wanted = is_worthwhile(n_tokens, n_concepts, query.device)
     if not wanted or query.dtype != torch.float32 or not 0 < width <= MAX_WIDTH or not n_tokens * n_concepts:
         return None
-    screen = Screen(keys, bias, min(n_tokens, BLOCK_ROWS))
+    screen = Screen(keys, bias, min(n_tokens, BLOCK_ROWS if query.device.type == "cpu" else block_rows))
     return screen if screen.is_safe else None
 
 
@@ -105,7 +117,10 @@ class Screen:
     """
 
     def __init__(self, keys: torch.Tensor, bias: torch.Tensor | None, block_rows: int) -> None:
-        self._keys, self._bias = keys, bias
+        self._keys, self._bias, self.block_rows = keys, bias, block_rows
+        # On the CPU concepts come first in memory: a chunk of them is then reduced along its rows, and what the product
+        # must repack is the small block of queries. The kernels read rows of queries.
+        self._rows_come_first = keys.is_cuda
         self._n_concepts, width = keys.shape
         padded = self._n_concepts + -self._n_concepts % CHUNK
         self._underflow = 2.0**-63 * width**0.5
@@ -131,40 +146,75 @@ class Screen:
 
     def scores(self, query: torch.Tensor) -> torch.Tensor:
         """(n, M) scores of a block of queries, in memory of the next block's."""
-        # Concepts come first in memory: a chunk of them is then reduced along its rows, and what the product must
-        # repack is the small block of queries.
-        scores = self._buffer[: len(self._rounded) * len(query)].view(-1, len(query))
-        torch.mm(self._rounded, query.bfloat16().T, out=scores)
+        scores = self._block(len(query))
+        left, right = self._rounded, query.bfloat16().T
+        with _float32_sums():
+            torch.mm(right.T, left.T, out=scores.T) if self._rows_come_first else torch.mm(left, right, out=scores)
         if self._rounded_bias is not None:
             scores += self._rounded_bias[:, None]
         scores[self._n_concepts :] = -torch.inf
         return scores[: self._n_concepts].T
 
+    def _block(self, n: int) -> torch.Tensor:
+        """(M, n) memory for the scores of n queries."""
+        memory = self._buffer[: len(self._rounded) * n]
+        return memory.view(n, -1).T if self._rows_come_first else memory.view(-1, n)
+
     def error(self, query: torch.Tensor) -> torch.Tensor | None:
         """(n, C) the e of each of n queries and chunk of concepts; None where scores might overflow."""
+        if (terms := self._error_terms(query)) is None:
+            return None
+        (first, second), (norm, lost, extra) = terms[0].unbind(1), terms[1]
+        return (first[:, None] * norm).addcmul_(second[:, None], lost).add_(extra)
+
+    def _error_terms(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Of n queries and C chunks, what e is made of: (n, 2) a and c, (3, C) k, l and x of e = a·k + c·l + x."""
         n, width = query.shape
         norm, lost = query.new_empty(2, n)
         _round(query, torch.empty_like(query, dtype=torch.bfloat16), norm, lost)
-        norm, lost = norm[:, None] + self._underflow, lost[:, None] + self._underflow
+        norm, lost = norm + self._underflow, lost + self._underflow
         if not bool(norm.amax() <= MAX_NORM):
             return None
-        error = (lost + (width + 1) * 2.0**-22 * norm) * self._norm
-        error.addcmul_((1 + UNIT) * norm, self._lost)
-        if self._extra is not None:
-            error += self._extra
-        return error.mul_(WIDER).add_((width + 1) * 2.0**-124)
+        of_query = torch.stack([lost + (width + 1) * 2.0**-22 * norm, (1 + UNIT) * norm], 1)
+        extra = torch.zeros_like(self._norm) if self._extra is None else WIDER * self._extra
+        return WIDER * of_query, torch.stack([self._norm, self._lost, extra + (width + 1) * 2.0**-124])
 
     def select(self, query: torch.Tensor, budget: float, alpha: float) -> Support | None:
         """The supports of the block whose `scores` were made last; None where screening leaves too many candidates.
 
         Args: (n, d) the block's queries; b; α >= 2.
         """
+        budget = entmax.whole_budget(budget, alpha)
+        found = self._candidates(query, budget, alpha)
+        if found is None:
+            return None
+        crow, row, col = found
+        values = sampled_product(crow, col, query, self._keys)
+        if self._bias is not None:
+            values += self._bias[col]
+        row_max = torch.segment_reduce(values, "max", offsets=crow).double()
+        return settle(values, row, col, row_max, budget, alpha)
+
+    def _candidates(
+        self, query: torch.Tensor, budget: float, alpha: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """crow (n + 1,), row and col (nnz,) of what the supports of the block may hold, in order; None if too much."""
+        n = len(query)
+        most = MAX_CANDIDATES * n * self._n_concepts
+        if kernels.usable(query):
+            from sae_lens_sparsemax.attention.kernels.candidates import candidates
+
+            terms = self._error_terms(query)
+            scores = self._block(n)[: self._n_concepts].T
+            listed = None if terms is None else candidates(scores, *terms, CHUNK, self.share, budget, alpha, most)
+            if listed is None:
+                return None
+            crow, col = listed
+            return crow, torch.repeat_interleave(crow.diff(), output_size=len(col)), col
         error = self.error(query)
         if error is None:
             return None
-        budget = entmax.whole_budget(budget, alpha)
-        n = len(query)
-        chunks = self._buffer[: len(self._rounded) * n].view(-1, CHUNK, n)
+        chunks = self._block(n).unflatten(0, (-1, CHUNK))
         maxima = chunks.amax(1).T.contiguous().float()
         below = maxima - self.share * maxima.abs() - error
         bound = threshold_bound(below, below.amax(-1, keepdim=True), budget, alpha)
@@ -172,7 +222,6 @@ class Screen:
         least = bound - error
         least -= self.share / (1 - self.share) * least.abs()
         active = (maxima > least).view(-1).nonzero().squeeze(1)
-        most = MAX_CANDIDATES * n * self._n_concepts
         # Each of them holds a candidate.
         if active.numel() > most:
             return None
@@ -182,12 +231,22 @@ class Screen:
         if which.numel() > most:
             return None
         row, col = row[which], chunk[which] * CHUNK + place
-        crow = row_offsets(row, n)
-        values = sampled_product(crow, col, query, self._keys)
-        if self._bias is not None:
-            values += self._bias[col]
-        row_max = torch.segment_reduce(values, "max", offsets=crow).double()
-        return settle(values, row, col, row_max, budget, alpha)
+        return row_offsets(row, n), row, col
+
+
+@contextmanager
+def _float32_sums() -> Iterator[None]:
+    """A product on a GPU is otherwise free to add up parts of its sums in bfloat16, which no bound here covers."""
+    products = torch.backends.cuda.matmul
+    if not torch.cuda.is_available() or not products.allow_bf16_reduced_precision_reduction:
+        yield
+        return
+    in_parts = getattr(products, "allow_bf16_reduced_precision_reduction_split_k", True)
+    products.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        products.allow_bf16_reduced_precision_reduction = True if in_parts else (True, False)
 
 
 def _round(rows: torch.Tensor, rounded: torch.Tensor, norm: torch.Tensor, lost: torch.Tensor) -> None:

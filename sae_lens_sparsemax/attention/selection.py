@@ -45,13 +45,13 @@ def select(
         max_density = MAX_SPARSE_DENSITY.get(query.device.type, MAX_SPARSE_DENSITY["cuda"])
     block_scores = BLOCK_SCORES.get(query.device.type, BLOCK_SCORES["cuda"])
     block_rows = min(n_tokens, max(MIN_BLOCK_ROWS, block_scores // n_concepts))
-    screen = screening.screen_for(query, keys, bias)
+    screen = screening.screen_for(query, keys, bias, block_rows)
     buffer: torch.Tensor | None = None
     score_std = query.new_zeros(())
     parts: list[Support] = []
     start = 0
     while start < n_tokens:
-        block = query[start : start + (screening.BLOCK_ROWS if screen else block_rows)]
+        block = query[start : start + (screen.block_rows if screen else block_rows)]
         scores = part = None
         if screen is not None:
             scores = screen.scores(block)

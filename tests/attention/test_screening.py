@@ -267,15 +267,29 @@ def precision_after():
 def test_whether_to_screen_is_a_matter_of_processor_settings_and_shapes(monkeypatch):
     query, keys = torch.empty(screening.MIN_TOKENS, 2), torch.zeros(screening.MIN_CONCEPTS, 2)
     monkeypatch.setattr(screening, "has_fast_bfloat16", lambda: False)
-    assert screening.screen_for(query, keys, None) is None
+    assert screening.screen_for(query, keys, None, 512) is None
     monkeypatch.setattr(screening, "has_fast_bfloat16", lambda: True)
-    assert screening.screen_for(query, keys, None) is not None
-    assert screening.screen_for(query[1:], keys, None) is None
-    assert screening.screen_for(query, keys[1:], None) is None
+    assert screening.screen_for(query, keys, None, 512) is not None
+    assert screening.screen_for(query[1:], keys, None, 512) is None
+    assert screening.screen_for(query, keys[1:], None, 512) is None
     with torch.backends.mkldnn.flags(enabled=False):
-        assert screening.screen_for(query, keys, None) is None
+        assert screening.screen_for(query, keys, None, 512) is None
     torch.set_float32_matmul_precision("medium")
-    assert screening.screen_for(query, keys, None) is None
+    assert screening.screen_for(query, keys, None, 512) is None
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.usefixtures("precision_after")
+def test_a_gpu_screens_from_ampere_on_unless_float32_products_may_be_rounded(monkeypatch):
+    shape = (screening.MIN_TOKENS, screening.MIN_CONCEPTS, torch.device("cuda", 0))
+    for capability, precision, screens in [
+        ((8, 0), "highest", True),
+        ((7, 5), "highest", False),
+        ((9, 0), "high", False),
+    ]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        torch.set_float32_matmul_precision(precision)
+        assert screening.is_worthwhile(*shape) is screens
 
 
 @pytest.mark.parametrize(("limit", "allowed"), [(None, True), ("AVX512_CORE_AMX", True), ("avx512_core_bf16", False)])

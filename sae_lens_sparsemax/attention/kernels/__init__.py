@@ -5,6 +5,7 @@ the supports are equal, sums differ by rounding, and every sum has a fixed order
 Triton is missing or tensors are elsewhere, torch computes; nobody has to switch anything on.
 
 - `selection`: scores to CSR supports (chunk maxima, Newton, Michelot, compaction).
+- `candidates`: scores in bfloat16 to what may be in the supports of the exact ones.
 - `score_gradients`: dL/d(scores) on the support and dL/d(query), each concept's row read once.
 - `weighted_rows`: weighted sums over lists of rows, long lists split; context over CSR, dL/d(concepts) over CSC.
 

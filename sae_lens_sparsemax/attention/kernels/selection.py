@@ -46,11 +46,12 @@ MAX_NEWTON_STEPS = tl.constexpr(100)
 
 
 @triton.jit
-def _chunk_maxima(scores, maxima, n_columns, n_chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
+def _chunk_maxima(scores, maxima, stride, n_columns, n_chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
     column = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    z = tl.load(scores + row * n_columns + column, mask=column < n_columns, other=-float("inf"))
+    z = tl.load(scores + row * stride + column, mask=column < n_columns, other=-float("inf"))
+    z = z.to(maxima.dtype.element_ty)
     # A maximum passes over NaN; as +inf the caller sees it.
     z = tl.where(z == z, z, float("inf"))
     tl.store(maxima + row * n_chunks + chunk, tl.max(z, 1), mask=chunk < n_chunks)
@@ -64,14 +65,8 @@ def _cost(below, beta, TOPK: tl.constexpr):
 
 
 @triton.jit
-def _bound_thresholds(
-    maxima, rule, row_max, bound, active, n_active, n_chunks,
-    SPARSEMAX: tl.constexpr, TOPK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    chunk = tl.arange(0, BLOCK)
-    peak = tl.load(maxima + row * n_chunks + chunk, mask=chunk < n_chunks, other=-float("inf"))
-    top = tl.max(peak, 0)
+def _lower_bound(peak, top, rule, SPARSEMAX: tl.constexpr, TOPK: tl.constexpr):
+    """A float64 lower bound of τ from scores and the largest of them, for sparsemax less that largest."""
     shifted = peak - top
     b = tl.load(rule)
     b_rounded = b.to(shifted.dtype)
@@ -86,7 +81,6 @@ def _bound_thresholds(
             lower += tl.maximum(step, 0.0)
             steps += 1
         floor = lower.to(tl.float64) - b * BOUND_MARGIN
-        exceeds = peak.to(tl.float64) - top.to(tl.float64) > floor
     else:
         beta = tl.load(rule + 1)
         lowest = top - float("inf")
@@ -100,7 +94,20 @@ def _bound_thresholds(
             lowest = tl.where((n_undecided > 0) & costs_more, tl.maximum(lowest, cut), lowest)
             high = tl.where((n_undecided > 0) & (costs_more == 0), tl.minimum(high, cut), high)
         floor = lowest.to(tl.float64)
-        exceeds = peak > lowest
+    return floor
+
+
+@triton.jit
+def _bound_thresholds(
+    maxima, rule, row_max, bound, active, n_active, n_chunks,
+    SPARSEMAX: tl.constexpr, TOPK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.arange(0, BLOCK)
+    peak = tl.load(maxima + row * n_chunks + chunk, mask=chunk < n_chunks, other=-float("inf"))
+    top = tl.max(peak, 0)
+    floor = _lower_bound(peak, top, rule, SPARSEMAX, TOPK)
+    exceeds = peak.to(tl.float64) - (top.to(tl.float64) if SPARSEMAX else 0.0) > floor
     slot = tl.cumsum(exceeds.to(tl.int32), 0) - 1
     tl.store(active + row * n_chunks + slot, chunk, mask=exceeds)
     tl.store(n_active + row, tl.sum(exceeds.to(tl.int32), 0))
@@ -248,7 +255,7 @@ def select(scores: torch.Tensor, budget: float, alpha: float = 2.0) -> tuple[tor
     strip, tile = max(1, STRIP // chunk), max(TILE, chunk)
     with torch.cuda.device_of(scores):
         _chunk_maxima[(n_rows, triton.cdiv(n_chunks, strip))](
-            scores, maxima, n_columns, n_chunks, CHUNK=chunk, CHUNKS=strip
+            scores, maxima, n_columns, n_columns, n_chunks, CHUNK=chunk, CHUNKS=strip
         )
         _bound_thresholds[(n_rows,)](
             maxima,
