@@ -55,7 +55,8 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.cli.recipes import print_recipes
     from sae_lens_sparsemax.training.checkpoints import output_of_run
     from sae_lens_sparsemax.training.config_file import load_config
-    from sae_lens_sparsemax.training.mesh import is_first, together
+    from sae_lens_sparsemax.training.estimate import require_room_for_final_sae
+    from sae_lens_sparsemax.training.mesh import is_first, parallel_of, together
 
     if options.recipe is None:
         print_recipes(("train",))
@@ -65,6 +66,8 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if options.dry_run:
         if is_first():
             print(loaded.describe())
+            if parallel_of(loaded.config).size > 1:
+                require_room_for_final_sae(loaded.config)
         return 0
     with output_of_run(loaded.config, resume=options.resume, overwrite=options.overwrite):
         loaded.make_runner().run(overwrite=options.overwrite)

@@ -14,6 +14,9 @@ from torch import nn
 
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 
+# Of the normal numbers that a rank draws to keep its own; divisible by sixteen.
+_NUMBERS_OF_A_PIECE = 2**22
+
 
 class ComputedTensor(torch.Tensor):
     """A matrix computed from parameters when it is asked for, which refuses to be written to.
@@ -52,9 +55,9 @@ class CrossAttentionDictionary(nn.Module):
     C·W_k and C·W_v (M·d² each) are never formed in training; the projections act on the N queries and contexts.
     """
 
-    def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device, own: range) -> None:
         super().__init__()
-        directions = _random_directions(cfg.d_sae, cfg.d_in, dtype, device)
+        directions = _random_directions(own, cfg.d_sae, cfg.d_in, dtype, device)
         identity = torch.eye(cfg.d_in, dtype=dtype, device=device)
         row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
         self.concepts = nn.Parameter(directions * cfg.init_score_scale)
@@ -124,13 +127,13 @@ class CrossAttentionDictionary(nn.Module):
 class MLPDictionary(nn.Module):
     """Separate encoder and decoder (the "MLP" rows of the paper's Table 3): Z = u W_enc + b_enc, x̂ = f W_dec."""
 
-    def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device, own: range) -> None:
         super().__init__()
-        directions = _random_directions(cfg.d_sae, cfg.d_in, dtype, device)
+        directions = _random_directions(own, cfg.d_sae, cfg.d_in, dtype, device)
         row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
         # (d, M) as SAELens has it, but concept by concept in memory: the backward pass gathers rows of W_encᵀ.
         self.W_enc = nn.Parameter((directions * cfg.init_score_scale).T)
-        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=dtype, device=device))
+        self.b_enc = nn.Parameter(torch.zeros(len(own), dtype=dtype, device=device))
         self.W_dec = nn.Parameter(directions * row_norm)
 
     @property
@@ -176,18 +179,45 @@ class MLPDictionary(nn.Module):
 Dictionary = CrossAttentionDictionary | MLPDictionary
 
 
-def build_dictionary(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device) -> Dictionary:
-    """The dictionary of cfg.structure, initialised."""
+def build_dictionary(
+    cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device, own: range
+) -> Dictionary:
+    """The dictionary of cfg.structure, initialised; of a range of concepts, what the whole one has there."""
     kind = MLPDictionary if cfg.structure == "mlp" else CrossAttentionDictionary
-    return kind(cfg, dtype, device)
+    return kind(cfg, dtype, device, own)
 
 
-def _random_directions(n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _random_directions(own: range, n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     # A stream of their own: the first normal draws of a seed are SAELens's true features too, where a synthetic model
     # has the seed of the SAE, and concepts that start on them would have found them before training.
     stream = None if device.type == "meta" else torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
-    rows = torch.randn(n, d, dtype=dtype, device=device, generator=stream)
+    of = {"dtype": dtype, "device": device}
+    rows = torch.randn(n, d, generator=stream, **of) if len(own) == n else _drawn(own, n, d, stream, of)
     return rows / rows.norm(dim=-1, keepdim=True)
+
+
+def _drawn(own: range, n: int, d: int, stream: torch.Generator | None, of: dict[str, Any]) -> torch.Tensor:
+    """The own rows of what torch.randn(n, d) draws, to the bit, in the memory of these and of one piece."""
+    numbers, first, start = torch.empty(len(own) * d, **of), own.start * d, 0
+    for size in _pieces(n * d, numbers):
+        piece = torch.randn(size, generator=stream, **of)
+        low, high = max(first, start), min(first + len(numbers), start + size)
+        if low < high:
+            numbers[low - first : high - first] = piece[low - start : high - start]
+        start += size
+    return numbers.view(len(own), d)
+
+
+def _pieces(n: int, like: torch.Tensor) -> list[int]:
+    """Sizes of draws that give, one after the other, the normal numbers of one draw of n: in the order of torch."""
+    if like.device.type == "cpu":
+        # Made by sixteens; the last sixteen anew where they do not end with n, and fewer than that in another way.
+        before = max(0, (n - 16) // _NUMBERS_OF_A_PIECE - 1)
+        return [_NUMBERS_OF_A_PIECE] * before + [n - _NUMBERS_OF_A_PIECE * before]
+    # An accelerator draws all that 32 bits can index at once, in an order of its own, and of more one half at a time.
+    if 1 + (n - 1) * like.element_size() < 2**31:
+        return [n]
+    return _pieces(n // 2, like) + _pieces(n - n // 2, like)
 
 
 def _share_memory(result: torch.Tensor, source: Any) -> bool:

@@ -16,6 +16,8 @@ from sae_lens_sparsemax.sae.passes import pass_maps
 from sae_lens_sparsemax.sae.weights import PREFIX, drop_old_gate_scale
 
 CROSS_ATTENTION, MLP = {"concepts", "W_k", "W_v"}, {"W_enc", "b_enc", "W_dec"}
+# Concepts that are folded at a time, in float64.
+_CONCEPTS_OF_A_BLOCK = 2**15
 
 
 def fold_checkpoint(state_dict: dict[str, Any], activation_floor: float = 0.0) -> None:
@@ -48,16 +50,17 @@ def fold_checkpoint(state_dict: dict[str, Any], activation_floor: float = 0.0) -
 
 @torch.no_grad()
 def _fold_cross_attention(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    concepts = own["concepts"]
-    wide = concepts.double()
+    concepts, output_map = own["concepts"], own["W_v"].double()
     query_map = own["W_k"].double().T
     if "W_q" in own:
         query_map = own["W_q"].double() @ query_map
-    return {
-        "W_enc": (query_map @ wide.T).to(concepts.dtype).contiguous(),
-        "b_enc": concepts.new_zeros(concepts.shape[0]),
-        "W_dec": (wide @ own["W_v"].double()).to(concepts.dtype).contiguous(),
-    }
+    n, d = concepts.shape
+    W_enc, W_dec = concepts.new_empty(d, n), concepts.new_empty(n, d)
+    for first in range(0, n, _CONCEPTS_OF_A_BLOCK):
+        block = slice(first, first + _CONCEPTS_OF_A_BLOCK)
+        wide = concepts[block].double()
+        W_enc[:, block], W_dec[block] = query_map @ wide.T, wide @ output_map
+    return {"W_enc": W_enc, "b_enc": concepts.new_zeros(n), "W_dec": W_dec}
 
 
 @torch.no_grad()

@@ -10,15 +10,17 @@ But: all ranks call together, with equally many tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from sae_lens.saes.sae import TrainStepOutput
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from typing_extensions import Self
 
 from sae_lens_sparsemax.attention.rows import coo
@@ -45,11 +47,14 @@ class OverRanks(nn.Module):
     """Whose ranks hold the SAE together, or None for one process."""
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Spread over the ranks of a mesh with the dimensions ("data", "concepts"), in place.
+        """Spread over the ranks of a mesh with the dimensions ("data", "concepts"), in place; all ranks together.
 
         The SAE is alike on all ranks before, and no optimizer has seen it. Each rank then trains on its own tokens;
         `feature_acts` of a step are those of its group's tokens at its own concepts, so that every pair of a token and
         a concept is some rank's.
+
+        An SAE that is made inside `with mesh:` holds no more than a rank's own part of the same SAE from the start, if
+        its device is not "meta"; it is to be given to this afterwards.
 
         Raises:
             ValueError: the gate needs whole rows of scores.
@@ -57,30 +62,77 @@ class OverRanks(nn.Module):
         if mesh.size(1) > 1 and self.cfg.gate != "sparsemax":
             raise ValueError(f"gate must be 'sparsemax' where ranks share the concepts, got {self.cfg.gate!r}")
         mesh._flatten()  # with which gradients are summed over all ranks at once
-        buffers = dict(self.named_buffers())
-        for name, tensor in [*self.named_parameters(), *buffers.items()]:
-            if name in _CONCEPT_DIM or name not in buffers:
-                self._replace(name, _distributed(tensor.data, mesh, _CONCEPT_DIM.get(name)))
-        self.mesh = mesh
+        if self.mesh is None:
+            self.divide(mesh)
+        for _, tensor in self._named_tensors():
+            for dim, placement in enumerate(tensor.placements if isinstance(tensor, DTensor) else ()):
+                if isinstance(placement, Replicate):  # alike to the bit, whoever made it
+                    own = local(tensor)
+                    own = own if own.is_contiguous() else own.T
+                    dist.broadcast(own, group=mesh.get_group(dim), group_src=0)
+
+    def concepts_to_make(self) -> range:
+        """Those that a new SAE draws: all, or inside `with mesh:` this rank's."""
+        return own_concepts(self.cfg.d_sae, mesh_of_new_saes(torch.device(self.cfg.device)))
 
     @torch.no_grad()
-    def unshard(self) -> None:
-        """Make the SAE whole on every rank again, in place; all ranks together."""
-        if self.mesh is not None:
-            for name, tensor in self._whole_tensors().items():
-                self._replace(name, tensor)
-            self.mesh = None
+    def divide(self, mesh: DeviceMesh | None) -> None:
+        """Keep this rank's part alone, in place, which asks no other rank; without a mesh, nothing changes."""
+        if mesh is None:
+            return
+        own, buffers = own_concepts(self.cfg.d_sae, mesh), dict(self.named_buffers())
+        for name, tensor in [*self.named_parameters(), *buffers.items()]:
+            if name in _CONCEPT_DIM or name not in buffers:
+                self._replace(name, _distributed(tensor.data, mesh, _CONCEPT_DIM.get(name), own, self.cfg.d_sae))
+        self.mesh = mesh
 
+    @contextmanager
+    def on_own_tensors(self) -> Iterator[None]:
+        """Inside the block, weights are plain tensors, in place: a rank's own part of those that are divided."""
+        divided = {name: tensor for name, tensor in self._named_tensors() if isinstance(tensor, DTensor)}
+        for name, tensor in divided.items():
+            self._replace(name, local(tensor))
+        try:
+            yield
+        finally:
+            for name, tensor in divided.items():
+                self._replace(name, tensor)
+
+    @torch.no_grad()
     def whole(self) -> Self:
-        """This SAE, or a copy on plain tensors where it is spread over ranks, which ask together."""
+        """This SAE, or a copy on plain tensors where it is spread over ranks, which ask together and all get it."""
         if self.mesh is None:
             return self
-        tensors = self._whole_tensors()
-        with torch.random.fork_rng(devices=[]):  # what data are drawn next must not depend on it
-            plain = type(self)(self.cfg)  # type: ignore[call-arg, arg-type]
-        for name, tensor in tensors.items():
-            plain._replace(name, tensor.clone())
-        return plain.train(self.training)
+        return self._with_tensors({name: _whole(tensor) for name, tensor in self._named_tensors()})
+
+    @torch.no_grad()
+    def assembled(self) -> Self:
+        """A copy on plain tensors of the CPU, made on the first rank of what the others send; this SAE on the others.
+
+        All ranks together. The first one holds the whole SAE beside its part then, and the others nothing more.
+        """
+        if self.mesh is None:
+            return self
+        tensors = {name: self._received(name, local(tensor)) for name, tensor in self._named_tensors()}
+        return self._with_tensors(tensors) if dist.get_rank() == 0 else self
+
+    def _received(self, name: str, own: torch.Tensor) -> torch.Tensor:
+        """The whole tensor on the first rank, and the own part on the others."""
+        assert self.mesh is not None
+        if name not in _CONCEPT_DIM or self.mesh.get_local_rank(DATA) > 0:
+            return own.cpu().clone()
+        is_turned, d_sae = _CONCEPT_DIM[name] == 1, self.cfg.d_sae
+        own = (own.T if is_turned else own).cpu()
+        if self.mesh.get_local_rank(CONCEPTS) > 0:
+            if len(own):
+                dist.send(own, dst=0)
+            return own
+        whole = own.new_empty(d_sae, *own.shape[1:])
+        whole[: len(own)] = own
+        for other, rank in enumerate(self.mesh.mesh[0].tolist()[1:], start=1):
+            if concepts := own_concepts(d_sae, self.mesh, other):
+                dist.recv(whole[concepts.start : concepts.stop], src=rank)
+        return whole.T if is_turned else whole
 
     def over_ranks(self, run: Callable[..., TrainStepOutput], *args: Any) -> TrainStepOutput:
         """A training pass on a rank's local tensors; the loss and what is reported are those of all ranks."""
@@ -92,7 +144,8 @@ class OverRanks(nn.Module):
         output.losses = {name: self.mean_over_ranks(loss) for name, loss in output.losses.items()}
         output.loss = torch.stack(list(output.losses.values())).sum()
         output.metrics["score_std"] = self.mean_over_ranks(output.metrics["score_std"])
-        output.metrics.pop("tau", None)  # many collectives for one number of the log
+        if (tau := output.metrics.get("tau")) is not None:
+            output.metrics["tau"] = lambda: self.mean_over_ranks(tau())
         if self.concept_shard is not None:
             output.feature_acts = output.hidden_pre = self._at_all_concepts(output.feature_acts)
         return output
@@ -102,10 +155,7 @@ class OverRanks(nn.Module):
         """The own range of concepts, or None where every rank has them all."""
         if self.mesh is None or self.mesh.size(1) == 1:
             return None
-        length = -(-self.cfg.d_sae // self.mesh.size(1))
-        return ConceptShard(
-            self.mesh.get_group(CONCEPTS), min(self.cfg.d_sae, length * self.mesh.get_local_rank(CONCEPTS))
-        )
+        return ConceptShard(self.mesh.get_group(CONCEPTS), own_concepts(self.cfg.d_sae, self.mesh).start)
 
     def refuse_whole_rows(self) -> None:
         """Refuse what asks for all scores of a token, where no rank has them.
@@ -139,9 +189,15 @@ class OverRanks(nn.Module):
         index = torch.stack([row, col + self.concept_shard.first])
         return coo(index, acts.detach().values(), (acts.shape[0], self.cfg.d_sae))
 
-    def _whole_tensors(self) -> dict[str, torch.Tensor]:
-        named = [*self.named_parameters(), *self.named_buffers()]
-        return {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in named}
+    def _named_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        return [*self.named_parameters(), *self.named_buffers()]
+
+    def _with_tensors(self, tensors: dict[str, torch.Tensor]) -> Self:
+        cfg = copy.copy(self.cfg)
+        cfg.device = "meta"  # nothing is drawn
+        plain = type(self)(cfg)  # type: ignore[call-arg, arg-type]
+        plain.load_state_dict(tensors, assign=True)
+        return plain.to(device=tensors["b_dec"].device).train(self.training)  # type: ignore[attr-defined]
 
     def _replace(self, name: str, tensor: torch.Tensor) -> None:
         owner, _, leaf = name.rpartition(".")
@@ -149,7 +205,9 @@ class OverRanks(nn.Module):
         if leaf in module._parameters:
             before = module._parameters[leaf]
             assert before is not None
-            module._parameters[leaf] = nn.Parameter(tensor.detach(), requires_grad=before.requires_grad)
+            if not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor.detach(), requires_grad=before.requires_grad)
+            module._parameters[leaf] = tensor
         else:
             module._buffers[leaf] = tensor
 
@@ -183,12 +241,45 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _distributed(tensor: torch.Tensor, mesh: DeviceMesh, concept_dim: int | None) -> torch.Tensor:
+def mesh_of_new_saes(device: torch.device) -> DeviceMesh | None:
+    """The mesh in whose `with` block this is asked, if it is in one; SAEs on the device "meta" are made whole."""
+    return _mesh_resources.mesh_stack[-1] if _mesh_resources.mesh_stack and device.type != "meta" else None
+
+
+def own_concepts(d_sae: int, mesh: DeviceMesh | None, place: int | None = None) -> range:
+    """The concepts that a rank holds, or the one at a place among those that share them; all without a mesh."""
+    if mesh is None:
+        return range(d_sae)
+    length = -(-d_sae // mesh.size(1))
+    place = mesh.get_local_rank(CONCEPTS) if place is None else place
+    return range(min(d_sae, length * place), min(d_sae, length * (place + 1)))
+
+
+def _distributed(
+    tensor: torch.Tensor, mesh: DeviceMesh, concept_dim: int | None, own: range, d_sae: int
+) -> torch.Tensor:
+    """As a DTensor, of the whole tensor or the own part."""
     if concept_dim == 1:
         # Concept by concept in memory, as before: a gradient of another local layout would be paired with wrong
         # elements by Adam's fused step, which goes by memory.
-        return _distributed(tensor.T.contiguous(), mesh, 0).t()
-    return distribute_tensor(tensor, mesh, [Replicate(), Replicate() if concept_dim is None else Shard(concept_dim)])
+        return _distributed(tensor.T, mesh, 0, own, d_sae).t()
+    if concept_dim is None:
+        return DTensor.from_local(tensor, mesh, [Replicate(), Replicate()], run_check=False)
+    if len(tensor) != len(own):
+        tensor = tensor[own.start : own.stop].clone()  # without the memory of the others
+    shape = torch.Size([d_sae, *tensor.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
+    placements = [Replicate(), Shard(0)]
+    return DTensor.from_local(tensor.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor.clone()
+    if tensor.placements[1] == Shard(1):
+        return _whole(tensor.t()).t()
+    whole = tensor.full_tensor()
+    return whole.clone() if whole.data_ptr() == local(tensor).data_ptr() else whole
 
 
 def _with_summed_gradient(parameter: torch.Tensor) -> torch.Tensor:

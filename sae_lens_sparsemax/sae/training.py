@@ -21,7 +21,7 @@ from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_deco
 from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
 from sae_lens_sparsemax.sae.losses import l1_penalty, reconstruction_loss
 from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm, wide
-from sae_lens_sparsemax.sae.sharding import OverRanks, local
+from sae_lens_sparsemax.sae.sharding import OverRanks, local, mesh_of_new_saes
 from sae_lens_sparsemax.sae.thresholds import above, follow_mean, mean_activations
 from sae_lens_sparsemax.sae.weights import prepare_for_training, saved_gate_scale
 
@@ -51,16 +51,17 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     @override
     def initialize_weights(self) -> None:
-        self.dictionary = build_dictionary(self.cfg, self.dtype, self.device)
+        self.dictionary = build_dictionary(self.cfg, self.dtype, self.device, self.concepts_to_make())
         turns = passes.no_turns(self.cfg, self.dtype, self.device)
         self.turns = None if turns is None else nn.Parameter(turns)
         self.b_dec = nn.Parameter(
             torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device),
             requires_grad=self.cfg.b_dec_init != "fixed_zeros",
         )
-        ready = self.cfg.b_dec_init != "first_batch_mean"
         self.register_buffer("mean_acts", mean_activations(self.cfg, self.dtype, self.device))
-        self.register_buffer("b_dec_is_initialised", torch.tensor(ready, device=self.device))
+        ready = torch.tensor(self.cfg.b_dec_init != "first_batch_mean", device=self.device)
+        self.register_buffer("b_dec_is_initialised", ready)
+        self.divide(mesh_of_new_saes(self.device))
 
     @property
     def gate_scale(self) -> float:
@@ -288,9 +289,9 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """Take raw activations x in place of scaling_factor · x, exactly: the supports do not change."""
-        self.unshard()
-        folding.fold_scaling(self.dictionary, self.b_dec, scaling_factor, self.cfg.unit_norm_query)
-        folding.fold_threshold_scaling(self.mean_acts, scaling_factor, self.cfg.unit_norm_query)
+        with self.on_own_tensors():
+            folding.fold_scaling(self.dictionary, self.b_dec, scaling_factor, self.cfg.unit_norm_query)
+            folding.fold_threshold_scaling(self.mean_acts, scaling_factor, self.cfg.unit_norm_query)
         self.cfg.normalize_activations = "none"
 
     @override
@@ -303,10 +304,10 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
             NotImplementedError: unit-norm queries, which the config refuses beforehand.
         """
         folding.refuse_whitened_norm(self.cfg.unit_norm_query)
-        self.unshard()
         subtracted = self.cfg.apply_b_dec_to_input
-        folding.fold_whitening(self.dictionary, self.b_dec, mean, whitening_matrix, unwhitening_matrix, subtracted)
-        folding.fold_pass_maps(self.turns, whitening_matrix, unwhitening_matrix)
+        with self.on_own_tensors():
+            folding.fold_whitening(self.dictionary, self.b_dec, mean, whitening_matrix, unwhitening_matrix, subtracted)
+            folding.fold_pass_maps(self.turns, whitening_matrix, unwhitening_matrix)
         self.cfg.normalize_activations = "none"
 
     @override

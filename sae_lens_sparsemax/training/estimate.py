@@ -6,7 +6,9 @@ a model of one accelerator, `ACCELERATOR`, on which nothing was measured.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +44,8 @@ _DEVICES_OF_A_NODE = 8
 _SCORES_AT_A_TIME = 2**27
 # Rounds in which a pass settles its supports over ranks, for scores of one sign that span a few powers of two.
 _ROUNDS = 11
+# Concepts that are folded at a time, in float64.
+_CONCEPTS_FOLDED_AT_A_TIME = 2**15
 # Cuts whose costs one round sums.
 _CUTS = 7
 # (n, d) tensors that each look keeps for its gradient, about.
@@ -125,6 +129,47 @@ def memory(cfg: Any) -> dict[str, int]:
     }
 
 
+def final_sae(cfg: Any) -> int:
+    """Bytes on the first rank's host while the final SAE is assembled, folded and saved.
+
+    SAELens reads one file of weights, and safetensors writes what is all there.
+    """
+    at = sizes(cfg)
+    folded = cfg.sae.d_sae * at.d * at.element  # of the encoder, and of the decoder
+    is_mlp = getattr(cfg.sae, "structure", None) == "mlp"  # whose decoder is saved as it is
+    block = 0 if is_mlp else 8 * at.d * 3 * min(cfg.sae.d_sae, _CONCEPTS_FOLDED_AT_A_TIME)
+    return _whole(cfg) + folded * (1 if is_mlp else 2) + block
+
+
+def _whole(cfg: Any) -> int:
+    at = sizes(cfg)
+    return at.element * (cfg.sae.d_sae * at.divided // at.m + at.replicated)
+
+
+def require_room_for_final_sae(cfg: Any) -> None:
+    """Raise a ValueError unless this machine, as the first rank's, has the memory that the final SAE takes.
+
+    Where the width is left to the model, or the machine does not tell, nothing is refused.
+    """
+    there = available_memory()
+    if cfg.output_path is None or cfg.sae.d_in < 1 or there is None or (needed := final_sae(cfg)) <= there:
+        return
+    at_most = f"at most about {cfg.sae.d_sae * there // needed:,}"
+    why = f"whose final SAE the first rank can put together in the {_size(there)} of memory that is available to it"
+    raise must_be("sae.d_sae", f"{at_most}, {why}", cfg.sae.d_sae)
+
+
+def available_memory() -> int | None:
+    """Bytes that new work can have on this machine, or of what its container may have; None where it is not told."""
+    told = Path("/proc/meminfo")
+    if not told.is_file():
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    of_container = limit.read_text().strip() if limit.is_file() else "max"
+    (available,) = re.findall(r"MemAvailable:\s+(\d+) kB", told.read_text())
+    return min(1024 * int(available), int(of_container) if of_container.isdecimal() else 2**63)
+
+
 def collectives(cfg: Any) -> list[Collective]:
     """What travels in a step, but for single numbers."""
     at, parallel = sizes(cfg), parallel_of(cfg)
@@ -180,8 +225,9 @@ def described(cfg: Any) -> Iterator[str]:
         return
     yield f"Memory of each rank, without the model: {_size(sum(held.values()))}"
     yield from (f"  {_size(n_bytes):>9}  {what}" for what, n_bytes in held.items())
-    whole = cfg.sae.d_sae * sizes(cfg).divided // sizes(cfg).m * str_to_dtype(cfg.dtype).itemsize
-    yield f"  {_size(whole):>9}  at the start and the end instead: all weights, whole"
+    if getattr(cfg, "eval_dataset_path", None) or cfg.logger.log_to_wandb:
+        yield f"  {_size(_whole(cfg)):>9}  while it is evaluated besides: all weights, whole"
+    yield f"At the end, the first rank's host holds {_size(final_sae(cfg))} besides: all weights, whole and folded"
     sent = collectives(cfg)
     yield f"Each step, a rank receives {_size(sum(each.n_bytes for each in sent))}:"
     yield from (f"  {_size(each.n_bytes):>9}  {each.axis:<8}  {each.calls:>3} × {each.what}" for each in sent)

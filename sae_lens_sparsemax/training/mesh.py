@@ -213,8 +213,8 @@ def tokens_per_rank(cfg: Any) -> int:
 def across_ranks(make: Callable[..., None]) -> Callable[..., None]:
     """Decorate the constructor of a runner, whose `cfg` comes first, so that several processes can share the run.
 
-    It runs on all ranks with a copy of `cfg` for this rank's device, and `self.ranks` set; afterwards the SAE, which
-    is made alike everywhere, is divided among them, and torch's random state is this rank's own.
+    It runs on all ranks with a copy of `cfg` for this rank's device, and `self.ranks` set; the SAE that it makes, alike
+    everywhere, is divided among them, and torch's random state is this rank's own afterwards.
     """
 
     @functools.wraps(make)
@@ -227,7 +227,7 @@ def across_ranks(make: Callable[..., None]) -> Callable[..., None]:
         if self.ranks is None:
             make(self, cfg, *args, **kwargs)
             return
-        with together():
+        with together(), self.ranks.mesh:  # inside which an SAE is made of the own concepts alone
             make(self, _on_own_device(cfg), *args, **kwargs)
             _require_shardable(self.sae.cfg, parallel_of(cfg))
         self.sae.shard(self.ranks.mesh)

@@ -39,6 +39,8 @@ class RanksTrainer(RunTrainer):
     ranks: Ranks
     batches: AgreedBatches
     """What ``data_provider`` is."""
+    _l0: tuple[int, torch.Tensor]
+    """What ``l0_per_token`` gave last, and after how many samples."""
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
@@ -71,11 +73,13 @@ class RanksTrainer(RunTrainer):
 
     @override
     def l0_per_token(self, output: TrainStepOutput) -> torch.Tensor:
-        """(N,) of the tokens of all ranks on the first one, of its own on another."""
-        counts = super().l0_per_token(output)  # of the group's tokens, on this rank's concepts
-        dist.all_reduce(counts, group=self.ranks.mesh.get_group("concepts"))
-        n, place = len(output.sae_in), self.ranks.mesh.get_local_rank("concepts")
-        return self._gathered(counts[place * n : (place + 1) * n])
+        """(N,) of the tokens of all ranks on the first one, of its own on another; of the last step."""
+        if self._l0[0] != self.n_training_samples:  # asked for twice where it is logged
+            counts = super().l0_per_token(output)  # of the group's tokens, on this rank's concepts
+            dist.all_reduce(counts, group=self.ranks.mesh.get_group("concepts"))
+            n, place = len(output.sae_in), self.ranks.mesh.get_local_rank("concepts")
+            self._l0 = self.n_training_samples, self._gathered(counts[place * n : (place + 1) * n])
+        return self._l0[1]
 
     @override
     def build_train_step_log_dict(self, output: TrainStepOutput, n_training_samples: int) -> dict[str, Any]:
@@ -181,6 +185,6 @@ def adapt_to_ranks(
     adapted = adapt(trainer, log=log, evaluation=evaluation, more_to_log=sums, resumed=resumed)
     adapted.__class__ = RanksTrainer
     assert isinstance(adapted, RanksTrainer)
-    adapted.ranks = ranks
+    adapted.ranks, adapted._l0 = ranks, (-1, torch.empty(0))
     adapted.data_provider = adapted.batches = AgreedBatches(trainer.data_provider, adapted._stop_asked_for)
     return adapted

@@ -17,6 +17,7 @@ from typing_extensions import override
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.files import added_files, write_checksums
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint, is_of_ranks, output_of_run
+from sae_lens_sparsemax.training.estimate import require_room_for_final_sae
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 from sae_lens_sparsemax.training.mesh import Ranks
 from sae_lens_sparsemax.training.ranks_checkpoints import load_checkpoint_of_ranks
@@ -51,6 +52,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         Args:
             overwrite: replace the SAE and the checkpoints of an earlier run, which are refused otherwise.
 
+        Returns:
+            The SAE; of several ranks, the first one has it whole, on the CPU, and the others their part of it.
+
         Raises:
             ValueError: there are such, or another process is writing there.
         """
@@ -80,7 +84,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         try:
             with trainer.stopping_on_signals():
                 sae = trainer.fit()
-            return sae if ranks is None else sae.whole()
+            return sae if ranks is None else sae.assembled()
         finally:
             if isinstance(self.activations_store, MixedActivationsStore):
                 self.activations_store.close()
@@ -109,6 +113,18 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         return {}
 
     def _check_resume(self) -> None:
-        """Refuse a checkpoint of another run before any work is done."""
+        """Refuse a checkpoint of another run, and an SAE that is too large in the end, before any work is done."""
+        if self.ranks is not None and self.ranks.is_first:
+            require_room_for_final_sae(self.cfg)
         if self.cfg.resume_from_checkpoint is not None and (self.ranks is None or self.ranks.is_first):
             check_checkpoint(self.cfg.resume_from_checkpoint, self.sae, self.cfg)
+
+
+def pretrained_sae(cfg: Any, ranks: Ranks | None) -> TrainingSAE[Any] | None:
+    """A rank's part of the SAE of ``from_pretrained_path``, read where it lies; None where SAELens is to read it."""
+    if ranks is None or cfg.from_pretrained_path is None:
+        return None
+    sae: Any = TrainingSAE.load_from_disk(cfg.from_pretrained_path, "cpu")
+    if hasattr(sae, "divide"):  # others are refused
+        sae.divide(ranks.mesh)
+    return sae

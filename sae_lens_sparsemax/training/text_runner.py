@@ -21,7 +21,7 @@ from sae_lens_sparsemax.evaluation.harness import TextEvaluator
 from sae_lens_sparsemax.models.language_models import hook_width, resolve_hook_name
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.mesh import across_ranks, own_rows, tokens_per_rank
-from sae_lens_sparsemax.training.runner import TrainingRunner
+from sae_lens_sparsemax.training.runner import TrainingRunner, pretrained_sae
 from sae_lens_sparsemax.training.sources import cached_source, language_model, reads_cache, text_dataset
 
 
@@ -62,7 +62,7 @@ class TextTrainingRunner(TrainingRunner):
         dataset = own_rows(dataset, self.ranks)
         source = cached_source(cfg, model, self.ranks) if from_cache else None
         with _without_override_warnings():
-            super().__init__(cfg, dataset, model, override_sae)
+            super().__init__(cfg, dataset, model, override_sae or pretrained_sae(cfg, self.ranks))
         store: Any = ResumableActivationsStore.from_config(self.model, cfg, dataset)
         store.is_prefetching = bool(cfg.prefetch_llm_batches)
         store.train_batch_size_tokens = tokens_per_rank(cfg)

@@ -25,7 +25,7 @@ from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadat
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
 from sae_lens_sparsemax.training.mesh import across_ranks, gathered, share, tokens_per_rank
-from sae_lens_sparsemax.training.runner import TrainingRunner
+from sae_lens_sparsemax.training.runner import TrainingRunner, pretrained_sae
 from sae_lens_sparsemax.training.sources import image_source, vision_model
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
@@ -67,7 +67,7 @@ class VisionSAETrainingRunner(TrainingRunner):
             cfg.activations_mixing_fraction,
             cfg.prefetch_image_batches,
         )
-        self.sae = self._new_sae() if override_sae is None else override_sae
+        self.sae = override_sae or pretrained_sae(cfg, self.ranks) or self._new_sae()
         self.sae.to(cfg.device)
         self._check_resume()
         # SAELens's trainer would evaluate with wandb on alone.

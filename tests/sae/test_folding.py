@@ -8,6 +8,7 @@ from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_sparsemax import SparsemaxSAE
+from sae_lens_sparsemax.sae import folding
 from sae_lens_sparsemax.sae.folding import fold_checkpoint
 from sae_lens_sparsemax.sae.weights import is_training_checkpoint
 from tests.support.small_sae import inputs, small_sae
@@ -48,7 +49,8 @@ def test_the_folded_sae_computes_what_the_training_one_does(settings, activation
         torch.testing.assert_close(folded(x), sae(x), **CLOSE)
 
 
-def test_products_are_rounded_once():
+def test_products_are_made_block_by_block_and_rounded_once(monkeypatch):
+    monkeypatch.setattr(folding, "_CONCEPTS_OF_A_BLOCK", 128)
     sae = small_sae(query_projection=True, d_sae=300)
     state = sae.state_dict()
     exact = (
@@ -56,7 +58,7 @@ def test_products_are_rounded_once():
     )
     assert is_training_checkpoint(state)
     fold_checkpoint(state)
-    assert torch.equal(state["W_enc"], exact.float())
+    assert torch.equal(state["W_enc"], exact.float()) and state["W_enc"].is_contiguous()
     assert set(state) == {"W_enc", "b_enc", "W_dec", "b_dec"}
     assert not is_training_checkpoint(state)
 

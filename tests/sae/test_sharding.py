@@ -1,18 +1,23 @@
 """Training over a mesh of ranks: the weights, gate and statistics of one process."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.attention import selection
+from sae_lens_sparsemax.sae import dictionaries
 from tests.support.ranks import ALL_MEMBERS, on_ranks
 from tests.support.small_sae import step_input
 
@@ -122,6 +127,77 @@ def test_thirty_steps_end_with_the_weights_of_one_process(mesh):
 def test_thirty_steps_of_every_variant_end_with_the_weights_of_one_process(mesh):
     shape = MESHES[mesh]
     on_ranks(shape[0] * shape[1], train_like_one_process, shape, list(VARIANTS))
+
+
+def made_like_one_process(shape: tuple[int, int], folder: Path) -> int:
+    """Compares SAEs drawn over ranks, in many pieces, or read, with whole ones; returns the rows that this rank has."""
+    mesh, most = init_device_mesh("cpu", shape, mesh_dim_names=("data", "concepts")), 0
+    dictionaries._NUMBERS_OF_A_PIECE = 64
+    for settings in ({}, {"structure": "mlp"}, {"dtype": "bfloat16", "decoder_init_norm": 0.5}):
+        for width, n_concepts in ((12, 101), (1, 17), (3, 4)):
+            cfg = SparsemaxTrainingSAEConfig(d_in=width, d_sae=n_concepts, target_l0=1.0, **settings)
+            torch.manual_seed(3)
+            one, state = SparsemaxTrainingSAE(cfg), torch.get_rng_state()
+            torch.manual_seed(3)
+            with mesh:
+                many = SparsemaxTrainingSAE(cfg)
+            assert torch.equal(torch.get_rng_state(), state)
+            most = max(most, *(len(p.to_local()) for p in many.parameters() if p.shape[0] == 101), 0)
+            with mesh:
+                one.save_model(folder / str(dist.get_rank()))
+                read = TrainingSAE.load_from_disk(folder / str(dist.get_rank()))
+            read.divide(mesh)
+            for each in (many, read):
+                each.shard(mesh)
+            for again in (many.whole(), many.assembled(), read.assembled()):
+                if again.mesh is None:
+                    assert again.cfg.to_dict() == one.cfg.to_dict()
+                    for name, tensor in again.state_dict().items():
+                        expected = one.state_dict()[name]
+                        assert torch.equal(tensor, expected) and tensor.stride() == expected.stride(), (cfg, name)
+    return most
+
+
+@pytest.mark.parametrize("mesh", ["2x2"])
+def test_ranks_draw_or_read_their_rows_of_the_sae_of_one_process_and_the_first_one_gets_all_back(mesh, tmp_path):
+    assert on_ranks(4, made_like_one_process, MESHES[mesh], tmp_path) == [51, 50, 51, 50]
+
+
+@pytest.mark.parametrize("element", [4, 8])
+def test_an_accelerator_draws_as_many_numbers_at_once_as_32_bits_index(element):
+    """As TensorIterator does: halves, until the last byte of one is within a signed number of 32 bits."""
+    like = torch.empty(0, dtype={4: torch.float32, 8: torch.float64}[element], device="meta")
+    n = 2**31 // element
+    assert dictionaries._pieces(n, like) == [n]
+    assert dictionaries._pieces(2 * n + 1, like) == [n, (n + 1) // 2, n + 1 - (n + 1) // 2]
+
+
+def folded_over_ranks(settings: dict) -> dict[str, np.ndarray]:
+    """On the first rank, inference weights after the normalisation of an SAE that is spread over ranks is folded."""
+    torch.manual_seed(0)
+    sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=WIDTH, d_sae=N_CONCEPTS, **settings))
+    if dist.is_initialized():
+        sae.shard(init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "concepts")))
+    if sae.cfg.normalize_activations == "covariance_whitening":
+        matrix = torch.eye(WIDTH) + 0.1
+        sae.fold_activation_whitening(torch.ones(WIDTH), matrix, matrix.inverse())
+    else:
+        sae.fold_activation_norm_scaling_factor(0.3)
+    assert all(isinstance(parameter, DTensor) for parameter in sae.parameters()) == dist.is_initialized()
+    weights = sae.assembled().state_dict()
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return {}
+    sae.process_state_dict_for_saving_inference(weights)
+    return {name: tensor.numpy() for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+def test_normalisations_are_folded_on_the_ranks_own_rows(structure):
+    for norm in ("covariance_whitening", "expected_average_only_in"):
+        settings = {"structure": structure, "unit_norm_query": False, "normalize_activations": norm}
+        expected = folded_over_ranks(settings)
+        for name, tensor in on_ranks(2, folded_over_ranks, settings)[0].items():
+            np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def refusals() -> list[str]:

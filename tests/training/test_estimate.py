@@ -11,8 +11,18 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE
 from sae_lens_sparsemax.attention import shards
+from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.training import estimate
 from sae_lens_sparsemax.training.config_file import config_from_values, load_config
-from sae_lens_sparsemax.training.estimate import collectives, described, memory, sizes
+from sae_lens_sparsemax.training.estimate import (
+    available_memory,
+    collectives,
+    described,
+    final_sae,
+    memory,
+    require_room_for_final_sae,
+    sizes,
+)
 from sae_lens_sparsemax.training.mesh import join, tokens_per_rank
 from tests.support.started_ranks import StartedRanks
 
@@ -121,6 +131,21 @@ def test_both_axes_move_about_the_same_where_one_look_at_twice_the_batch_of_conc
 
     tokens = total(1, 8, ["queries", "contexts"])
     assert tokens == pytest.approx(total(8, 1, ["concepts' gradient"]), rel=0.02)
+
+
+def test_the_first_rank_is_asked_for_the_memory_of_the_final_sae(monkeypatch, capsys):
+    folded = M * D  # of the encoder; and of the decoder
+    cfg = config(1, 2)
+    assert final_sae(cfg) == 4 * (M * D + 4 * D * D + D) + 4 * 2 * folded + 8 * 3 * M * D
+    assert final_sae(config(1, 2, structure="mlp")) == pytest.approx(4 * (M * (2 * D + 1) + folded), abs=4 * 4 * D * D)
+    assert available_memory() is None or available_memory() > 2**20
+    monkeypatch.setattr(estimate, "available_memory", lambda: 1000)
+    with pytest.raises(ValueError, match=r"sae.d_sae must be at most about \d, whose final SAE .* 1 kB .* got 100"):
+        require_room_for_final_sae(cfg)
+    words = ["train", "gpt2_1m_concepts_8_gpus", "--dry_run"]
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert "sae.d_sae must be at most about 0, whose final SAE" in printed.err and "Estimate for 8" in printed.out
 
 
 @pytest.mark.parametrize("recipe", ["gpt2_1m_concepts_8_gpus", "clip_1m_concepts_2_nodes"])
