@@ -1,8 +1,14 @@
-"""Keeping activations on disk: a killed run goes on after its last finished shard, and a damaged one is made again."""
+"""Keeping activations on disk: a killed run goes on after its last finished shard, and a damaged one is made again.
+
+One process writes a cache, or several do, a shard each at a time: the shards and their order are the same, and however
+many go on with it later.
+"""
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +30,40 @@ from sae_lens_sparsemax.activations.cache_identity import require_same
 from sae_lens_sparsemax.activations.sources import ActivationBatch
 from sae_lens_sparsemax.data.image_loader import Position
 from sae_lens_sparsemax.files import only_writer
+from sae_lens_sparsemax.settings.sentences import must_be
 
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 256 * 2**20
-"""Size at which a shard is finished: large enough to read fast, small enough to hold twice in memory."""
+_N_NAMED = 10
 
-Batches = Callable[[Position | None], Iterator[ActivationBatch]]
-"""One pass over some inputs, from a position on."""
+SHARD_BYTES = 256 * 2**20
+"""Size of a shard: large enough to read fast, small enough to hold twice in memory."""
+
+Wanted = Callable[[int], bool]
+"""Whether the batch is wanted whose first input has this number in the order of all."""
+
+Made = list[ActivationBatch]
+
+Batches = Callable[[Position | None, Wanted], Iterator[ActivationBatch]]
+"""One pass over some inputs, from a position on: those of the batches that are wanted."""
 
 
 class CacheWriter:
     """Stores the first activations of a stream, whole batches of inputs, or what of them is not there yet.
 
+    Every so many batches of the stream are a shard, so that several processes can each make shards of their own and
+    the cache is the same as that of one.
+
     Args:
-        folder: of the cache; made if missing.
+        folder: of the cache; made if missing. Of several processes the same one.
         made_from: what decides the activations and their order; a cache of anything else is refused.
         d_in: width of the activations.
         dtype: in which they are stored: float32, float16 or bfloat16.
         unit: what the inputs are: images or contexts.
+        batch: inputs of a batch, and tokens of each unless some are left out.
         shard_bytes: size at which a shard is finished.
+        part: which of how many processes that write the cache together this is.
+        gather: gives what they all have beside one's own, in their order.
     """
 
     def __init__(
@@ -53,9 +73,13 @@ class CacheWriter:
         d_in: int,
         dtype: str,
         unit: str,
+        batch: tuple[int, int],
         shard_bytes: int,
+        *,
+        part: tuple[int, int] = (0, 1),
+        gather: Callable[[Any], list[Any]] = lambda own: [own],
     ) -> None:
-        self.folder, self.dtype = folder, str_to_dtype(dtype)
+        self.folder, self.dtype, self.part, self.gather = folder, str_to_dtype(dtype), part, gather
         versions = {
             "sae_lens_sparsemax": __version__,
             "torch": torch.__version__,
@@ -63,10 +87,11 @@ class CacheWriter:
         }
         self.manifest = Manifest(made_from, dtype, d_in, unit, versions=versions)
         self._bytes_per_token = d_in * self.dtype.itemsize
-        self._tokens_per_shard = max(1, shard_bytes // self._bytes_per_token)
+        self._inputs_per_batch, self._tokens_per_batch = batch[0], batch[0] * batch[1]
+        self._batches_per_shard = max(1, -(-shard_bytes // (self._bytes_per_token * self._tokens_per_batch)))
 
     def write(self, batches: Batches, n_tokens: int, description: str = "Caching activations") -> Manifest:
-        """Store at least `n_tokens` activations, or all that the stream gives.
+        """Store at least `n_tokens` activations, or all that the stream gives; all processes call it.
 
         Args:
             batches: the stream, which must be the same each time; only called if something is missing.
@@ -77,59 +102,111 @@ class CacheWriter:
             ValueError: the folder cannot be written to, another process writes to it, or it holds a cache of something
                 else; the disk is too small, the stream gives nothing, or activations are not finite as stored.
         """
-        with only_writer(self.folder, "cached_activations_path"):
-            if (self.folder / MANIFEST_FILENAME).is_file():
-                earlier = read_manifest(self.folder)
-                require_same(earlier.made_from, self.manifest.made_from, self.folder)
-                self.manifest = earlier
-            return self._write(batches, n_tokens, description)
+        with ExitStack() as stack:
+            if self.part[0] == 0:
+                stack.enter_context(only_writer(self.folder, "cached_activations_path"))
+                if (self.folder / MANIFEST_FILENAME).is_file():
+                    earlier = read_manifest(self.folder)
+                    require_same(earlier.made_from, self.manifest.made_from, self.folder)
+                    self.manifest = earlier
+            self.manifest = manifest = self.gather(self.manifest)[0]
+            damaged = self._damaged()
+            n_there = sum(shard.n_tokens for number, shard in enumerate(manifest.shards) if number not in damaged)
+            self._check_disk_space(n_tokens, n_there)
+            manifest.complete = False
+            self._save()
+            with tqdm(total=n_tokens, desc=description, unit="token", unit_scale=True) as bar:
+                bar.update(n_there)
+                self._make_again(damaged, batches, bar)
+                while manifest.n_tokens < n_tokens and self._add_shards(batches, n_tokens, bar):
+                    pass
+            if not manifest.shards:
+                raise ValueError(f"The data must hold {manifest.unit} that can be used, got none.")
+            manifest.complete = True
+            self._save()
+            return manifest
 
-    def _write(self, batches: Batches, n_tokens: int, description: str) -> Manifest:
-        manifest, shards = self.manifest, self.manifest.shards
-        intact = [damage(self.folder, shard) is None for shard in shards]
-        n_there = sum(shard.n_tokens for shard, ok in zip(shards, intact, strict=True) if ok)
-        self._check_disk_space(n_tokens, n_there)
-        manifest.complete = False
-        write_manifest(manifest, self.folder)
-        position: Position | None = None
-        stream: Iterator[ActivationBatch] | None = None
-        number = n_done = 0
-        with tqdm(total=n_tokens, desc=description, unit="token", unit_scale=True) as bar:
-            while n_done < n_tokens:
-                if number >= len(shards) or not intact[number]:
-                    stream = stream or batches(position)
-                    left = min(self._tokens_per_shard, n_tokens - n_done)
-                    wanted = shards[number].n_tokens if number < len(shards) else left
-                    if not self._make_shard(number, stream, wanted, bar):
-                        break
-                else:
-                    stream = None  # the next shard to make is not where the last one ended
-                    bar.update(shards[number].n_tokens)
-                position = shards[number].position
-                n_done += shards[number].n_tokens
-                number += 1
-        if not shards:
-            raise ValueError(f"The data must hold {manifest.unit} that can be used, got none.")
-        manifest.complete = True
-        write_manifest(manifest, self.folder)
-        return manifest
+    def _save(self) -> None:
+        if self.part[0] == 0:
+            write_manifest(self.manifest, self.folder)
 
-    def _make_shard(self, number: int, stream: Iterator[ActivationBatch], n_wanted: int, bar: tqdm) -> bool:
-        """Fill one shard from the stream and enter it in the manifest; False if there is no more."""
-        made: list[ActivationBatch] = []
-        # Whole batches alone, so that every shard begins where a batch did, whenever the run was killed.
-        while sum(len(batch.acts) for batch in made) < n_wanted:
-            batch = next(stream, None)
+    def _damaged(self) -> list[int]:
+        """The numbers of the shards that are not what was written."""
+        part, n_parts = self.part
+        numbers = range(part, len(self.manifest.shards), n_parts)
+        found = [number for number in numbers if damage(self.folder, self.manifest.shards[number]) is not None]
+        return sorted(chain(*self.gather(found)))
+
+    def _make_again(self, damaged: list[int], batches: Batches, bar: tqdm) -> None:
+        """Make those shards, each process its part of them."""
+        shards, (part, n_parts) = self.manifest.shards, self.part
+        for first in range(0, len(damaged), n_parts):
+            numbers, made = damaged[first : first + n_parts], []
+            if part < len(numbers):
+                before, wanted = numbers[part] - 1, shards[numbers[part]].position["drawn"]
+                stream = batches(shards[before].position if before >= 0 else None, lambda _: True)
+                made = self._until(wanted, stream, [], bar)
+                if not any(len(batch.acts) for batch in made):
+                    file = shards[numbers[part]].file
+                    raise ValueError(f"The data must hold the {self.manifest.unit} of {file}, got none of them.")
+            self._enter(numbers, made, part, bar)
+
+    def _add_shards(self, batches: Batches, n_tokens: int, bar: tqdm) -> bool:
+        """Make further shards, one for each process at a time, until there are enough; False if there is no more."""
+        manifest, (part, n_parts) = self.manifest, self.part
+        position = manifest.shards[-1].position if manifest.shards else None
+        start = first = position["drawn"] if position is not None else 0
+        n_inputs = self._batches_per_shard * self._inputs_per_batch
+        stream = batches(position, lambda number: (number - start) // n_inputs % n_parts == part)
+        ahead: list[ActivationBatch] = []
+        while (n_missing := n_tokens - manifest.n_tokens) > 0:
+            own = first + part * n_inputs
+            n_batches = -(-n_missing // self._tokens_per_batch) - part * self._batches_per_shard
+            end = own + min(max(n_batches, 0), self._batches_per_shard) * self._inputs_per_batch
+            made = self._until(end, stream, ahead, bar) if end > own else []
+            is_over = end > own and not ahead and (not made or made[-1].position["drawn"] < end)
+            found = self.gather((any(len(batch.acts) for batch in made), is_over))
+            n_there = len(manifest.shards)
+            numbers = range(n_there, n_there + sum(is_any for is_any, _ in found))
+            self._enter(numbers, made, sum(is_any for is_any, _ in found[:part]), bar)
+            if any(over for _, over in found):
+                return False
+            if not numbers:
+                what = f"{manifest.unit} that can be used among any {n_inputs * n_parts:,}"
+                raise ValueError(f"The data must hold {what}, got none after the first {first:,}")
+            first += n_parts * n_inputs
+            if manifest.shards[-1].position["drawn"] != first:
+                break  # tokens were left out: others in their place come from after the last shard
+        return True
+
+    def _until(self, end: int, stream: Iterator[ActivationBatch], ahead: list[ActivationBatch], bar: tqdm) -> Made:
+        """The batches up to input number `end`; one that is beyond it is put into `ahead`, for the next call."""
+        made: Made = []
+        while not made or made[-1].position["drawn"] < end:
+            batch = ahead.pop() if ahead else next(stream, None)
             if batch is None:
+                break
+            if batch.position["drawn"] > end:
+                ahead.append(batch)
                 break
             made.append(batch._replace(acts=batch.acts.to("cpu", self.dtype)))
             bar.update(len(batch.acts))
-            self.manifest.first_errors = (self.manifest.first_errors + list(batch.errors))[:10]
-        if not made:
-            return False
-        self.manifest.shards[number : number + 1] = [write_shard(self.folder, number, made)]
-        write_manifest(self.manifest, self.folder)
-        return True
+        return made
+
+    def _enter(self, numbers: Sequence[int], made: Made, place: int, bar: tqdm) -> None:
+        """Write what was made, if anything, as the shard at `place` of `numbers`; enter those of all processes."""
+        manifest, entry = self.manifest, None
+        if any(len(batch.acts) for batch in made):
+            entry = write_shard(self.folder, numbers[place], made)
+        found = self.gather((entry, [error for batch in made for error in batch.errors]))
+        shards = [shard for shard, _ in found if shard is not None]
+        for number, shard in zip(numbers, shards, strict=True):
+            if not (self.folder / shard.file).is_file():
+                raise must_be("cached_activations_path", "a folder that all processes share", str(self.folder))
+            manifest.shards[number : number + 1] = [shard]
+        manifest.first_errors = [*manifest.first_errors, *chain(*(errors for _, errors in found))][:_N_NAMED]
+        bar.update(sum(shard.n_tokens for shard in shards if shard is not entry))
+        self._save()
 
     def _check_disk_space(self, n_tokens: int, n_there: int) -> None:
         folder = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())

@@ -1,7 +1,8 @@
 """Activations as models give them, in an order that can be taken up at a position: of images, and of text."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -70,11 +71,17 @@ class ImageActivations:
         """One sentence for each of the first images that could not be used."""
         return self.images.first_errors
 
-    def batches(self, position: Position | None = None, *, one_pass: bool = False) -> Iterator[ActivationBatch]:
-        """Batches from a position on (None for the start), without end or, for `one_pass`, to that of the images."""
+    def batches(
+        self,
+        position: Position | None = None,
+        *,
+        one_pass: bool = False,
+        wanted: Callable[[int], bool] = lambda _: True,
+    ) -> Iterator[ActivationBatch]:
+        """Batches from a position on (None for the start); see `ImageLoader.batches`."""
         if "cache" in (position or {}):
             raise ValueError("The checkpoint was made with cached activations; set 'cached_activations_path' again.")
-        for batch in self.images.batches(position, one_pass=one_pass):
+        for batch in self.images.batches(position, one_pass=one_pass, wanted=wanted):
             acts = self.activations_of(batch.pixel_values)
             lengths = torch.full((len(acts),), acts.shape[1])
             yield ActivationBatch(acts.flatten(0, 1), lengths, batch.position, len(batch.errors), batch.errors)
@@ -100,19 +107,28 @@ class TextActivations:
     def __init__(self, store: ActivationsStore, max_norm: float = math.inf) -> None:
         self.store, self.max_norm = store, max_norm
 
-    def batches(self, position: Position | None = None) -> Iterator[ActivationBatch]:
-        """Batches of `store_batch_size_prompts` contexts from a position on (None for the start) to the last."""
+    def batches(
+        self, position: Position | None = None, wanted: Callable[[int], bool] = lambda _: True
+    ) -> Iterator[ActivationBatch]:
+        """Batches of `store_batch_size_prompts` contexts from a position on (None for the start) to the last.
+
+        Those that are not `wanted`, which is told how many contexts were drawn before, the model does not see.
+        """
         store, drawn = self.store, (position or {}).get("drawn", 0)
         store.iterable_sequences = store._iterate_tokenized_sequences()
         for _ in tqdm(range(drawn), desc="Moving to the position in the text", leave=False, disable=not drawn):
             next(store.iterable_sequences, None)
+        n_inputs = store.store_batch_size_prompts
         while True:
+            drawn += n_inputs
+            if not wanted(drawn - n_inputs):
+                if len(list(islice(store.iterable_sequences, n_inputs))) < n_inputs:
+                    return
+                continue
             try:
                 acts, tokens = store.get_raw_llm_batch(raise_on_epoch_end=True)
             except StopIteration:
                 return
-            n_inputs = store.store_batch_size_prompts
-            drawn += n_inputs
             kept = torch.ones(len(acts), dtype=torch.bool, device=acts.device)
             if store.exclude_special_tokens is not None and tokens is not None:
                 kept = ~torch.isin(tokens, store.exclude_special_tokens)

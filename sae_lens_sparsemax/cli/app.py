@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
+IS_SHARED = False
 HELP = "Open a page to try a saved SAE on single images or texts, and to switch concepts off or up."
 USAGE = "SAE [--KEY VALUE ...] [--debug]"
 EPILOG = """\

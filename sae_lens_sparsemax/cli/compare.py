@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
+IS_SHARED = False
 HELP = "Train architectures against each other on the same activations."
 USAGE = "RECIPE [--KEY VALUE ...] [--debug]"
 STOPPED = "Finished runs are kept: the same command goes on where it stopped."

@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words)
     except _stops():
         how = getattr(COMMANDS.get(words[0] if words else ""), "STOPPED", "")
-        print(f"Stopped. {how}".strip(), file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"Stopped. {how}".strip(), file=sys.stderr)
         return STOPPED
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         is_memory = isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
@@ -106,11 +107,13 @@ def _run(words: list[str]) -> int:
 
 
 def _agreed(words: list[str]) -> AbstractContextManager[None]:
-    """Of several processes that torchrun started to train, one says what is wrong with the words, and all end."""
-    if words[:1] != ["train"] or os.environ.get("WORLD_SIZE", "1") == "1":
+    """Of several processes that torchrun started, one says what is wrong with the words, and all end."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
-    from sae_lens_sparsemax.training.mesh import join, together
+    from sae_lens_sparsemax.training.processes import join, require_one_process, together
 
+    if words and not getattr(COMMANDS.get(words[0]), "IS_SHARED", True):
+        require_one_process(f"the command {words[0]!r}")
     join()
     return together()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_lens_sparsemax.display.tables import text_table
 
+IS_SHARED = False
 HELP = "Train and evaluate an SAE on a small embedded model; needs no network."
 EPILOG = """\
 examples:

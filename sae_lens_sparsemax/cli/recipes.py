@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+IS_SHARED = False
 HELP = "List the trainings, evaluations, comparisons and tables that come with the package, by name."
 EPILOG = """\
 Each name stands for its file: 'sparsemax-sae train NAME', 'compare NAME', 'reproduce NAME', 'evaluate --config NAME'.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
+IS_SHARED = False
 HELP = "Reproduce a table or figure of the paper."
 USAGE = "RECIPE [--small] [--check] [--KEY VALUE ...] [--debug]"
 STOPPED = "What is trained and measured is kept: the same command goes on where it stopped."

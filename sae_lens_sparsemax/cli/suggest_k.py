@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
+IS_SHARED = False
 HELP = "Write the TopK and BatchTopK trainings at the mean L0 of a sparsemax SAE."
 USAGE = "SAE [--settings FILE] [--l0 X] [--output_path FOLDER] [--KEY VALUE ...] [--debug]"
 

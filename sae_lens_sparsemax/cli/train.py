@@ -56,7 +56,8 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.training.checkpoints import output_of_run
     from sae_lens_sparsemax.training.config_file import load_config
     from sae_lens_sparsemax.training.estimate import require_room_for_final_sae
-    from sae_lens_sparsemax.training.mesh import is_first, parallel_of, together
+    from sae_lens_sparsemax.training.mesh import parallel_of
+    from sae_lens_sparsemax.training.processes import is_first, together
 
     if options.recipe is None:
         print_recipes(("train",))

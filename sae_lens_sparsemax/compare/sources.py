@@ -121,6 +121,11 @@ class CapturedActivations(ABC):
     def width(self) -> int:
         """Width of the activations at the hook."""
 
+    @property
+    @abstractmethod
+    def batch(self) -> tuple[int, int]:
+        """Inputs that the model sees at once, and tokens of each."""
+
     @abstractmethod
     def stream(self, name: str) -> Batches:
         """One pass over the inputs of a set, the same every time."""
@@ -132,7 +137,8 @@ class CapturedActivations(ABC):
             return ActivationTable(folder, n_tokens, made_from)
         except ValueError as error:  # absent, unfinished or damaged: stored, as far as it is not there
             logger.info("%s", error)
-        writer = CacheWriter(folder, made_from, self.width, self.cfg.activation_dtype, self.unit, SHARD_BYTES)
+        dtype = self.cfg.activation_dtype
+        writer = CacheWriter(folder, made_from, self.width, dtype, self.unit, self.batch, SHARD_BYTES)
         description = f"Activations, {name}"
         manifest = writer.write(self.stream(name), n_tokens, description)
         if manifest.n_tokens < n_tokens:

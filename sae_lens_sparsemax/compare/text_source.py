@@ -118,9 +118,14 @@ class TextSource(CapturedActivations):
         """Width of the activations at the hook, heads side by side."""
         return hook_width(self.model, self._hook_name)
 
+    @property
+    def batch(self) -> tuple[int, int]:
+        """Contexts that the model sees at once, and tokens of each."""
+        return self.cfg.store_batch_size_prompts, self.cfg.context_size
+
     def stream(self, name: str) -> Batches:
         """The contexts of a set, without special tokens and tokens of outlying norm."""
-        return lambda position: TextActivations(self._store(name), self._max_norm).batches(position)
+        return lambda *where: TextActivations(self._store(name), self._max_norm).batches(*where)
 
     @cached_property
     def model(self) -> Any:

@@ -83,6 +83,11 @@ class VisionSource(CapturedActivations):
         """Width of the activations at the hook, heads side by side."""
         return self.at_hook.width
 
+    @property
+    def batch(self) -> tuple[int, int]:
+        """Images that the model sees at once, and tokens of each."""
+        return self.images.batch_size, self.at_hook.n_tokens
+
     def stream(self, name: str) -> Batches:
         """The images of a set, in an order that is random and the same every time."""
         data, rows = self._part(name)
@@ -97,7 +102,7 @@ class VisionSource(CapturedActivations):
             max_bad_fraction=self.images.max_bad_image_fraction,
         )
         source = ImageActivations(self.at_hook, images)
-        return lambda position: source.batches(position, one_pass=True)
+        return lambda position, wanted: source.batches(position, one_pass=True, wanted=wanted)
 
     def _part(self, name: str) -> tuple[Dataset, list[int]]:
         """The images of a set, and the rows of them that belong to it, in order."""

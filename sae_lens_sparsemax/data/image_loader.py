@@ -11,7 +11,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
@@ -198,16 +198,25 @@ class ImageLoader:
     first_errors: list[str] = field(default_factory=list, init=False)
     """The first ten broken images, for the report."""
 
-    def batches(self, position: Position | None = None, *, one_pass: bool = False) -> Iterator[PixelBatch]:
+    def batches(
+        self,
+        position: Position | None = None,
+        *,
+        one_pass: bool = False,
+        wanted: Callable[[int], bool] = lambda _: True,
+    ) -> Iterator[PixelBatch]:
         """Batches from a position on (None for the start), without end or, for `one_pass`, to that of the data.
 
-        Batches without a usable image are left out; the next one carries their errors.
+        Batches without a usable image are left out; the next one carries their errors. So are, undecoded, those that
+        are not `wanted`, which is told how many images were drawn before.
         """
         here, n_workers = dict(position or {}), self.n_workers
         errors: list[str] = []
         while True:
             try:
-                for batch in decoded_ahead(_Decoder(self.image_processor), self._tasks(here, one_pass), n_workers):
+                for batch in decoded_ahead(
+                    _Decoder(self.image_processor), self._tasks(here, one_pass, wanted), n_workers
+                ):
                     self._count(batch)
                     here = batch.position
                     errors += batch.errors
@@ -237,12 +246,12 @@ class ImageLoader:
                 f"max_bad_image_fraction, {self.max_bad_fraction}, allows. The first: {self.first_errors[0]}"
             )
 
-    def _tasks(self, position: Position, one_pass: bool) -> Iterable[_Task]:
+    def _tasks(self, position: Position, one_pass: bool, wanted: Callable[[int], bool]) -> Iterable[_Task]:
         if isinstance(self.data, IterableDataset):
-            return _stream_tasks(self.data, position, self.batch_size, self.image_column, one_pass)
-        return self._table_tasks(self.data, position.get("drawn", 0), one_pass)
+            return _stream_tasks(self.data, position, self.batch_size, self.image_column, one_pass, wanted)
+        return self._table_tasks(self.data, position.get("drawn", 0), one_pass, wanted)
 
-    def _table_tasks(self, data: Dataset, drawn: int, one_pass: bool) -> Iterator[_Task]:
+    def _table_tasks(self, data: Dataset, drawn: int, one_pass: bool, wanted: Callable[[int], bool]) -> Iterator[_Task]:
         """Tasks from data with random access; the position is the number of images drawn, those of one's own share."""
         first, step = self.share
         rows = range(len(data)) if self.rows is None else self.rows
@@ -250,20 +259,26 @@ class ImageLoader:
         epoch, order = -1, None
         while not one_pass or drawn < len(rows):
             numbers = range(drawn, min(drawn + self.batch_size, len(rows)) if one_pass else drawn + self.batch_size)
-            chosen = []
+            drawn, chosen = numbers.stop, []
+            if not wanted(numbers.start):
+                continue
             for number in numbers:
                 pass_number, place = divmod(first + step * number, len(rows))
                 if pass_number != epoch:
                     epoch = pass_number
                     order = None if self.seed is None else permutation(len(rows), self.seed, epoch)
                 chosen.append(rows[place if order is None else int(order[place])])
-            drawn = numbers.stop
             encoded = column[chosen][self.image_column]
             yield _Task(list(numbers), [f"row {row}" for row in chosen], encoded, {"drawn": drawn})
 
 
 def _stream_tasks(
-    data: IterableDataset, position: Position, batch_size: int, image_column: str, one_pass: bool
+    data: IterableDataset,
+    position: Position,
+    batch_size: int,
+    image_column: str,
+    one_pass: bool,
+    wanted: Callable[[int], bool],
 ) -> Iterator[_Task]:
     """Tasks from a stream, read again from its start when it ends; the position is its own state."""
     drawn, state = position.get("drawn", 0), position.get("stream")
@@ -284,10 +299,11 @@ def _stream_tasks(
             encoded.append(row[image_column])
             drawn += 1
             if len(encoded) == batch_size:
-                yield task()
+                if wanted(drawn - batch_size):
+                    yield task()
                 encoded = []
         if one_pass:
-            if encoded:
+            if encoded and wanted(drawn - len(encoded)):
                 yield task()
             return
 

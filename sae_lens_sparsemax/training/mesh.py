@@ -1,40 +1,29 @@
-"""Several processes that train one SAE: how many, which one this is, and how they agree on what to do.
+"""Several processes that train one SAE: how they share its concepts and its data.
 
-`torchrun` starts the processes and tells each of them who it is; here they join and take their place on a mesh of
-(data, concepts), concepts fastest, so that those who share a dictionary are neighbours on one machine. In one process
-nothing of this runs.
-
-Whatever may fail on one rank alone happens inside `together()`, so that no rank waits for one that has ended.
+They have met (see `processes.py`) and take their place on a mesh of (data, concepts), concepts fastest, so that those
+who share a dictionary are neighbours on one machine.
 """
 
 from __future__ import annotations
 
-import atexit
 import copy
 import functools
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import torch
 import torch.distributed as dist
-import transformers
 from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 from sae_lens.saes.sae import TrainingSAEConfig
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from tqdm.std import tqdm
 
 from sae_lens_sparsemax.sae.config import ARCHITECTURE
 from sae_lens_sparsemax.settings.sentences import must_be, shown
+from sae_lens_sparsemax.training.processes import gathered, is_first, join, local_rank, together
 
 DIMENSIONS = ("data", "concepts")
-_TOLD_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _DEVICES = ("device", "model_device", "llm_device", "act_store_device")
 
 
@@ -102,104 +91,6 @@ class Ranks:
         return seed * self.size + self.rank
 
 
-@contextmanager
-def together() -> Iterator[None]:
-    """What all ranks do, and what fails on all if it fails on one; in one process, nothing but the block.
-
-    The lowest rank that failed raises its error, for one rank is to say what is wrong; on the others the block ends
-    with `SystemExit`. Blocks may not be nested, and inside there must be nothing that waits for other ranks.
-    """
-    if not dist.is_initialized():
-        yield
-        return
-    error: BaseException | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    failed = [rank for rank, has_failed in enumerate(gathered(error is not None)) if has_failed]
-    if not failed:
-        return
-    if error is not None and dist.get_rank() == failed[0]:
-        raise error
-    raise SystemExit(2)
-
-
-def gathered(value: Any) -> list[Any]:
-    """The values of all ranks, in their order; without other processes, the one there is."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def is_first() -> bool:
-    """Whether this process writes files and shows progress: that of rank 0, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def join() -> bool:
-    """Meet the other processes that torchrun started, once; every rank but the first is quiet from here on.
-
-    Returns:
-        Whether there are others. A program may also have made the group of processes itself.
-
-    Raises:
-        ValueError: there are fewer CUDA devices than processes on this machine.
-    """
-    if not dist.is_initialized():
-        if not all(os.environ.get(name) for name in _TOLD_BY_TORCHRUN) or int(os.environ["WORLD_SIZE"]) == 1:
-            return False
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend)
-        atexit.register(_leave)
-        with together():
-            _take_device()
-        if dist.get_rank() != 0:
-            _be_quiet()
-    return dist.get_world_size() > 1
-
-
-def require_one_process(what: str) -> None:
-    """Raise a ValueError, on all ranks, if torchrun started several processes for what one alone can do."""
-    join()
-    with together():
-        if (size := len(gathered(None))) > 1:
-            raise must_be("torchrun's --nproc-per-node", f"1 with {what}", size)
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _take_device() -> None:
-    """Make this process's CUDA device the one that `cuda` means."""
-    if not torch.cuda.is_available():
-        return
-    local, n_devices = _local_rank(), torch.cuda.device_count()
-    if local >= n_devices:
-        raise must_be("torchrun's --nproc-per-node", f"at most the {n_devices} CUDA devices of a machine", local + 1)
-    torch.cuda.set_device(local)
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def _be_quiet() -> None:
-    """Show no bars, warnings and logs but errors."""
-    # tqdm reads TQDM_DISABLE when it is imported, which is long ago.
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign]
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    # Every call of wandb's does nothing then, so ranks need not part ways to log.
-    os.environ["WANDB_MODE"] = "disabled"
-
-
 def parallel_of(cfg: Any) -> ParallelConfig:
     """How a runner's configuration is spread; one of SAELens's own is not."""
     return getattr(cfg, "parallel", None) or ParallelConfig()
@@ -228,7 +119,7 @@ def across_ranks(make: Callable[..., None]) -> Callable[..., None]:
             make(self, cfg, *args, **kwargs)
             return
         with together(), self.ranks.mesh:  # inside which an SAE is made of the own concepts alone
-            make(self, _on_own_device(cfg), *args, **kwargs)
+            make(self, on_own_device(cfg), *args, **kwargs)
             _require_shardable(self.sae.cfg, parallel_of(cfg))
         self.sae.shard(self.ranks.mesh)
         torch.manual_seed(self.ranks.seed(cfg.seed))
@@ -273,7 +164,7 @@ def _ranks_of(cfg: Any) -> Ranks:
     return Ranks(init_device_mesh(torch.device(cfg.device).type, shape, mesh_dim_names=DIMENSIONS))
 
 
-def _on_own_device(cfg: Any) -> Any:
+def on_own_device(cfg: Any) -> Any:
     """A copy of a configuration in which `cuda` is this process's device by its number, as models ask for it."""
     cfg = copy.copy(cfg)
     cfg.sae = copy.copy(cfg.sae)
@@ -282,7 +173,7 @@ def _on_own_device(cfg: Any) -> Any:
         if device is not None and device != "with_model" and torch.device(device).type == "cuda":
             if torch.device(device).index is not None:
                 raise must_be(name, "'cuda' on several ranks, each of which takes a device of its own", device)
-            setattr(group, name, f"cuda:{_local_rank()}")
+            setattr(group, name, f"cuda:{local_rank()}")
     return cfg
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import torch.distributed as dist
 from sae_lens.training._interruption import InterruptedException
 from torch.distributed import distributed_c10d
 
-from sae_lens_sparsemax.training.mesh import Ranks
-
 
 @contextmanager
-def one_failure_ends_all(ranks: Ranks | None, config: Any) -> Iterator[None]:
+def one_failure_ends_all(anew: str) -> Iterator[None]:
     """Inside the block the ranks of a run work together, and the first one to leave it with an error ends the run.
+
+    In one process, nothing but the block. Blocks may not be nested.
 
     With gloo the others notice at once, as its connections break. NCCL lets them wait for the time limit of its
     collectives; torchrun, which notices as well, ends them before.
+
+    Args:
+        anew: how to start the run again, to end a sentence with.
 
     Raises:
         ValueError: another rank has ended without a word, as with kill -9; said by the first to notice.
@@ -29,18 +31,17 @@ def one_failure_ends_all(ranks: Ranks | None, config: Any) -> Iterator[None]:
     except InterruptedException:  # agreed on, see `ranks_batches.py`
         raise
     except Exception as error:
-        if ranks is None:
+        if not dist.is_initialized():
             raise
-        is_first = _is_first_to_fail()
+        size, is_first = dist.get_world_size(), _is_first_to_fail()
         _let_the_others_notice()
         if not is_first:
             raise SystemExit(2) from error
         if not _is_of_a_connection(error):
             raise
-        how = "with --resume" if config.checkpoint_path is not None else "anew, and with a checkpoint_path next time"
         raise ValueError(
-            f"another of the {ranks.size} processes of this run has ended or cannot be reached, so the run cannot go "
-            f"on; start it again {how}"
+            f"another of the {size} processes of this run has ended or cannot be reached, so the run cannot go on; "
+            f"start it again {anew}"
         ) from error
 
 

@@ -58,7 +58,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         Raises:
             ValueError: there are such, or another process is writing there.
         """
-        with output_of_run(self.cfg, overwrite=overwrite), one_failure_ends_all(self.ranks, self.cfg):
+        saves = self.cfg.checkpoint_path is not None
+        anew = "with --resume" if saves else "anew, and with a checkpoint_path next time"
+        with output_of_run(self.cfg, overwrite=overwrite), one_failure_ends_all(anew):
             checkpoint = self.cfg.resume_from_checkpoint
             if checkpoint is not None and (is_of_ranks(checkpoint) or self.ranks is not None):
                 # SAELens reads those of one process; this one is read as soon as there is a trainer.

@@ -23,7 +23,7 @@ from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
-from sae_lens_sparsemax.training.mesh import Ranks, own_rows, share
+from sae_lens_sparsemax.training.mesh import Ranks, own_rows, parallel_of, share
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
 
@@ -175,7 +175,8 @@ def n_tokens_drawn(cfg: Any) -> int:
     if isinstance(cfg, VisionSAERunnerConfig):
         tokens += cfg.n_batches_in_buffer * cfg.train_batch_size_tokens
     else:
-        tokens += cfg.n_batches_in_buffer * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+        buffer = cfg.n_batches_in_buffer * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+        tokens += buffer * parallel_of(cfg).size  # of each process
     if cfg.sae.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
         tokens += cfg.n_batches_for_norm_estimate * cfg.train_batch_size_tokens
     return int(tokens)

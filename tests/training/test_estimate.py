@@ -23,7 +23,8 @@ from sae_lens_sparsemax.training.estimate import (
     require_room_for_final_sae,
     sizes,
 )
-from sae_lens_sparsemax.training.mesh import join, tokens_per_rank
+from sae_lens_sparsemax.training.mesh import tokens_per_rank
+from sae_lens_sparsemax.training.processes import join
 from tests.support.started_ranks import StartedRanks
 
 D, M, N_TOKENS = 16, 100, 64

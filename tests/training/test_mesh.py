@@ -21,7 +21,8 @@ from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import differing_settings, output_of_run
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig
 from sae_lens_sparsemax.training.config_file import config_from_values, settings_of
-from sae_lens_sparsemax.training.mesh import ParallelConfig, join, together
+from sae_lens_sparsemax.training.mesh import ParallelConfig
+from sae_lens_sparsemax.training.processes import join, together
 from sae_lens_sparsemax.training.synthetic_runner import SyntheticTrainingRunner
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
