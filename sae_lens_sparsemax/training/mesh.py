@@ -149,8 +149,6 @@ def _require_shardable(sae: TrainingSAEConfig, parallel: ParallelConfig) -> None
         raise must_be("sae.architecture", f"{ARCHITECTURE!r} on several ranks", sae.architecture())
     if parallel.concepts > 1 and (gate := getattr(sae, "gate", "sparsemax")) != "sparsemax":
         raise must_be("sae.gate", "'sparsemax' where ranks share the concepts", gate)
-    if sae.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
-        raise must_be("sae.normalize_activations", "one without estimates on several ranks", sae.normalize_activations)
 
 
 def _settings(cfg: Any) -> dict[str, Any]:

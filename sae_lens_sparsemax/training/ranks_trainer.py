@@ -43,6 +43,20 @@ class RanksTrainer(RunTrainer):
     """What ``l0_per_token`` gave last, and after how many samples."""
 
     @override
+    def fit(self) -> TrainingSAE[Any]:
+        """Train; where a run begins, what scales its activations is estimated on the tokens of all ranks."""
+        scaler, whitening = self.activation_scaler, self.sae.cfg.normalize_activations == "covariance_whitening"
+        is_estimated = whitening or self.sae.cfg.normalize_activations == "expected_average_only_in"
+        if is_estimated and scaler.scaling_factor is None and scaler.whitening is None:
+            # SAELens's own estimate, of the batches that one process would draw; what the first rank found counts.
+            estimate = scaler.estimate_whitening if whitening else scaler.estimate_scaling_factor
+            batches: Any = (self._gathered(batch) for batch in self.data_provider)
+            estimate(self.sae.cfg.d_in, batches, self.cfg.n_batches_for_norm_estimate)
+            whitening = scaler.whitening and scaler.whitening.to(torch.device("cpu"))
+            scaler.scaling_factor, scaler.whitening = self.ranks.broadcast((scaler.scaling_factor, whitening))
+        return super().fit()
+
+    @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
         self.n_training_samples += (self.ranks.size - 1) * len(batch)  # SAELens counts this rank's own
         return super().step(batch)

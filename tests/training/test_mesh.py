@@ -146,9 +146,6 @@ REFUSED = {
     "parallel.data × parallel.concepts must be the number of processes, 2,": {"parallel": ParallelConfig()},
     "which torchrun --nproc-per-node starts, got 4": {"parallel": ParallelConfig(2, 2)},
     "sae.architecture must be 'sparsemax' on": {"sae": TopKTrainingSAEConfig(d_in=0, d_sae=32, k=4)},
-    "sae.normalize_activations must be one without estimates on several ranks": {
-        "sae": SparsemaxTrainingSAEConfig(d_in=0, d_sae=32, normalize_activations="expected_average_only_in"),
-    },
     "sae.gate must be 'sparsemax' where ranks share the concepts": {
         "sae": SparsemaxTrainingSAEConfig(d_in=0, d_sae=32, gate="relu", target_l0=None, l1_coefficient=1.0),
         "parallel": ParallelConfig(1, 2),

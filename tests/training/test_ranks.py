@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from sae_lens_sparsemax import SparsemaxTrainingSAE
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.training import ranks_checkpoints
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
@@ -137,6 +140,45 @@ def test_a_rank_without_data_ends_all_with_one_sentence(tmp_path):
     assert ranks.wait() == [2, 2]
     assert ranks.printed().count("the data must last until the end of the run") == 1
     assert "Traceback" not in ranks.printed()
+
+
+def train_recording(arguments: list[str]) -> int:
+    """What each rank does; it leaves the batches of the estimate, and the whitening that is folded in the end."""
+
+    def draw(self):
+        drawn.append(before(self))
+        return drawn[-1]
+
+    def fold(self, *_: Any, **given: torch.Tensor):
+        output = Path(arguments[arguments.index("--output_path") + 1])
+        torch.save((torch.cat(drawn[:3]), given), f"{output}-{dist.get_rank()}.pt")
+        return fold_before(self, *_, **given)
+
+    drawn, before, AgreedBatches.__next__ = [], AgreedBatches.__next__, draw
+    fold_before = SparsemaxTrainingSAE.fold_activation_whitening
+    SparsemaxTrainingSAE.fold_activation_whitening = fold
+    return train(arguments)
+
+
+@pytest.mark.slow
+def test_what_scales_activations_is_estimated_on_the_tokens_of_all_ranks_once(tmp_path):
+    more = ["--sae.normalize_activations", "covariance_whitening", "--sae.unit_norm_query", "false"]
+    more += ["--n_batches_for_norm_estimate", "3", "--sae.structure", "mlp", "--sae.apply_b_dec_to_input", "true"]
+    arguments = words(tmp_path / "run", (1, 2), *more, saves=2)
+    ranks = StartedRanks(2, tmp_path / "a.log", train_recording, arguments)
+    assert ranks.wait() == [0, 0], ranks.printed()[-3000:]
+    drawn, folded = zip(*(torch.load(tmp_path / f"run-{rank}.pt") for rank in range(2)), strict=True)
+    batches = torch.cat([each.unflatten(0, (3, -1)) for each in drawn], dim=1)
+    alone = ActivationScaler()
+    alone.estimate_whitening(batches.shape[-1], iter(batches), 3)
+    for given in folded:
+        assert torch.equal(given["mean"], alone.whitening.mean)
+        assert torch.equal(given["whitening_matrix"], alone.whitening.matrix)
+    checkpoint = list_checkpoints(tmp_path / "run/checkpoints")[0]
+    shutil.copytree(checkpoint, tmp_path / "resumed/checkpoints" / checkpoint.name)
+    finished(tmp_path / "resumed", (1, 2), *more, "--resume", saves=2)
+    one, other = (load_file(tmp_path / name / "sae_weights.safetensors") for name in ("run", "resumed"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def killed_while_saving(arguments: list[str], where: str, rank: int) -> int:
