@@ -1,12 +1,14 @@
 """The pages as a person uses them: opened from disk, clicked, and driven by keyboard."""
 
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -83,9 +85,65 @@ def test_search_narrows_the_table_and_says_how_far(images):
     page.locator("#dead").check()
     assert len(shown(page)) == 8
     page.get_by_label("Search").fill("7")
-    assert shown(page) == ["#7"] and "1 to 1 of 1" in page.get_by_role("status").inner_text()
+    assert shown(page) == ["☆#7"] and "1 to 1 of 1" in page.get_by_role("status").inner_text()
     page.get_by_label("Search").fill("no such thing")
     assert shown(page) == [] and "No concept matches" in page.get_by_role("status").inner_text()
+
+
+def test_concepts_are_found_for_words_that_their_examples_peak_on(texts):
+    page = texts.open("index.html")
+    interests = [float(text) for text in page.locator(".concepts tbody td:nth-last-child(2)").all_inner_texts()]
+    assert interests == sorted(interests, reverse=True)
+    page.get_by_label("Find concepts for a text").fill('"the river"')
+    page.wait_for_selector("th[data-key='match']")
+    hits, of = map(int, page.locator(".concepts tbody td").first.inner_text().split(" of "))
+    assert 0 < hits <= of <= 6
+    page.locator(".concepts tbody a").first.click()
+    page.wait_for_selector(".example")
+    strongest = "e => [...e.querySelectorAll('mark')].find(m => m.style.getPropertyValue('--level') == 1).textContent"
+    peaks = [example.evaluate(strongest) for example in page.locator(".example").all()[:of]]
+    # A token is part of a word at most.
+    assert sum(any(peak.strip() in word for word in ("the", "river")) for peak in peaks) >= hits
+    texts.open("index.html").get_by_label("Find concepts for a text").fill("nowhere")
+    page.get_by_text("No concept matches").wait_for()
+
+
+def test_bookmarks_and_notes_outlive_the_page_narrow_the_table_and_travel_as_a_file(images, tmp_path):
+    page = images.open(f"concept.html#{BRIGHT}")
+    page.get_by_role("button", name="Bookmark").click()
+    page.get_by_label("Note").fill(f"white squares {HOSTILE}")
+    page = images.open("index.html")
+    page.get_by_label("Bookmarks and notes alone").check()
+    assert shown(page) == [f"★#{BRIGHT}"] and HOSTILE in page.locator(".own").inner_text()
+    assert page.locator("tbody img[onerror]").count() == 0
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save notes").click()
+    download.value.save_as(tmp_path / "notes.json")
+    assert json.loads((tmp_path / "notes.json").read_text())["concepts"] == {
+        str(BRIGHT): {"star": True, "note": f"white squares {HOSTILE}"}
+    }
+    page = images.open("index.html#1/")  # another SAE has notes of its own
+    page.get_by_label("Bookmarks and notes alone").check()
+    assert shown(page) == []
+    page.locator("#notes-file").set_input_files(tmp_path / "notes.json")
+    page.locator(".own").wait_for()
+    (tmp_path / "notes.json").write_text('{"concepts": {"99": {"note": ""}}}')
+    page.locator("#notes-file").set_input_files(tmp_path / "notes.json")
+    page.get_by_text("it holds no notes on concepts of this SAE").wait_for()
+
+
+def test_the_table_is_narrowed_by_frequency_and_saved_as_it_is_shown(images):
+    page = images.open("index.html")
+    page.get_by_label("Frequency from").fill("10")
+    frequencies = page.locator(".concepts tbody td:nth-child(3)").all_inner_texts()
+    assert frequencies and all(float(text.rstrip(" %")) >= 10 for text in frequencies)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save table").click()
+    saved = pd.read_csv(download.value.path())
+    assert [f"☆#{concept}" for concept in saved["concept"]] == shown(page)
+    assert (saved["frequency"] >= 0.1).all() and saved["label"].str.contains(HOSTILE_CLASS, regex=False).any()
+    page.get_by_label("Find concepts for a class").fill("onmouseover")
+    page.wait_for_selector("th[data-key='match']")
 
 
 def test_headers_sort_up_and_down_with_those_without_a_value_last(images):

@@ -11,6 +11,7 @@ from sae_lens_sparsemax.evaluation.naming import ConceptName
 from sae_lens_sparsemax.explore.cofiring import Neighbours
 from sae_lens_sparsemax.explore.interest import ConceptMap
 from sae_lens_sparsemax.explore.pages.scripts import encode_levels, rounded, write_script
+from sae_lens_sparsemax.explore.samples import TopExamples
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 from sae_lens_sparsemax.explore.weights import TokenLogits
@@ -98,6 +99,21 @@ def write_map(folder: Path, sae: int, found: ConceptMap) -> None:
     """Write data/SAE/map.js: concepts, their places, how they were placed."""
     x, y = ([rounded(value) for value in column] for column in found.place.T.tolist())
     write_script(folder, f"{sae}/map", {"concept": found.concept.tolist(), "x": x, "y": y, "method": found.method})
+
+
+def write_found(folder: Path, sae: int, examples: TopExamples, n_examples: int) -> None:
+    """Write data/SAE/found.js: for each sample the concepts that it is an example of, each with its peak's token."""
+    peak = torch.cat([levels.abs().argmax(-1) for levels in examples.levels[:, :n_examples].split(SHARD)])
+    sample = examples.sample[:, :n_examples]
+    concept, place = (sample >= 0).nonzero().T
+    of = sample[concept, place]
+    order = of.argsort(stable=True)
+    pairs = torch.stack([concept, peak[concept, place]], -1)[order]
+    numbers, counts = of[order].unique_consecutive(return_counts=True)
+    groups = pairs.split(counts.tolist())
+    write_script(
+        folder, f"{sae}/found", {n: group.flatten().tolist() for n, group in zip(numbers.tolist(), groups, strict=True)}
+    )
 
 
 def write_concepts(folder: Path, sae: int, data: SAEReport, n_examples: int, *, progress: bool) -> None:

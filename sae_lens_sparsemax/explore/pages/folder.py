@@ -1,5 +1,6 @@
 """Writing the whole folder: what fits into it, pictures or contexts, then every SAE's concepts and examples."""
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sae_lens_sparsemax.explore.pages.concepts import (
     SAEReport,
     class_labels,
     write_concepts,
+    write_found,
     write_map,
     write_table,
 )
@@ -56,11 +58,13 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
     for number, (report, fit) in enumerate(zip(reports, fits, strict=True)):
         labels, unclear = _labels(report, tokens)
         write_table(folder, number, report, labels, thumbnails=stream.kind == "image")
+        write_found(folder, number, report.statistics.examples, fit.n_examples)
         write_map(folder, number, report.map)
         write_concepts(folder, number, report, fit.n_examples, progress=progress)
         write_showcase(folder, number, report.statistics)
         write_script(folder, f"{number}/failures", _failures(report, unclear))
-        summaries.append(summary(report.name, report.architecture, report.stream.describe(), report.statistics))
+        known = summary(report.name, report.architecture, report.stream.describe(), report.statistics)
+        summaries.append(known | {"id": _identity(report)})
     grid = (stream.patch_grid, stream.n_prefix_tokens) if isinstance(stream, ImageStream) else ((0, 0), 0)
     # What all pages know.
     site = {
@@ -76,6 +80,13 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
         "saes": summaries,
     }
     write_script(folder, MANIFEST, site)
+
+
+def _identity(report: SAEReport) -> str:
+    """The same for the same decoder, wherever its pages lie: readers' notes are kept under it."""
+    digest = hashlib.sha256(report.norms.numpy().tobytes())
+    digest.update(report.near.concept.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _titles(stream: ImageStream | TextStream, tokens: dict[int, torch.Tensor], showcase: torch.Tensor) -> list[str]:

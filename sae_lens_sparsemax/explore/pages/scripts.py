@@ -18,7 +18,7 @@ FULL = 61
 # Measured on pages of 1,000 to 49,152 concepts: what a concept takes without its examples, and what an example
 # takes besides its active tokens, at two characters each.
 _BYTES_PER_CONCEPT = 900
-_BYTES_PER_EXAMPLE = 30
+_BYTES_PER_EXAMPLE = 40
 _BYTES_PER_TOKEN = 2
 
 

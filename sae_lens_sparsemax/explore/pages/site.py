@@ -19,9 +19,9 @@ PLOTLY = "plotly.min.js"
 """Loaded by pages with charts to zoom into, after all else; those of single concepts do without its megabytes."""
 _SHARED = ("charts", "levels", "pictures", "texts", "cards")
 _PAGES = {
-    "index": ("Concepts", ("plots", "table")),
+    "index": ("Concepts", ("plots", "notes", "search", "table")),
     "map": ("Map", ("plots",)),
-    "concept": ("Concept", ()),
+    "concept": ("Concept", ("notes",)),
     "example": ("Example", ()),
     "compare": ("Comparison", ("plots", "example")),
     "failures": ("Failure cases", ()),

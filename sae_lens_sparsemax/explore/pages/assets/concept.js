@@ -112,6 +112,7 @@
         ["monosemanticity", table.mono && table.mono[id] !== null ? number(table.mono[id]) : null],
         ["decoder norm", number(table.norm[id])],
       ]),
+      explorer.noteField(sae, id),
     ];
     if (is_dead) return [...head, ...dead(table, sae, concept)];
     return [
