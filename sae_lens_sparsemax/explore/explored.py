@@ -77,7 +77,8 @@ class Explored:
 
     def labels(self) -> dict[int, str]:
         """What `explore` guessed that concepts are about."""
-        return {concept: label for concept, label in enumerate(self.table["label"]) if label}
+        guesses = self.table.get("guess", self.table["label"])
+        return {concept: label for concept, label in enumerate(guesses) if label}
 
 
 def find_explored(folder: Path | str) -> Explored | None:

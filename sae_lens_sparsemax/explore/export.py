@@ -164,7 +164,7 @@ def _feature(pages: Explored, c: int) -> dict[str, Any]:
             "neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1", "correlated_neurons_indices",
             "correlated_neurons_l1", "correlated_neurons_pearson", "correlated_features_indices",
             "correlated_features_l1", "correlated_features_pearson", "logits_hist_data_bar_heights",
-            "logits_hist_data_bar_values", "decoder_weights_dist",
+            "logits_hist_data_bar_values", "decoder_weights_dist", "vector",
         )
     }  # fmt: skip
     return empty | {
@@ -244,7 +244,7 @@ def _write_neuronpedia(
             c, index = feature["feature_index"], str(feature["feature_index"])
             near, highest = pages.concept(c)["n"], max((a["bin_max"] for a in feature["activations"]), default=0)
             rows["features"].append({
-                **of_concept, **made, "index": index, "hookName": hook, "hasVector": False, "vector": [],
+                **of_concept, **made, "index": index, "hookName": hook, "hasVector": False,
                 "sourceSetName": set_name, "maxActApprox": highest,
                 "topkCosSimIndices": [other for other, _ in near], "topkCosSimValues": [cosine for _, cosine in near],
                 **kept,

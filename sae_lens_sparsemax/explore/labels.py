@@ -8,8 +8,9 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from sae_lens_sparsemax.explore.explored import find_explored
-from sae_lens_sparsemax.files import read_object, reading
+from sae_lens_sparsemax.explore.explored import Explored, find_explored
+from sae_lens_sparsemax.explore.pages.scripts import script
+from sae_lens_sparsemax.files import atomic_file, read_object, reading
 from sae_lens_sparsemax.settings.sentences import must_be
 
 OWN = "labels.csv"
@@ -39,6 +40,23 @@ def labels_of(folder: Path | str) -> dict[int, Label]:
     folders = dict.fromkeys([folder, folder if pages is None else pages.folder.parent])
     proposed = {c: label for each in folders for c, label in proposed_labels(each).items()}
     return guessed | proposed | {c: label for each in folders for c, label in own_labels(each).items()}
+
+
+def shown_label(label: Label) -> str:
+    """A label as pages and app show it: a proposal says that it is one, and how good."""
+    if label.by in ("person", "explore"):
+        return label.text
+    return f"{label.text} (proposed" + (f", {label.score:.0%} right)" if label.score is not None else ")")
+
+
+def show_labels(pages: Explored, folder: Path) -> None:
+    """Put the best label of each concept into the table of an SAE's pages; what `explore` guessed stays beside it."""
+    guesses = pages.table.get("guess", pages.table["label"])
+    said = {c: shown_label(label) for c, label in labels_of(folder).items() if label.by != "explore"}
+    shown = [said.get(c, guess) for c, guess in enumerate(guesses)]
+    pages.table |= {"label": shown, "guess": guesses}
+    with atomic_file(pages.folder / "data" / f"{pages.number}/table.js") as new:
+        new.write_text(script(f"{pages.number}/table", pages.table), encoding="ascii")
 
 
 def own_labels(folder: Path) -> dict[int, Label]:

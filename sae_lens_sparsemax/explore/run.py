@@ -10,8 +10,10 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
+from sae_lens_sparsemax.explore.explored import Explored
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.interest import concept_map, interest
+from sae_lens_sparsemax.explore.labels import show_labels
 from sae_lens_sparsemax.explore.pages.concepts import SAEReport
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -68,6 +70,8 @@ def explore(
             _check_same_data(reports[0], reports[-1])
         with atomic_directory(output) as folder:
             write_folder(folder, reports, settings, progress=progress)
+            for number, path in enumerate(paths):
+                show_labels(Explored(folder, number), Path(path).expanduser())
         shutil.rmtree(gathering, ignore_errors=True)
     return output / "index.html"
 

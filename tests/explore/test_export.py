@@ -21,7 +21,7 @@ FLOATS = (
 )  # fmt: skip
 LISTS = (
     *FLOATS, "neuron_alignment_indices", "correlated_neurons_indices", "correlated_features_indices", "neg_str",
-    "pos_str", "activations",
+    "pos_str", "activations", "vector",
 )  # fmt: skip
 FEATURE = dict.fromkeys(LISTS, list) | {
     "feature_index": int, "frac_nonzero": float, "n_prompts_total": int, "n_tokens_in_prompt": int, "dataset": str,

@@ -23,22 +23,26 @@ _BYTES_PER_TOKEN = 2
 
 
 def write_script(folder: Path, name: str, payload: Any) -> int:
-    """Write data/NAME.js, which hands its payload to `explorer.receive`.
-
-    The file is pure ASCII and holds neither `<` nor `>` nor `&`, so nothing in it can end a script or begin markup,
-    wherever it is put.
+    """Write data/NAME.js as `script` has it.
 
     Returns:
         Its size in bytes.
     """
     path = folder / "data" / f"{name}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
+    return path.write_text(script(name, payload), encoding="ascii")
+
+
+def script(name: str, payload: Any) -> str:
+    """A script that hands its payload to `explorer.receive`.
+
+    It is pure ASCII and holds neither `<` nor `>` nor `&`, so nothing in it can end a script or begin markup, wherever
+    it is put.
+    """
     text = json.dumps(payload, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    script = f"explorer.receive({json.dumps(name)},{text});\n"
-    path.write_text(script, encoding="ascii")
-    return len(script)
+    return f"explorer.receive({json.dumps(name)},{text});\n"
 
 
 def read_script(folder: Path, name: str) -> Any:
