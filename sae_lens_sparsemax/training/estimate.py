@@ -120,13 +120,14 @@ def memory(cfg: Any) -> dict[str, int]:
     per_context = cfg.n_batches_in_buffer * at.n
     if hasattr(cfg, "context_size"):
         per_context = cfg.n_batches_in_buffer * len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    copied = {"a checkpoint's copy, on the host": 3 * at.element * (at.divided + at.replicated)}
     return {
         "weights, gradients, Adam's averages": 4 * at.element * (at.divided + at.replicated),
         "statistics of all concepts": 9 * cfg.sae.d_sae,
         "tokens of a step": (_KEPT_PER_LOOK * at.looks * at.N * at.d) * max(4, at.element) + lists,
         "a block of scores": max(4, at.element) * min(_SCORES_AT_A_TIME, at.N * at.m),
         "the shuffle buffer": 2 * per_context * at.d * at.element,
-    }
+    } | (copied if parallel_of(cfg).async_checkpoints else {})
 
 
 def final_sae(cfg: Any) -> int:

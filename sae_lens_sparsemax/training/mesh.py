@@ -40,11 +40,15 @@ class ParallelConfig:
     concepts: int = 1
     """Processes of a group, among which the concepts are divided; their devices should be of one machine. Times data,
     this is the number of processes that torchrun starts."""
+    async_checkpoints: bool = False
+    """Whether training goes on while a checkpoint is written, from a copy in the memory of the host."""
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"parallel.{name} must be at least 1, got {value}")
+        if self.async_checkpoints and self.size == 1:
+            raise must_be("parallel.async_checkpoints", "false in one process", True)
 
     @property
     def size(self) -> int:

@@ -14,11 +14,13 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     RUNNER_CFG_FILENAME,
@@ -31,7 +33,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sae_lens_sparsemax.files import atomic_directory, read_object, read_tensors, save_tensors, writing
@@ -45,8 +47,17 @@ _STATISTICS_FILENAME = "statistics.safetensors"
 _COUNTS = ("n_training_samples", "n_training_steps", "n_frac_active_samples", "started_fine_tuning")
 
 
-def save_checkpoint_of_ranks(trainer: SAETrainer[Any, Any], path: Path, ranks: Ranks) -> None:
+def save_checkpoint_of_ranks(
+    trainer: SAETrainer[Any, Any], path: Path, ranks: Ranks, group: dist.ProcessGroup | None = None
+) -> Future[None] | None:
     """Write a checkpoint of all ranks to ``path``, whole or not at all; they all call it, with statistics reconciled.
+
+    Args:
+        group: of all ranks, used for nothing else. The tensors are then copied to the CPU and written by a thread.
+
+    Returns:
+        With a group, what is done when the checkpoint is there, or could not be written; on ranks other than the first
+        perhaps before.
 
     Raises:
         OSError: it could not be written, on the lowest rank where it could not; SystemExit on the others.
@@ -56,8 +67,6 @@ def save_checkpoint_of_ranks(trainer: SAETrainer[Any, Any], path: Path, ranks: R
         with ranks.together():
             if ranks.is_first:
                 new = stack.enter_context(atomic_directory(path))
-        with ranks.together(), writing(path), _said_by_torch():
-            save(_tensors(trainer), checkpoint_id=new / SHARDS)
         with ranks.together(), writing(path):
             own = new / _folder_of(ranks.rank)
             own.mkdir()
@@ -65,11 +74,32 @@ def save_checkpoint_of_ranks(trainer: SAETrainer[Any, Any], path: Path, ranks: R
                 trainer.save_checkpoint_fn(checkpoint_path=own)
             if (own / RUNNER_CFG_FILENAME).is_file():  # the same on all
                 (own / RUNNER_CFG_FILENAME).replace(new / RUNNER_CFG_FILENAME)
-        with ranks.together():
+        with ranks.together(), writing(path):
             if ranks.is_first:
                 _write_what_all_share(trainer, new, ranks)
-                seal_checkpoint(new)
-                stack.close()
+        with ranks.together(), writing(path), _said_by_torch():
+            written: Any = None
+            if group is None:
+                save(_tensors(trainer), checkpoint_id=new / SHARDS)
+            else:
+                written = async_save(_tensors(trainer), checkpoint_id=new / SHARDS, process_group=group)
+        if group is not None:
+            return ThreadPoolExecutor(1).submit(
+                _finish, stack.pop_all(), path, new if ranks.is_first else None, written
+            )
+        with ranks.together():
+            if ranks.is_first:
+                _finish(stack.pop_all(), path, new)
+    return None
+
+
+def _finish(stack: ExitStack, path: Path, new: Path | None, written: Future[Any] | None = None) -> None:
+    """Make a checkpoint of the folder ``new``, on the first rank, when all ranks have written their tensors to it."""
+    with stack, writing(path), _said_by_torch():
+        if written is not None:
+            written.result()
+        if new is not None:
+            seal_checkpoint(new)
 
 
 def load_checkpoint_of_ranks(trainer: SAETrainer[Any, Any], store: Any, folder: Path, ranks: Ranks | None) -> None:

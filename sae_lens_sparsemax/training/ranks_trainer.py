@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class RanksTrainer(RunTrainer):
     ranks: Ranks
     batches: AgreedBatches
     """What ``data_provider`` is."""
+    _savers: dist.ProcessGroup | None
+    """All ranks, for the threads that write checkpoints; None where training waits for them."""
+    _saving: Future[None] | None
+    """The checkpoint that is being written by a thread."""
     _l0: tuple[int, torch.Tensor]
     """What ``l0_per_token`` gave last, and after how many samples."""
 
@@ -54,7 +59,13 @@ class RanksTrainer(RunTrainer):
             estimate(self.sae.cfg.d_in, batches, self.cfg.n_batches_for_norm_estimate)
             whitening = scaler.whitening and scaler.whitening.to(torch.device("cpu"))
             scaler.scaling_factor, scaler.whitening = self.ranks.broadcast((scaler.scaling_factor, whitening))
-        return super().fit()
+        try:
+            sae = super().fit()
+            self._finish_saving()
+            return sae
+        finally:
+            if self._saving is not None:  # whatever has failed since, the other ranks write theirs
+                wait([self._saving])
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
@@ -144,17 +155,32 @@ class RanksTrainer(RunTrainer):
         base_path: Path | str | None = None,
         wandb_aliases: list[str] | None = None,
     ) -> None:
-        """Save what all ranks have, into one folder; wandb is given no copy."""
+        """Save what all ranks have, into one folder; wandb is given no copy. One that is being written comes first."""
         del wandb_aliases
         self._stop_if_diverged()
         base = base_path if base_path is not None else self.cfg.checkpoint_path
         if base is not None:
+            self._finish_saving()
             self.reconcile()
-            save_checkpoint_of_ranks(self, Path(base) / checkpoint_name, self.ranks)
+            self._saving = save_checkpoint_of_ranks(self, Path(base) / checkpoint_name, self.ranks, self._savers)
+            if self._is_to_stop():
+                self._finish_saving()
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one; what went wrong with it is raised here."""
+        if (saving := self._saving) is not None:
+            self._saving = None
+            with self.ranks.together():
+                saving.result()
 
     @override
     def _is_to_stop(self) -> bool:
         return self.batches.is_to_stop
+
+    @override
+    def _may_be_cut_short(self) -> bool:
+        # A rank that leaves alone takes all with it; and one Ctrl-C comes twice: from the terminal, and from torchrun.
+        return False
 
     @override
     def maybe_reset_sparsity(self) -> dict[str, Any]:
@@ -174,6 +200,7 @@ def adapt_to_ranks(
     evaluation: EvaluationLog | None = None,
     more_to_log: Callable[[], dict[str, Any]] = dict,
     resumed: bool = False,
+    async_checkpoints: bool = False,
 ) -> RanksTrainer:
     """Turn the trainer of one rank into a ``RanksTrainer``; see ``adapt``. All ranks do so with the same arguments.
 
@@ -183,6 +210,7 @@ def adapt_to_ranks(
         log, evaluation: write on the first rank alone.
         more_to_log: gives this rank's counts, of which the sums are logged.
         resumed: a checkpoint was loaded.
+        async_checkpoints: training goes on while a checkpoint is written.
     """
 
     def sums() -> dict[str, Any]:
@@ -200,5 +228,7 @@ def adapt_to_ranks(
     adapted.__class__ = RanksTrainer
     assert isinstance(adapted, RanksTrainer)
     adapted.ranks, adapted._l0 = ranks, (-1, torch.empty(0))
+    savers: Any = dist.new_group(backend="gloo") if async_checkpoints else None
+    adapted._saving, adapted._savers = None, savers
     adapted.data_provider = adapted.batches = AgreedBatches(trainer.data_provider, adapted._stop_asked_for)
     return adapted

@@ -19,7 +19,7 @@ from sae_lens_sparsemax.files import added_files, write_checksums
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint, is_of_ranks, output_of_run
 from sae_lens_sparsemax.training.estimate import require_room_for_final_sae
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
-from sae_lens_sparsemax.training.mesh import Ranks
+from sae_lens_sparsemax.training.mesh import Ranks, parallel_of
 from sae_lens_sparsemax.training.ranks_checkpoints import load_checkpoint_of_ranks
 from sae_lens_sparsemax.training.ranks_failures import one_failure_ends_all
 from sae_lens_sparsemax.training.ranks_trainer import adapt_to_ranks
@@ -82,10 +82,14 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             "more_to_log": self._more_to_log,
             "resumed": (cfg.resume_from_checkpoint or self._checkpoint_of_ranks) is not None,
         }
-        trainer = adapt(trainer, **settings) if ranks is None else adapt_to_ranks(trainer, ranks, **settings)
+        if ranks is None:
+            trainer = adapt(trainer, **settings)
+        else:
+            async_checkpoints = parallel_of(cfg).async_checkpoints
+            trainer = adapt_to_ranks(trainer, ranks, **settings, async_checkpoints=async_checkpoints)
         try:
             with trainer.stopping_on_signals():
-                sae = trainer.fit()
+                sae: Any = trainer.fit()
             return sae if ranks is None else sae.assembled()
         finally:
             if isinstance(self.activations_store, MixedActivationsStore):

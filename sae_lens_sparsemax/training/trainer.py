@@ -50,6 +50,8 @@ class RunTrainer(SAETrainer[Any, Any]):
     evaluation: EvaluationLog | None
     more_to_log: Callable[[], dict[str, Any]]
     _stop_asked_for: threading.Event
+    _is_saving: bool
+    """Whether the checkpoint of a run that was told to stop is being written, or is there."""
     _diverged: torch.Tensor
     """(3,) the first step whose loss or weights are not finite (0: none), its loss and its largest activation."""
 
@@ -154,6 +156,7 @@ class RunTrainer(SAETrainer[Any, Any]):
             if self.cfg.checkpoint_path is None:
                 logger.warning("'checkpoint_path' is null: the interrupted run is not saved.")
             else:
+                self._is_saving = True
                 self.save_checkpoint(str(self.n_training_samples))
             raise InterruptedException("training was stopped by a signal")
         return super().maybe_reset_sparsity()
@@ -161,13 +164,18 @@ class RunTrainer(SAETrainer[Any, Any]):
     def _is_to_stop(self) -> bool:
         return self._stop_asked_for.is_set()
 
+    def _may_be_cut_short(self) -> bool:
+        """Whether a second signal ends the run at once: until its last checkpoint is being written."""
+        return not self._is_saving
+
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
         """Inside the block, the first Ctrl-C or SIGTERM ends training after the current step, with a checkpoint.
 
         SAELens raises from the signal handler, in the middle of a step: weights, optimizer and counters may then
-        belong to different steps. A second signal raises KeyboardInterrupt at once, and nothing is saved. The previous
-        handlers are back after the block. Outside the main thread, where Python allows no handlers, nothing changes.
+        belong to different steps. A second signal raises KeyboardInterrupt at once, and nothing is saved, unless that
+        checkpoint is being written by then; over several ranks it changes nothing. The previous handlers are back
+        after the block. Outside the main thread, where Python allows no handlers, nothing changes.
 
         Raises:
             InterruptedException: SAELens's, when the checkpoint is saved.
@@ -178,9 +186,12 @@ class RunTrainer(SAETrainer[Any, Any]):
 
         def on_signal(number: int, _frame: Any) -> None:
             if self._stop_asked_for.is_set():
-                raise KeyboardInterrupt
+                if self._may_be_cut_short():
+                    raise KeyboardInterrupt
+                return
             self._stop_asked_for.set()
-            logger.warning("%s: stopping after this step; once more stops without saving.", signal.Signals(number).name)
+            more = "; once more stops without saving" if self._may_be_cut_short() else ""
+            logger.warning("%s: stopping after this step%s.", signal.Signals(number).name, more)
 
         previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
         try:
@@ -216,7 +227,7 @@ def adapt(
     trainer.__class__ = RunTrainer
     assert isinstance(trainer, RunTrainer)
     trainer.log, trainer.evaluation, trainer.more_to_log = log, evaluation, more_to_log
-    trainer._stop_asked_for = threading.Event()
+    trainer._stop_asked_for, trainer._is_saving = threading.Event(), False
     trainer._diverged = torch.zeros(3, device=trainer.cfg.device)
     return trainer
 

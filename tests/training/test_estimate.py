@@ -23,7 +23,7 @@ from sae_lens_sparsemax.training.estimate import (
     require_room_for_final_sae,
     sizes,
 )
-from sae_lens_sparsemax.training.mesh import tokens_per_rank
+from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
 from sae_lens_sparsemax.training.processes import join
 from tests.support.started_ranks import StartedRanks
 
@@ -47,6 +47,11 @@ def test_a_rank_holds_its_concepts_and_all_else_whole():
     maps = 4 * D * D  # W_k, W_v and two turns
     assert at.divided == 13 * D and at.replicated == maps + D
     assert memory(config(1, 8))["weights, gradients, Adam's averages"] == 16 * (13 * D + maps + D)
+    cfg = config(1, 8)
+    cfg.parallel = ParallelConfig(1, 8, async_checkpoints=True)
+    assert sum(memory(cfg).values()) - sum(memory(config(1, 8)).values()) == 12 * (13 * D + maps + D)
+    with pytest.raises(ValueError, match="parallel.async_checkpoints must be false in one process, got True"):
+        ParallelConfig(async_checkpoints=True)
     mlp = sizes(config(2, 4, structure="mlp"))
     assert mlp.divided == 25 * (2 * D + 1) and mlp.N == 32
 

@@ -14,7 +14,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
 
 from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.training.checkpoints import newest_checkpoint
+from sae_lens_sparsemax.training import trainer
+from sae_lens_sparsemax.training.checkpoints import newest_checkpoint, seal_checkpoint
 from sae_lens_sparsemax.training.config import TextRunnerConfig
 from sae_lens_sparsemax.training.log import read_metrics
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
@@ -124,7 +125,7 @@ def test_checkpoints_already_passed_are_not_written_again(tiny_model_folder, tex
 
 @pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("stop_signal", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_saves_a_checkpoint_that_continues_exactly(
+def test_a_signal_saves_a_checkpoint_that_continues_exactly_and_another_one_does_not_stop_that(
     tiny_model_folder, text_file, tmp_path, stop_signal, monkeypatch
 ):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -144,7 +145,12 @@ def test_a_signal_saves_a_checkpoint_that_continues_exactly(
         self.step = step_with_signal
         return original_fit(self)
 
+    def seal_and_be_told_again(folder):
+        os.kill(os.getpid(), stop_signal)
+        seal_checkpoint(folder)
+
     monkeypatch.setattr(SAETrainer, "fit", fit_and_stop_at_step_14)
+    monkeypatch.setattr(trainer, "seal_checkpoint", seal_and_be_told_again)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.raises(InterruptedException):
         TextTrainingRunner(make_config(tiny_model_folder, text_file, stopped)).run()
