@@ -14,6 +14,7 @@ from sae_lens_sparsemax.display.tables import text_table
 if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
+IS_SHARED = False
 HELP = "Measure a saved SAE of any SAELens architecture."
 USAGE = (
     "SAE [--suite NAME] [--config RECIPE] [--groups A,B] [--output_path FOLDER] [--overwrite] [--KEY VALUE ...] "

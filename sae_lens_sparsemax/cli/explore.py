@@ -47,10 +47,13 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.explore.settings import ExploreSettings
     from sae_lens_sparsemax.settings.checking import build
     from sae_lens_sparsemax.settings.command_line import apply_overrides
+    from sae_lens_sparsemax.training.processes import is_first, together
 
-    given = build(ExploreSettings, apply_overrides({}, overrides))
+    with together():
+        given = build(ExploreSettings, apply_overrides({}, overrides))
     inside = Path(options.path).expanduser()
     output = options.output_path or (inside / "explore" if inside.is_dir() else Path("output/explore"))
     page = explore([options.path, *options.compare], output, given, names=options.names)
-    print(f"\nOpen in a browser: {page}")
+    if is_first():
+        print(f"\nOpen in a browser: {page}")
     return 0

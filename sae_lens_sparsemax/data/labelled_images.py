@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -106,14 +106,16 @@ class LabelledImages:
         for batch in batches:
             yield batch.pixel_values
 
-    def batches(self, start: int = 0) -> Iterator[PixelBatch]:
-        """Batches from image number `start` on; broken images are left out, and named at the end of the first pass.
+    def batches(self, start: int = 0, wanted: Callable[[int], bool] = lambda _: True) -> Iterator[PixelBatch]:
+        """Batches from image number `start` on that are `wanted` (see `ImageLoader.batches`).
+
+        Broken images are left out, and named at the end of the first pass.
 
         Raises:
             ValueError: too many images are broken, or all.
         """
         loader = self._loader(self.image_processor)
-        yield from loader.batches({"drawn": start}, one_pass=True)
+        yield from loader.batches({"drawn": start}, one_pass=True, wanted=wanted)
         if loader.n_bad and not self._said:
             self._said = True
             logger.warning(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.explore.samples import SampleStream, encode_batch
+from sae_lens_sparsemax.explore.samples import EncodedBatch, SampleBatch, SampleStream, encode_batch
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 from sae_lens_sparsemax.files import read_tensors, save_tensors
 from sae_lens_sparsemax.models.encoding import has_passes
@@ -19,6 +20,9 @@ from sae_lens_sparsemax.models.encoding import has_passes
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SAVES = 60.0
 _VERSION = "1"
+
+_Found = tuple[SampleBatch, EncodedBatch, int]
+"""A batch without its activations, what an SAE makes of it, and the number of the sample after it."""
 
 
 @torch.no_grad()
@@ -31,8 +35,10 @@ def gather(
     state_file: Path | None = None,
     seconds_between_saves: float = _SECONDS_BETWEEN_SAVES,
     progress: bool = True,
-) -> ConceptStatistics:
-    """Read the whole stream once.
+    part: tuple[int, int] = (0, 1),
+    share: Callable[[Any], list[Any]] = lambda own: [own],
+) -> ConceptStatistics | None:
+    """Read the whole stream once; of several processes each a part, which the first one puts together in its order.
 
     Args:
         sae: Any SAELens SAE.
@@ -43,10 +49,20 @@ def gather(
             same data with the same SAE has gathered, reading goes on there. None saves nothing.
         seconds_between_saves: How often.
         progress: Whether to show a progress bar.
+        part: Which of how many processes this is; they all call this with the same stream.
+        share: Gives what all of them have beside one's own, in their order.
+
+    Returns:
+        What one process would have gathered, and None on every process but the first.
 
     Raises:
         ValueError: If there is no sample.
     """
+    if part[0] > 0:
+        start = share(None)[0]
+        for _ in _in_order(_encoded(sae, stream, start, part), start, stream.batch_size, part, share):
+            pass
+        return None
     statistics = ConceptStatistics(stream, sae.cfg.d_sae, n_examples, n_showcase, has_passes(sae))
     fingerprint = _fingerprint(sae, stream, n_examples, n_showcase)
     if state_file is not None and load_state(statistics, state_file, fingerprint):
@@ -59,9 +75,11 @@ def gather(
     unit = "image" if stream.kind == "image" else "context"
     bar = tqdm(total=stream.n_samples, initial=statistics.position, desc="Reading", unit=unit, disable=not progress)
     saved_at = time.monotonic()
+    start = share(statistics.position)[0]
+    own = _encoded(sae, stream, start, part)
     try:
-        for batch, position in stream.batches(statistics.position):
-            statistics.add(batch, encode_batch(sae, batch))
+        for batch, encoded, position in _in_order(own, start, stream.batch_size, part, share):
+            statistics.add(batch, encoded)
             bar.update(position - statistics.position)
             statistics.position = position
             if time.monotonic() - saved_at > seconds_between_saves:
@@ -73,6 +91,31 @@ def gather(
         raise ValueError("The data set gave no sample to explore the SAE on.")
     save()
     return statistics
+
+
+def _encoded(sae: SAE[Any], stream: SampleStream, start: int, part: tuple[int, int]) -> Iterator[_Found]:
+    """This process's batches from a sample on, and what the SAE makes of them."""
+
+    def wanted(number: int) -> bool:
+        return (number - start) // stream.batch_size % part[1] == part[0]
+
+    for batch, position in stream.batches(start, wanted):
+        yield batch._replace(acts=batch.acts[:0], keep=None), encode_batch(sae, batch), position
+
+
+def _in_order(
+    own: Iterator[_Found], start: int, batch_size: int, part: tuple[int, int], share: Callable[[Any], list[Any]]
+) -> Iterator[_Found]:
+    """The batches of all processes from a sample on, in the order of the stream."""
+    end, ahead, is_over = start, None, False
+    while not is_over:
+        end += part[1] * batch_size
+        ahead = ahead or next(own, None)
+        # A batch without a sample that can be used is left out, and its process has a later one already.
+        now, ahead = (ahead, None) if ahead is not None and ahead[2] <= end else (None, ahead)
+        found = share((now, now is None and ahead is None))
+        is_over = all(over for _, over in found)
+        yield from (batch for batch, _ in found if batch is not None)
 
 
 def _fingerprint(sae: SAE[Any], stream: SampleStream, n_examples: int, n_showcase: int) -> str:

@@ -1,8 +1,10 @@
 """From saved SAEs to a folder of pages."""
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.training.processes import gathered, is_first, join, own_device, own_part
+from sae_lens_sparsemax.training.ranks_failures import one_failure_ends_all
 
 logger = logging.getLogger(__name__)
 DEFAULT_EXAMPLES = 12
@@ -41,6 +45,8 @@ def explore(
 ) -> Path:
     """Gather what the concepts of SAEs fire on, and write it as a folder of static pages.
 
+    The processes that torchrun started share the data; the first one writes what one alone would.
+
     Args:
         paths: Folders of SAEs of any SAELens architecture, or `release_or_repo:id`; several, which must have been
             trained on the same model, are shown beside each other.
@@ -56,23 +62,30 @@ def explore(
         ValueError: An SAE, its model or its data cannot be loaded or do not fit; or `output` holds something else,
             cannot be written to, or is being written by another process.
     """
-    if names is not None and len(names) != len(paths):
-        raise must_be("names", f"as many as the {len(paths)} SAEs", list(names))
-    settings, output = settings or ExploreSettings(), Path(output).expanduser()
-    # Files are gathered beside the folder, which is replaced as a whole.
-    with only_writer(output.parent, "--output_path", f".{output.name}.lock"):
-        check_folder(output)
+    join()
+    with one_failure_ends_all("with the same command"), ExitStack() as stack:
+        if names is not None and len(names) != len(paths):
+            raise must_be("names", f"as many as the {len(paths)} SAEs", list(names))
+        settings, output = settings or ExploreSettings(), Path(output).expanduser()
+        here = dataclasses.replace(settings, device=own_device(settings.device))
+        # Files are gathered beside the folder, which is replaced as a whole.
+        if is_first():
+            stack.enter_context(only_writer(output.parent, "--output_path", f".{output.name}.lock"))
+            check_folder(output)
         gathering = output.parent / f".{output.name}.gathering"
         reports, load = [], load_each_once()
         for number, (path, name) in enumerate(zip(paths, names or short_names(paths), strict=True)):
             logger.info("Exploring %s.", path)
-            reports.append(_report(path, name, settings, gathering / f"{number}.safetensors", progress, load))
-            _check_same_data(reports[0], reports[-1])
-        with atomic_directory(output) as folder:
-            write_folder(folder, reports, settings, progress=progress)
-            for number, path in enumerate(paths):
-                show_labels(Explored(folder, number), Path(path).expanduser())
-        shutil.rmtree(gathering, ignore_errors=True)
+            report = _report(path, name, here, gathering / f"{number}.safetensors", progress, load)
+            if report is not None:
+                reports.append(report)
+                _check_same_data(reports[0], report)
+        if is_first():
+            with atomic_directory(output) as folder:
+                write_folder(folder, reports, settings, progress=progress)
+                for number, path in enumerate(paths):
+                    show_labels(Explored(folder, number), Path(path).expanduser())
+            shutil.rmtree(gathering, ignore_errors=True)
     return output / "index.html"
 
 
@@ -96,7 +109,7 @@ def open_stream(
 
 def _report(
     path: str, name: str, settings: ExploreSettings, state_file: Path, progress: bool, load: Callable[..., Any]
-) -> SAEReport:
+) -> SAEReport | None:
     sae = load_sae(path, settings.device)
     stream = open_stream(sae, settings, load)
     statistics = gather(
@@ -106,7 +119,11 @@ def _report(
         n_showcase=settings.showcase,
         state_file=state_file,
         progress=progress,
+        part=own_part(),
+        share=gathered,
     )
+    if statistics is None:  # of a process that only reads
+        return None
     rows = sae.W_dec.detach().float()
     logits = None
     if isinstance(stream, TextStream):

@@ -3,13 +3,14 @@
 And for every concept, the samples on which it is strongest, with its activation at each token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from sae_lens import SAE
 
-from sae_lens_sparsemax.models.encoding import EncodedChunk, SparseActs, encode_chunks, first_passes, has_passes
+from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
+from sae_lens_sparsemax.models.encoding import SparseActs, encode_chunks, first_passes, has_passes
 
 
 class SampleBatch(NamedTuple):
@@ -27,6 +28,11 @@ class SampleBatch(NamedTuple):
     """Embeddings of the samples by an independent encoder, shape (n_samples, d_embedding)."""
 
 
+def everything(_: int) -> bool:
+    """Every batch is wanted."""
+    return True
+
+
 class SampleStream(Protocol):
     """Samples that can be read from any place on."""
 
@@ -35,6 +41,8 @@ class SampleStream(Protocol):
         """What its samples are."""
         ...
 
+    batch_size: int
+    """Samples of a batch, of which some may be missing."""
     n_samples: int
     """Samples that will be read, at most."""
     n_tokens: int
@@ -44,8 +52,11 @@ class SampleStream(Protocol):
     d_embedding: int
     """Width of the embeddings by an independent encoder; 0 if there is none."""
 
-    def batches(self, start: int) -> Iterator[tuple[SampleBatch, int]]:
-        """Batches from sample number `start` on, each with the number to go on with after it."""
+    def batches(self, start: int, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[SampleBatch, int]]:
+        """Batches of `batch_size` from sample number `start` on, each with the number to go on with after it.
+
+        Those that are not `wanted`, which is told the number of their first sample, are left out.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -56,10 +67,10 @@ class SampleStream(Protocol):
 class EncodedBatch(NamedTuple):
     """What an SAE makes of a batch of samples."""
 
-    chunks: list[EncodedChunk]
-    """Input, reconstruction and activations of the tokens that count, in order."""
+    reconstruction: ReconstructionAccumulator
+    """Of the tokens that count."""
     kept: SparseActs
-    """The activations of all chunks; rows are the tokens that count."""
+    """The activations; rows are the tokens that count."""
     placed: SparseActs
     """The same activations; rows are all tokens, sample after sample."""
     later: torch.Tensor | None = None
@@ -71,7 +82,7 @@ def encode_batch(sae: SAE[Any], batch: SampleBatch) -> EncodedBatch:
     n, n_tokens = batch.acts.shape[:2]
     flat = batch.acts.flatten(0, 1)
     place = torch.arange(n * n_tokens) if batch.keep is None else batch.keep.flatten().cpu().nonzero().flatten()
-    chunks: list[EncodedChunk] = []
+    reconstruction = ReconstructionAccumulator(sae.cfg.d_sae)
     row, col, value, later, start = [], [], [], [], 0
     for chunk in encode_chunks(sae, [flat if batch.keep is None else flat[place.to(flat.device)]]):
         acts = chunk.acts
@@ -82,15 +93,15 @@ def encode_batch(sae: SAE[Any], batch: SampleBatch) -> EncodedBatch:
             first = first_passes(sae, chunk.sae_in)
             later.append(first.indices()[1, first.values() > 1])
         start += acts.n_rows
-        chunks.append(chunk)
+        reconstruction.add(chunk)
     d_sae = sae.cfg.d_sae
-    if not chunks:
+    if not row:
         none = torch.zeros(0, dtype=torch.int64)
         empty = SparseActs(none, none, torch.zeros(0), 0, d_sae)
-        return EncodedBatch([], empty, empty._replace(n_rows=n * n_tokens))
+        return EncodedBatch(reconstruction, empty, empty._replace(n_rows=n * n_tokens))
     kept = SparseActs(torch.cat(row), torch.cat(col), torch.cat(value), start, d_sae)
     placed = kept._replace(row=place[kept.row], n_rows=n * n_tokens)
-    return EncodedBatch(chunks, kept, placed, torch.cat(later) if later else None)
+    return EncodedBatch(reconstruction, kept, placed, torch.cat(later) if later else None)
 
 
 LEVELS = 127

@@ -162,8 +162,7 @@ class ConceptStatistics:
 
     def add(self, batch: SampleBatch, encoded: EncodedBatch) -> None:
         """Add a batch of samples."""
-        for chunk in encoded.chunks:
-            self.reconstruction.add(chunk)
+        self.reconstruction.merge(encoded.reconstruction)
         col, value = encoded.kept.col, encoded.kept.value
         self.n_active += encoded.kept.concept_counts()
         if self.n_later is not None and encoded.later is not None:

@@ -21,7 +21,7 @@ from sae_lens_sparsemax.data.labelled_images import load_images
 from sae_lens_sparsemax.evaluation.harness import open_contexts
 from sae_lens_sparsemax.evaluation.naming import ConceptName, embed_words, image_directions, name_concepts
 from sae_lens_sparsemax.evaluation.settings import completed
-from sae_lens_sparsemax.explore.samples import SampleBatch, TopExamples
+from sae_lens_sparsemax.explore.samples import SampleBatch, TopExamples, everything
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
@@ -58,7 +58,7 @@ class ImageStream:
         self.images = load_images(
             self.dataset, settings.samples or DEFAULT_IMAGES, self.model.image_processor, settings.batch_size
         )
-        self.n_samples = self.images.n_images
+        self.n_samples, self.batch_size = self.images.n_images, settings.batch_size
         self.n_tokens = self.at_hook.n_tokens
         self.n_prefix_tokens = self.model.cfg.n_prefix_tokens if self.tokens == "all" else 0
         names_classes = self.images.class_labels() is not None
@@ -82,10 +82,10 @@ class ImageStream:
         cfg = self.model.cfg
         return patch_geometry(self.model.image_processor, (cfg.image_size, cfg.image_size), cfg.patch_size).grid
 
-    def batches(self, start: int) -> Iterator[tuple[SampleBatch, int]]:
+    def batches(self, start: int, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[SampleBatch, int]]:
         """Batches from sample `start` on; images that cannot be used are left out, see `LabelledImages`."""
-        again = self.images.seen_by(self.encoder.image_processor).batches(start) if self.encoder else None
-        for batch in self.images.batches(start):
+        again = self.images.seen_by(self.encoder.image_processor).batches(start, wanted) if self.encoder else None
+        for batch in self.images.batches(start, wanted):
             yield (
                 SampleBatch(
                     self.at_hook.activations(batch.pixel_values),
@@ -175,17 +175,21 @@ class TextStream:
     ) -> None:
         self.at_hook, self.store, self.on = open_contexts(sae, settings, max_norm=settings.max_norm, load=load)
         self.settings, self.model = settings, self.at_hook.model
-        self.n_samples = settings.samples or DEFAULT_CONTEXTS
+        self.n_samples, self.batch_size = settings.samples or DEFAULT_CONTEXTS, settings.batch_size
         self.n_tokens = len(range(self.on["context_size"])[self.at_hook.seqpos])
         self.class_names: list[str] = []
         self.d_embedding = 0
 
-    def batches(self, start: int) -> Iterator[tuple[SampleBatch, int]]:
+    def batches(self, start: int, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[SampleBatch, int]]:
         """Batches from context `start` on, until there are enough or the text ends."""
         contexts = itertools.islice(self.store._iterate_tokenized_sequences(), start, self.n_samples)
         first = start
         while group := list(itertools.islice(contexts, self.settings.batch_size)):
-            tokens, last = torch.stack(group), first + len(group)
+            last = first + len(group)
+            if not wanted(first):
+                first = last
+                continue
+            tokens = torch.stack(group)
             acts = self.at_hook.activations(tokens)
             keep = self.at_hook.is_read(tokens, acts)[:, self.at_hook.seqpos].cpu()
             yield SampleBatch(acts[:, self.at_hook.seqpos], torch.arange(first, last), keep=keep), last

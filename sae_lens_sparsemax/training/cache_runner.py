@@ -59,7 +59,7 @@ def cache_activations(
             something else. Of several processes one raises it; SystemExit on the others.
     """
     has_others = join()
-    with one_failure_ends_all("again with the same command"):
+    with one_failure_ends_all("with the same command"):
         if cfg.cached_activations_path is None:
             raise ValueError("cached_activations_path must name the folder to store activations in, got None")
         require_writable(cfg.cached_activations_path, "cached_activations_path")

@@ -117,6 +117,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def own_device(device: str) -> str:
+    """What stands for a device on this process: of several on a machine, each has a CUDA device of its own."""
+    return f"{device}:{local_rank()}" if device == "cuda" and dist.is_initialized() else device
+
+
 def _be_quiet() -> None:
     """Show no bars, warnings and logs but errors."""
     # tqdm reads TQDM_DISABLE when it is imported, which is long ago.

@@ -59,7 +59,7 @@ class TextTrainingRunner(TrainingRunner):
         if from_cache and override_dataset is not None:
             raise ValueError("Cached activations are read instead of text: give a data set or a cache, not both.")
         dataset = override_dataset if override_dataset is not None else text_dataset(cfg)
-        dataset = own_rows(dataset, self.ranks)
+        whole, dataset = dataset, own_rows(dataset, self.ranks)
         source = cached_source(cfg, model, self.ranks) if from_cache else None
         with _without_override_warnings():
             super().__init__(cfg, dataset, model, override_sae or pretrained_sae(cfg, self.ranks))
@@ -72,7 +72,11 @@ class TextTrainingRunner(TrainingRunner):
         self.activations_store: Any = store
         batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
         self.evaluator: Any = TextEvaluator(
-            self.model, store.dataset, store.context_size, batch_size, cfg.n_eval_batches
+            self.model,
+            store.dataset if self.ranks is None else whole,  # all ranks measure what one process would
+            store.context_size,
+            batch_size,
+            cfg.n_eval_batches,
         )
         if source is not None:
             self.activations_store = MixedActivationsStore(

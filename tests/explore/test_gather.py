@@ -76,9 +76,9 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_to_the_bit(tmp_path, stop_
         gather(sae, stopped, state_file=state_file, seconds_between_saves=-1, **KEPT)
 
     class Remembers(RandomStream):
-        def batches(self, start):
+        def batches(self, start, *wanted):
             self.started_at = start
-            return super().batches(start)
+            return super().batches(start, *wanted)
 
     stream = Remembers(**settings)
     resumed = gather(sae, stream, state_file=state_file, **KEPT)
