@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
+IS_SHARED = False
 HELP = "Let a language model propose labels of concepts, scored by detection on held-out examples."
 USAGE = "SAE_OR_PAGES --explainer MODEL_OR_ADDRESS [--KEY VALUE ...] [--debug]"
 STOPPED = "The same command goes on where it was."

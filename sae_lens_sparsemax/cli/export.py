@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
+IS_SHARED = False
 HELP = "Write concepts as a table (CSV, Parquet), as SAEDashboard's JSON, or for Neuronpedia's import."
 USAGE = "SAE_OR_PAGES [--format FORMAT] [--output_path PATH] [--KEY VALUE ...] [--debug]"
 EPILOG = """\
