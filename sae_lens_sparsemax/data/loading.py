@@ -57,7 +57,7 @@ def load_rows(
             return data.to_iterable_dataset() if streaming else data
         data, is_text = _rows(path, split, config, streaming, builders)
         if isinstance(data, IterableDataset):
-            _explain_reading(data, path)
+            _explain_reading(data._ex_iterable, path)
         if is_text and data.info.builder_name == "text":
             # A line may hold nothing but spaces, as in WikiText, and is blank all the same.
             data = data.map(_without_blank_lines, batched=True)
@@ -129,9 +129,9 @@ def _without_blank_lines(rows: dict[str, list[str]]) -> dict[str, list[str]]:
     return {"text": [part.strip("\n") for text in rows["text"] for part in _BLANK_LINES.split(f"\n{text}\n")]}
 
 
-def _explain_reading(data: Any, path: str) -> None:
-    """Have the errors of reading a stream explained, however it is filtered or mapped afterwards."""
-    cls = type(data._ex_iterable)
+def _explain_reading(source: Any, path: str) -> Any:
+    """Have the errors of reading a stream's source explained, however it is filtered, mapped or divided afterwards."""
+    cls = type(source)
 
     def guarded(name: str) -> Callable[[Any], Iterator[Any]]:
         def read(source: Any) -> Iterator[Any]:
@@ -140,9 +140,17 @@ def _explain_reading(data: Any, path: str) -> None:
 
         return read
 
+    def derived(name: str) -> Callable[..., Any]:
+        return lambda source, *args, **kwargs: _explain_reading(getattr(cls, name)(source, *args, **kwargs), path)
+
     # Its class, since what is derived from a stream keeps its source and looks at the kind of it.
     names = [name for name in ("__iter__", "_iter_arrow") if hasattr(cls, name)]
-    data._ex_iterable.__class__ = type(cls.__name__, (cls,), {name: guarded(name) for name in names})
+    changed: dict[str, Any] = {name: guarded(name) for name in names}
+    # A process's files, or files in another order, are a source of their own.
+    changed |= {name: derived(name) for name in dir(cls) if name.endswith("shard_data_sources")}
+    changed |= {"shuffle_data_sources": derived("shuffle_data_sources")}
+    source.__class__ = type(cls.__name__, (cls,), changed)
+    return source
 
 
 @contextmanager

@@ -3,6 +3,7 @@ import json
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
+from datasets.distributed import split_dataset_by_node
 
 from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset, part_of_document
 from sae_lens_sparsemax.training.config_file import config_from_values
@@ -218,8 +219,11 @@ def test_a_stream_that_breaks_later_is_explained_as_well(tmp_path):
     Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "0.parquet")
     Dataset.from_dict({"text": ["b"], "more": [1]}).to_parquet(tmp_path / "1.parquet")
     data = load_text_dataset(str(tmp_path / "*.parquet"))
-    with pytest.raises(ValueError, match=r"could not be loaded: Couldn't cast .* because column names don't match$"):
-        list(data)
+    assert isinstance(data, IterableDataset)
+    for each in (data, split_dataset_by_node(data, 1, 2), data.shuffle(seed=0)):
+        with pytest.raises(ValueError, match=r"could not be loaded: Couldn't cast .* because column names don't match"):
+            list(each)
+    assert texts(split_dataset_by_node(data, 0, 2)) == ["a"]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
