@@ -164,7 +164,7 @@ def open_explainer(name: str, model: str = "", *, allow_remote: bool = False, de
 def clean_label(said: str, starts: Sequence[str] = ("label:", "answer:", "explanation:")) -> str:
     """The label in an answer: its first line with words, without what models put around it, at most 120 letters."""
     for line in said.splitlines():
-        line = re.sub(r"[*_`#\"“”]", "", line).strip(" -:.'")
+        line = re.sub(r"^\s*\d+[.)]\s|[*_`#\"“”]", "", line).strip(" -:.'")
         for start in starts:
             line = line[len(start) :].strip(" -:.'") if line.lower().startswith(start) else line
         if re.search(r"\w", line):

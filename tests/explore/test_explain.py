@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.explore.app.session import open_session
 from sae_lens_sparsemax.explore.explain import ExplainSettings, Proposal, beats_chance, explain
 from sae_lens_sparsemax.explore.explainers import LocalModel, Server, clean_label
 from sae_lens_sparsemax.explore.explored import find_explored
@@ -93,6 +94,7 @@ def test_a_label_is_proposed_scored_kept_and_shown(sae, server, capsys):
     assert main([*words, "--concepts", f"[{concept}]"]) == 0 and len(asked) == n_asked  # nothing is asked twice
     assert main([*words, "--concepts", f"[{concept}]", "--seed", "1"]) == 2
     assert "proposals with another seed" in capsys.readouterr().err
+    assert open_session(str(sae)).labels[concept] == "Stones and rivers (proposed, 100% right)"
     (sae / "labels.csv").write_text(f"concept,label\n{concept},mine\n")
     assert labels_of(sae)[concept].text == "mine"
     assert explain(sae, ExplainSettings(concepts=[concept]), model=Server("http://localhost/v1", "stub"))
@@ -146,5 +148,8 @@ def test_the_embedded_model_answers_and_says_yes_or_no(sae):
 
 
 def test_labels_are_cleaned_and_chance_is_a_coin():
-    assert clean_label("\n- **Explanation:** Dates.\nmore") == "Dates" and clean_label(" \n--\n") == ""
+    assert (
+        clean_label("\n- **Explanation:** Dates.\nmore") == "Dates" == clean_label("1. Dates")
+        and clean_label(" \n--\n") == ""
+    )
     assert beats_chance(Proposal("a", 1.0, 6, 0.5**6)) and not beats_chance(Proposal("a", 1.0, 4, 0.5**4))

@@ -1,11 +1,12 @@
 """What the page asks for, computed: the concepts of an image or a text, and what switching some of them changes.
 
 Every question carries its whole input, so a session keeps no state between them and any number of windows may ask.
-But: concepts have no names here, since good names need many images (see `evaluation.naming`).
+Concepts have the labels that the SAE's folder holds, a person's, proposed or of its pages (see `explore.labels`).
 """
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from sae_lens_sparsemax.data.class_names import known_words, read_words, shipped
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
+from sae_lens_sparsemax.explore.labels import labels_of, shown_label
 from sae_lens_sparsemax.explore.settings import AppSettings
 from sae_lens_sparsemax.explore.steering import class_probabilities, next_token_probabilities
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
@@ -51,8 +53,9 @@ class Session(Protocol):
 
         Returns:
             `position`, `d_sae`, `n_active`, `spikes` (concept and activation of all that are active at the position),
-            `concepts` (`concept`, `act`, `pass`: which first selected it, None where it is not active or the SAE has
-            but one, and `places`: activation at each patch or token; the top ones, and those changed), `outcomes`
+            `concepts` (`concept`, `label`: what it is about, "" if nothing says, `act`, `pass`: which selected it,
+            None where it is not active or the SAE has but one, and `places`: activation at each patch or token; the top
+            ones, and those changed), `outcomes`
             (`label`, `before`, `after`: probabilities; the likeliest of either; None for a model without) and, for
             images, `size`, `box` and `grid` of the patches, for texts `tokens` and `left_out` (why the SAE was trained
             without each token, None for the others).
@@ -69,8 +72,10 @@ class ImageSession:
     kind: Literal["image"] = "image"
     most_bytes = 32 * 2**20
 
-    def __init__(self, model: HookedViT, sae: SAE[Any], words: list[str] | None = None):
-        self.model, self.sae, self.words = model, sae, words or []
+    def __init__(
+        self, model: HookedViT, sae: SAE[Any], words: list[str] | None = None, labels: Mapping[int, str] | None = None
+    ):
+        self.model, self.sae, self.words, self.labels = model, sae, words or [], labels or {}
         self.at_hook = VisionAtHook(model, hook_name_of(sae), sae.cfg.metadata.tokens or "all")
         self.word_embeds = embed_words(model, self.words) if self.words else None
 
@@ -86,7 +91,8 @@ class ImageSession:
         acts = found.of_image() if position is None else found.patch_acts[position]
         token = found.n_prefix_tokens + position if position is not None else 0 if found.n_prefix_tokens else None
         passes = _first_passes(found.first_passes, token)
-        answer = _concepts(acts, found.patch_acts if geometry else found.feature_acts[:0], changes, passes)
+        places = found.patch_acts if geometry else found.feature_acts[:0]
+        answer = _concepts(acts, places, changes, passes, self.labels)
         answer |= {
             "position": position,
             "size": image.size,
@@ -107,8 +113,8 @@ class TextSession:
     kind: Literal["text"] = "text"
     most_bytes = 2**20
 
-    def __init__(self, model: Any, sae: SAE[Any]):
-        self.model, self.sae = model, sae
+    def __init__(self, model: Any, sae: SAE[Any], labels: Mapping[int, str] | None = None):
+        self.model, self.sae, self.labels = model, sae, labels or {}
         self.at_hook = text_at_hook(model, sae)
         self.has_outcomes = predicts_next_tokens(model)
 
@@ -121,7 +127,7 @@ class TextSession:
         if not 0 <= position < n_tokens:
             raise ValueError(f"There is no token {position}; this text has {n_tokens}.")
         passes = _first_passes(found.first_passes, position)
-        answer = _concepts(found.feature_acts[position], found.feature_acts, changes, passes)
+        answer = _concepts(found.feature_acts[position], found.feature_acts, changes, passes, self.labels)
         left_out = [next((why for why, mask in found.left_out.items() if mask[i]), None) for i in range(n_tokens)]
         answer |= {"position": position, "tokens": found.tokens, "left_out": left_out, "outcomes": None}
         if not self.has_outcomes:
@@ -159,19 +165,21 @@ def open_session(source: str, settings: AppSettings | None = None) -> Session:
     settings = settings or AppSettings()
     words, device = settings.words, settings.device
     sae = load_sae(source, device)
+    folder = Path(source).expanduser()
+    labels = {c: shown_label(label) for c, label in labels_of(folder).items()} if folder.is_dir() else {}
     meta = sae.cfg.metadata
     model_class_name = settings.model_class_name or meta.model_class_name
     if model_class_name != VISION_MODEL_CLASS:
         if words is not None:
             raise ValueError("Words are for CLIP to choose from; a language model chooses among its tokens.")
-        return TextSession(open_text(sae, settings.model_name, model_class_name, device=device).model, sae)
+        return TextSession(open_text(sae, settings.model_name, model_class_name, device=device).model, sae, labels)
     name = settings.model_name or meta.model_name
     vit = open_vision(sae, name, device=device).model
     if vit.tokenizer is None:
         if words is not None:
             raise ValueError(f"Words need a model with a text tower and its tokenizer; {name!r} has none.")
-        return ImageSession(vit, sae)
-    return ImageSession(vit, sae, known_words(vit.tokenizer, read_words(words) if words else shipped_words()))
+        return ImageSession(vit, sae, labels=labels)
+    return ImageSession(vit, sae, known_words(vit.tokenizer, read_words(words) if words else shipped_words()), labels)
 
 
 def _first_passes(first_passes: torch.Tensor | None, token: int | None) -> dict[int, int]:
@@ -186,7 +194,11 @@ def _first_passes(first_passes: torch.Tensor | None, token: int | None) -> dict[
 
 
 def _concepts(
-    acts: torch.Tensor, places: torch.Tensor, changes: Mapping[int, Change], passes: Mapping[int, int]
+    acts: torch.Tensor,
+    places: torch.Tensor,
+    changes: Mapping[int, Change],
+    passes: Mapping[int, int],
+    labels: Mapping[int, str],
 ) -> dict[str, Any]:
     """Active concepts at a position, and where else in the input the top ones and the changed ones are."""
     shown = list(dict.fromkeys([*top_concepts(acts, _N_CONCEPTS), *(c for c in changes if 0 <= c < len(acts))]))
@@ -198,6 +210,7 @@ def _concepts(
         "concepts": [
             {
                 "concept": concept,
+                "label": labels.get(concept, ""),
                 "act": float(acts[concept]),
                 "pass": passes.get(concept) if acts[concept] else None,
                 "places": places[:, concept].tolist(),

@@ -60,8 +60,9 @@ def test_switching_off_changes_the_classes_and_a_dead_concept_does_not(image_ses
 
 
 def test_next_tokens_change_with_a_concept(language_model_and_sae):
-    session = TextSession(*language_model_and_sae)
+    session = TextSession(*language_model_and_sae, labels={c: f"label {c}" for c in range(96)})
     plain = session.inspect("The river of stone", None, {})
+    assert all(each["label"] == f"label {each['concept']}" for each in plain["concepts"])
     assert plain["position"] == len(plain["tokens"]) - 1 and len(plain["outcomes"]) == 8
     model, _ = language_model_and_sae
     logits = model(model.to_tokens("The river of stone"), return_type="logits")[0, -1]

@@ -111,7 +111,7 @@ function drawSpikes(answer) {
   ));
 }
 
-function row({ concept, act, pass }, hasPasses) {
+function row({ concept, label, act, pass }, hasPasses) {
   const change = state.changes.get(concept) ?? { factor: 1, add: 0 };
   const choices = [["off", 0], ["×1", 1], ["×2", 2], ["×5", 5]].map(([label, factor]) => h("button", {
     type: "button", "aria-pressed": String(change.factor === factor), "data-key": `change${concept}:${factor}`,
@@ -126,7 +126,7 @@ function row({ concept, act, pass }, hasPasses) {
     title: "show where it is", onclick: () => { state.shown = concept; ask(); },
   }, concept);
   const added = change.add ? h("span", {}, `${change.add > 0 ? "+" : "−"}${Math.abs(change.add)} everywhere`) : null;
-  return h("tr", {}, h("td", {}, number), h("td", {}, act.toFixed(2)), hasPasses ? h("td", {}, pass) : null, h("td", {}, choices, added));
+  return h("tr", {}, h("td", {}, number, " ", label), h("td", {}, act.toFixed(2)), hasPasses ? h("td", {}, pass) : null, h("td", {}, choices, added));
 }
 
 function drawOutcomes(answer) {
