@@ -19,7 +19,7 @@ from sae_lens_sparsemax.models.encoding import has_passes
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SAVES = 60.0
-_VERSION = "1"
+_VERSION = "2"
 
 _Found = tuple[SampleBatch, EncodedBatch, int]
 """A batch without its activations, what an SAE makes of it, and the number of the sample after it."""
@@ -32,6 +32,7 @@ def gather(
     *,
     n_examples: int,
     n_showcase: int,
+    n_drawn: int = 0,
     state_file: Path | None = None,
     seconds_between_saves: float = _SECONDS_BETWEEN_SAVES,
     progress: bool = True,
@@ -45,6 +46,7 @@ def gather(
         stream: Samples with their activations.
         n_examples: Examples to keep of each concept.
         n_showcase: Samples of which to keep every activation.
+        n_drawn: Examples to draw of each concept from all samples on which it is active.
         state_file: Where to save what has been gathered, every so often. If it holds what an earlier run over the
             same data with the same SAE has gathered, reading goes on there. None saves nothing.
         seconds_between_saves: How often.
@@ -63,8 +65,8 @@ def gather(
         for _ in _in_order(_encoded(sae, stream, start, part), start, stream.batch_size, part, share):
             pass
         return None
-    statistics = ConceptStatistics(stream, sae.cfg.d_sae, n_examples, n_showcase, has_passes(sae))
-    fingerprint = _fingerprint(sae, stream, n_examples, n_showcase)
+    statistics = ConceptStatistics(stream, sae.cfg.d_sae, n_examples, n_showcase, n_drawn, has_passes(sae))
+    fingerprint = _fingerprint(sae, stream, n_examples, n_showcase, n_drawn)
     if state_file is not None and load_state(statistics, state_file, fingerprint):
         logger.info("Going on after sample %d of %d, from %s.", statistics.position, stream.n_samples, state_file)
 
@@ -118,14 +120,14 @@ def _in_order(
         yield from (batch for batch, _ in found if batch is not None)
 
 
-def _fingerprint(sae: SAE[Any], stream: SampleStream, n_examples: int, n_showcase: int) -> str:
+def _fingerprint(sae: SAE[Any], stream: SampleStream, *kept: int) -> str:
     """Changes with the SAE's weights, the data, and what is kept of them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(sae.state_dict().items()):
         # Sums in float64 tell weights apart at a thousandth of the cost of hashing them.
         weights = tensor.double()
         digest.update(f"{name} {tuple(tensor.shape)} {weights.sum().item()!r} {weights.norm().item()!r}".encode())
-    values = [stream.describe(), stream.n_samples, stream.n_tokens, stream.d_embedding, n_examples, n_showcase]
+    values = [stream.describe(), stream.n_samples, stream.n_tokens, stream.d_embedding, *kept]
     if has_passes(sae):
         # Refinements have weights like those of passes.
         values.append(sae.cfg.passes)

@@ -117,6 +117,7 @@ def _report(
         stream,
         n_examples=settings.examples or DEFAULT_EXAMPLES,
         n_showcase=settings.showcase,
+        n_drawn=settings.drawn_examples,
         state_file=state_file,
         progress=progress,
         part=own_part(),

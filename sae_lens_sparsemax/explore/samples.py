@@ -26,6 +26,8 @@ class SampleBatch(NamedTuple):
     """Class of each sample, shape (n_samples,)."""
     embeddings: torch.Tensor | None = None
     """Embeddings of the samples by an independent encoder, shape (n_samples, d_embedding)."""
+    outliers: torch.Tensor | None = None
+    """Ids of the tokens that do not count for their huge activations alone, shape (n_outliers,)."""
 
 
 def everything(_: int) -> bool:
@@ -109,13 +111,12 @@ LEVELS = 127
 
 
 class SampleActs:
-    """The activations of some samples, as one entry per token and as one score per (sample, concept) pair."""
+    """The activations of some samples, as one entry per token and as scores of each (sample, concept) pair."""
 
-    def __init__(self, acts: SparseActs, n_tokens: int, score: str) -> None:
+    def __init__(self, acts: SparseActs, n_tokens: int) -> None:
         """Args:
         acts: Activations whose rows are the tokens of one sample after the other, `n_tokens` of each.
         n_tokens: Tokens of a sample.
-        score: `"mean"` over the sample's tokens, for images, or `"max"`, for contexts.
         """
         self.row, self.col, self.value = acts.row.cpu(), acts.col.cpu(), acts.value.cpu().float()
         self.n_tokens, self.d_sae, self.n_samples = n_tokens, acts.d_sae, acts.n_rows // n_tokens
@@ -125,10 +126,27 @@ class SampleActs:
         self.sample, self.concept = pairs // acts.d_sae, pairs % acts.d_sae
         """Sample, counted from 0, and concept of each pair; pairs are ordered by sample."""
         self.mean = torch.zeros(len(pairs)).index_add_(0, self.pair, self.value) / n_tokens
-        highest = torch.full((len(pairs),), -torch.inf).scatter_reduce_(0, self.pair, self.value, "amax")
-        self.score = self.mean if score == "mean" else highest
+        """Mean over all tokens of the sample, of each pair."""
+        self.highest = torch.full((len(pairs),), -torch.inf).scatter_reduce_(0, self.pair, self.value, "amax")
+        """Largest activation of each pair."""
         self.peak = torch.zeros(len(pairs)).scatter_reduce_(0, self.pair, self.value.abs(), "amax")
         """Largest absolute activation of each pair."""
+
+
+def drawn_order(concept: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """A number of 24 bits for each pair, as if by chance, but the same in every run and every division of the data.
+
+    The samples of highest number are a fair draw of a concept's samples.
+
+    Args:
+        concept: Shape (n,), int64.
+        sample: Number of the sample in the order of the data set, shape (n,), int64.
+    """
+    # The finaliser of splitmix64, with constants as the signed numbers that torch knows.
+    x = sample * -7046029254386353131 + concept * -4417276706812531889
+    x = (x ^ (x >> 30)) * -4658895280553007687
+    x = (x ^ (x >> 27)) * -7723592293110705685
+    return ((x ^ (x >> 31)) & 0xFFFFFF).float()
 
 
 class TopExamples:
@@ -144,17 +162,23 @@ class TopExamples:
         self.levels = torch.zeros(d_sae, k, n_tokens, dtype=torch.int8)
         """Activation at each token in units of peak / LEVELS, shape (d_sae, k, n_tokens)."""
 
-    def add(self, acts: SampleActs, sample_ids: torch.Tensor) -> None:
-        """Add samples with their ids, shape (n_samples,); ids must grow from call to call."""
+    def add(self, acts: SampleActs, scores: torch.Tensor, sample_ids: torch.Tensor) -> None:
+        """Add samples.
+
+        Args:
+            acts: Their activations.
+            scores: Of each pair in `acts`.
+            sample_ids: Shape (n_samples,); they must grow from call to call.
+        """
         k = self.sample.shape[1]
-        better = (acts.score > self.score[acts.concept, -1]).nonzero().flatten()
+        better = (scores > self.score[acts.concept, -1]).nonzero().flatten()
         if not len(better):
             return
         concepts, local = acts.concept[better].unique(return_inverse=True)
         n = len(concepts)
         # Old examples first, then new ones, sorted by score within each concept: stable sorts keep that order.
         concept = torch.cat([torch.arange(n).repeat_interleave(k), local])
-        score = torch.cat([self.score[concepts].flatten(), acts.score[better]])
+        score = torch.cat([self.score[concepts].flatten(), scores[better]])
         order = score.argsort(descending=True, stable=True)
         order = order[concept[order].argsort(stable=True)]
         counts = torch.bincount(concept, minlength=n)
@@ -177,7 +201,7 @@ class TopExamples:
     @staticmethod
     def _fill(levels: torch.Tensor, acts: SampleActs, better: torch.Tensor, place: torch.Tensor) -> None:
         """Write the entries of those of the pairs `better` that have a place among the examples."""
-        place_of_pair = torch.full((len(acts.score),), -1, dtype=torch.int64)
+        place_of_pair = torch.full((len(acts.peak),), -1, dtype=torch.int64)
         place_of_pair[better] = place
         goes_to = place_of_pair[acts.pair]
         entry = (goes_to >= 0).nonzero().flatten()

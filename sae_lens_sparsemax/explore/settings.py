@@ -14,7 +14,8 @@ class ExploreSettings(ContextSettings, ImageSettings):
     image_column: str | None = None  # type: ignore[assignment]  here the metadata may say
     """Column with the images."""
     max_norm: float | None = None
-    """Leave out tokens of text whose activation has a larger norm; by default those that the training left out."""
+    """Leave out tokens of text whose activation has a larger norm; by default those that the training left out, or else
+    those of a norm above ten times the median, outliers of the model that say nothing of its concepts."""
     samples: int | None = None
     """Images or contexts to read; by default 5,000 images or 2,000 contexts, or what there is."""
     batch_size: int = 32
@@ -26,6 +27,9 @@ class ExploreSettings(ContextSettings, ImageSettings):
     text embeddings; `"shipped"` for all names of classes in the package. None guesses no names."""
     examples: int | None = None
     """Examples kept of each concept; by default 12."""
+    drawn_examples: int = 8
+    """Examples of each concept that are drawn from all images or contexts on which it is active, shown in four parts
+    from strong to weak; 0 leaves them out."""
     showcase: int = 24
     """Images or contexts that get a page of their own."""
     megabytes: int = 200

@@ -5,11 +5,19 @@ import torch
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
 from sae_lens_sparsemax.explore.cofiring import TokenSample
-from sae_lens_sparsemax.explore.samples import EncodedBatch, SampleActs, SampleBatch, SampleStream, TopExamples
+from sae_lens_sparsemax.explore.samples import (
+    EncodedBatch,
+    SampleActs,
+    SampleBatch,
+    SampleStream,
+    TopExamples,
+    drawn_order,
+)
 from sae_lens_sparsemax.models.encoding import SparseActs, mean_over_tokens
 
 N_BINS = 128
 _HALF = N_BINS // 2
+MOST_OUTLIERS = 10_000
 
 
 class ActivationHistograms:
@@ -132,16 +140,21 @@ class ConceptStatistics:
         d_sae: Number of concepts.
         n_examples: Examples kept of each concept.
         n_showcase: Samples of which every activation is kept.
+        n_drawn: Examples kept of each concept that are drawn by chance from all its samples; 0 for none.
         has_passes: Whether activations may come from later passes than the first.
     """
 
     def __init__(
-        self, stream: SampleStream, d_sae: int, n_examples: int, n_showcase: int, has_passes: bool = False
+        self,
+        stream: SampleStream,
+        d_sae: int,
+        n_examples: int,
+        n_showcase: int,
+        n_drawn: int = 0,
+        has_passes: bool = False,
     ) -> None:
         self.d_sae, self.n_tokens_each, self.position = d_sae, stream.n_tokens, 0
         self.n_samples = 0
-        # Images are ranked as a whole, since patches share their subject; a context by its strongest token.
-        self._score = "mean" if stream.kind == "image" else "max"
         self.n_active = torch.zeros(d_sae, dtype=torch.int64)
         """Tokens on which each concept is active, shape (d_sae,)."""
         self.n_active_samples = torch.zeros(d_sae, dtype=torch.int64)
@@ -154,6 +167,15 @@ class ConceptStatistics:
         """Largest activation of each concept, shape (d_sae,); -inf if it never fires."""
         self.histograms = ActivationHistograms(d_sae)
         self.examples = TopExamples(d_sae, n_examples, stream.n_tokens)
+        """Images by the mean over all tokens, since patches share their subject; contexts by the strongest token."""
+        self.by_highest = TopExamples(d_sae, n_examples, stream.n_tokens) if stream.kind == "image" else None
+        """Images by their strongest token."""
+        self.drawn = TopExamples(d_sae, n_drawn, stream.n_tokens) if n_drawn else None
+        """A fair draw of the samples on which each concept is active."""
+        self.n_outliers = 0
+        """Tokens that do not count for their huge activations alone."""
+        self.outliers = torch.zeros(0, dtype=torch.int64)
+        """Ids of the first `MOST_OUTLIERS` of them."""
         self.cofiring = TokenSample(d_sae, stream.n_samples * stream.n_tokens)
         self.showcase = Showcase(n_showcase)
         self.reconstruction = ReconstructionAccumulator(d_sae)
@@ -172,14 +194,26 @@ class ConceptStatistics:
         self.histograms.add(col, value)
         self.cofiring.add(encoded.kept)
         self.showcase.add(encoded.placed, self.n_tokens_each, batch.ids)
-        acts = SampleActs(encoded.placed, self.n_tokens_each, self._score)
+        acts = SampleActs(encoded.placed, self.n_tokens_each)
         self.n_active_samples += torch.bincount(acts.concept, minlength=self.d_sae)
-        self.examples.add(acts, batch.ids)
+        self.examples.add(acts, acts.highest if self.by_highest is None else acts.mean, batch.ids)
+        if self.by_highest is not None:
+            self.by_highest.add(acts, acts.highest, batch.ids)
+        if self.drawn is not None:
+            self.drawn.add(acts, drawn_order(acts.concept, batch.ids[acts.sample]), batch.ids)
+        if batch.outliers is not None:
+            self.n_outliers += len(batch.outliers)
+            self.outliers = torch.cat([self.outliers, batch.outliers])[:MOST_OUTLIERS]
         self.n_samples += len(batch.ids)
         if self.classes is not None and batch.labels is not None:
             self.classes.add(acts, batch.labels)
         if self.monosemanticity is not None and batch.embeddings is not None:
             self.monosemanticity.add(mean_over_tokens(encoded.placed, self.n_tokens_each), batch.embeddings)
+
+    @property
+    def all_examples(self) -> list[TopExamples]:
+        """Each kind of examples that is kept, the strongest first."""
+        return [kind for kind in (self.examples, self.by_highest, self.drawn) if kind is not None]
 
     @property
     def n_tokens(self) -> int:

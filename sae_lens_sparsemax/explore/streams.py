@@ -3,6 +3,7 @@
 And a guess at a name of each concept from its best images: the nearest of a list of words.
 """
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -34,6 +35,9 @@ DEFAULT_IMAGES = 5_000
 SHIPPED = "shipped"
 """As a word list, stands for all names of classes that the package carries."""
 _AT_A_TIME = 32
+OUTLIER_FACTOR = 10.0
+"""A token of text whose activation has more than so many times the median norm is an outlier of the model: on ordinary
+tokens the norms of a residual stream differ by less, on the few that attention rests on by hundreds."""
 
 
 class ImageStream:
@@ -179,10 +183,19 @@ class TextStream:
         self.n_tokens = len(range(self.on["context_size"])[self.at_hook.seqpos])
         self.class_names: list[str] = []
         self.d_embedding = 0
+        self.max_norm_is_found = not math.isfinite(self.at_hook.max_norm) and settings.max_norm is None
+        """Whether the limit is `OUTLIER_FACTOR` times the median norm, over the first batch of contexts."""
+        if self.max_norm_is_found:
+            tokens = torch.stack(list(self._contexts(0, settings.batch_size)))
+            acts = self.at_hook.activations(tokens)
+            norms = acts.norm(dim=-1).cpu()[self.at_hook.is_read(tokens).cpu()]
+            if len(norms):
+                limit = OUTLIER_FACTOR * norms.float().median().item()
+                self.at_hook = dataclasses.replace(self.at_hook, max_norm=limit)
 
     def batches(self, start: int, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[SampleBatch, int]]:
         """Batches from context `start` on, until there are enough or the text ends."""
-        contexts = itertools.islice(self.store._iterate_tokenized_sequences(), start, self.n_samples)
+        contexts = self._contexts(start, self.n_samples)
         first = start
         while group := list(itertools.islice(contexts, self.settings.batch_size)):
             last = first + len(group)
@@ -191,9 +204,14 @@ class TextStream:
                 continue
             tokens = torch.stack(group)
             acts = self.at_hook.activations(tokens)
-            keep = self.at_hook.is_read(tokens, acts)[:, self.at_hook.seqpos].cpu()
-            yield SampleBatch(acts[:, self.at_hook.seqpos], torch.arange(first, last), keep=keep), last
+            keep = self.at_hook.is_read(tokens, acts).cpu()
+            outliers = tokens.cpu()[self.at_hook.is_read(tokens).cpu() & ~keep]
+            seqpos = self.at_hook.seqpos
+            yield SampleBatch(acts[:, seqpos], torch.arange(first, last), keep=keep[:, seqpos], outliers=outliers), last
             first = last
+
+    def _contexts(self, start: int, end: int) -> Iterator[torch.Tensor]:
+        return itertools.islice(self.store._iterate_tokenized_sequences(), start, end)
 
     def contexts(self, ids: torch.Tensor, *, progress: bool = True) -> Iterator[tuple[int, torch.Tensor]]:
         """Numbers and token ids of contexts, read once more from the start; `ids` must grow."""
@@ -217,5 +235,6 @@ class TextStream:
             "split": self.on["dataset_split"],
             "context_size": self.on["context_size"],
             "max_norm": self.at_hook.max_norm if math.isfinite(self.at_hook.max_norm) else None,
+            "max_norm_over_median": OUTLIER_FACTOR if self.max_norm_is_found else None,
             "encoder": None,
         }

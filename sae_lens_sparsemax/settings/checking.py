@@ -51,7 +51,7 @@ _MAY_BE_INFINITE = {"alpha"}
 _NOT_NEGATIVE = {
     "d_in", "lr_warm_up_steps", "lr_decay_steps", "n_checkpoints", "eval_frequency", "showcase", "port",
     "n_cross_entropy_tokens", "n_zero_shot_images", "n_decode_workers", "prefetch_image_batches", "eval_n_images",
-    "eval_every_n_steps", "n_probing_tokens",
+    "eval_every_n_steps", "n_probing_tokens", "drawn_examples",
 }  # fmt: skip
 _ABOVE_ZERO = {"l0", "lr", "lrs", "max_norm", "max_norm_over_median", "steps_factor"}
 _DEVICES = {"device", "model_device", "llm_device", "act_store_device"}

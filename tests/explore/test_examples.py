@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_lens_sparsemax.explore.samples import LEVELS, SampleActs, TopExamples
+from sae_lens_sparsemax.explore.samples import LEVELS, SampleActs, TopExamples, drawn_order
 from tests.support.streams import sparse
 
 N_TOKENS, D_SAE = 4, 9
@@ -17,7 +17,8 @@ def collect(acts: torch.Tensor, k: int, score: str, batch_size: int) -> TopExamp
     top = TopExamples(D_SAE, k, N_TOKENS)
     for first in range(0, len(acts), batch_size):
         part = acts[first : first + batch_size]
-        top.add(SampleActs(sparse(part), N_TOKENS, score), torch.arange(first, first + len(part)))
+        found = SampleActs(sparse(part), N_TOKENS)
+        top.add(found, found.mean if score == "mean" else found.highest, torch.arange(first, first + len(part)))
     return top
 
 
@@ -43,6 +44,24 @@ def test_levels_give_back_the_activations_of_every_token():
         restored = top.levels[concept, place] * top.peak[concept, place] / LEVELS
         torch.testing.assert_close(restored, exact, atol=exact.abs().max().item() / LEVELS, rtol=0)
         assert torch.equal(restored != 0, exact != 0)
+
+
+def test_a_draw_is_fair_and_does_not_depend_on_batches():
+    acts = torch.ones(400, 1, D_SAE)
+    drawn = {}
+    for batch_size in (7, 400):
+        top = TopExamples(D_SAE, 8, 1)
+        for first in range(0, 400, batch_size):
+            ids = torch.arange(first, min(first + batch_size, 400))
+            found = SampleActs(sparse(acts[ids]), 1)
+            top.add(found, drawn_order(found.concept, ids[found.sample]), ids)
+        drawn[batch_size] = top.sample
+    assert torch.equal(drawn[7], drawn[400])
+    assert all(len(set(row)) == 8 for row in drawn[7].tolist()) and len(drawn[7].unique(dim=0)) == D_SAE
+    # Of many pairs, each tenth of the numbers has its tenth.
+    pairs = torch.cartesian_prod(torch.arange(100), torch.arange(1000))
+    counts = torch.histc(drawn_order(pairs[:, 0], pairs[:, 1]), 10, 0, 2**24)
+    assert (counts - 10_000).abs().max() < 400
 
 
 def test_of_equal_scores_the_first_sample_stays():

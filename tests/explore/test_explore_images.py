@@ -34,9 +34,12 @@ def row_of(sample: int) -> int:
 def test_the_mask_of_the_bright_concept_lies_over_the_bright_square(image_pages):
     samples, site = read(image_pages, "samples"), read(image_pages, "explore")
     rows, columns = site["grid"]
-    examples = read(image_pages, "0/concepts-0")[BRIGHT]["e"]
-    assert len(examples) == 5
-    for sample, _, _, text in examples:
+    concept = read(image_pages, "0/concepts-0")[BRIGHT]
+    assert len(concept["e"]) == len(concept["m"]) == 5 and len(concept["d"]) == 8
+    for _, mean, peak, text in concept["d"]:
+        restored = peak * sum(decode_levels(text, site["tokens"])) / site["tokens"]
+        assert mean == pytest.approx(restored, rel=0.05)
+    for sample, _, _, text in concept["e"] + concept["m"] + concept["d"]:
         width, height, left, top, right, bottom, _ = samples[str(sample)]
         image, box = bright_square(row_of(sample))
         assert (width, height) == image.size and width != height
@@ -63,7 +66,8 @@ def test_every_image_that_a_page_names_is_there(image_pages):
     shown = {int(path.stem) for path in (image_pages / "images").iterdir()}
     named = set(read(image_pages, "explore")["showcase"])
     for number in (0, 1):
-        named |= {example[0] for concept in read(image_pages, f"{number}/concepts-0") for example in concept["e"]}
+        for concept in read(image_pages, f"{number}/concepts-0"):
+            named |= {example[0] for kind in "emd" for example in concept.get(kind, [])}
     assert shown == named == {int(key) for key in read(image_pages, "samples")}
     with Image.open(image_pages / "images" / f"{min(shown)}.jpg") as image:
         assert image.size == bright_square(row_of(min(shown)))[0].size

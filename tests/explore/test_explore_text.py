@@ -3,6 +3,7 @@
 import torch
 
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.explore import streams
 from sae_lens_sparsemax.explore.pages.shown_samples import peak_tokens
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -24,7 +25,9 @@ def test_an_examples_activations_are_those_of_the_model_on_its_tokens(text_pages
     concepts = read(text_pages, "0/concepts-0")
     checked = 0
     for concept in range(0, 96, 7):
-        for sample, score, peak, text in concepts[concept]["e"]:
+        drawn = concepts[concept]["d"]
+        assert [score for _, score, _, _ in drawn] == sorted((score for _, score, _, _ in drawn), reverse=True)
+        for sample, score, peak, text in concepts[concept]["e"] + drawn:
             exact = sae.encode(acts[sample])
             exact = (exact.to_dense() if exact.is_sparse else exact)[:, concept].detach()
             exact[~counts[sample]] = 0
@@ -51,6 +54,25 @@ def test_tokens_of_a_larger_norm_do_not_count(text_world, tmp_path):
     index = explore([str(text_world / "sae")], tmp_path / "pages", settings, progress=False)
     (summary,) = read(index.parent, "explore")["saes"]
     assert summary["n_tokens"] == fewer.keep.sum() and summary["max_norm"] == limit
+
+
+def test_outliers_of_huge_norm_are_set_apart_by_the_median_and_said(text_world, tmp_path, monkeypatch):
+    sae = load_sae(str(text_world / "sae"))
+    few = {"samples": 8, "batch_size": 8}
+    (plain, _), *_ = TextStream(sae, ExploreSettings(**few)).batches(0)
+    assert len(plain.outliers) == 0  # on these tokens norms differ by less than ten times
+    norms = plain.acts.norm(dim=-1)
+    middle = norms[plain.keep].median()
+    monkeypatch.setattr(streams, "OUTLIER_FACTOR", 1.05)
+    (batch, _), *_ = TextStream(sae, ExploreSettings(**few)).batches(0)
+    assert torch.equal(batch.keep, plain.keep & (norms <= 1.05 * middle))
+    assert len(batch.outliers) == (plain.keep & ~batch.keep).sum() > 0
+    settings = ExploreSettings(showcase=1, drawn_examples=0, **few)
+    pages = explore([str(text_world / "sae")], tmp_path / "pages", settings, progress=False).parent
+    (summary,) = read(pages, "explore")["saes"]
+    assert summary["max_norm_over_median"] == 1.05 and summary["outliers"]["n"] == len(batch.outliers)
+    assert sum(n for _, n in summary["outliers"]["tokens"]) <= len(batch.outliers)
+    assert "d" not in read(pages, "0/concepts-0")[3]
 
 
 def test_contexts_are_the_words_that_were_read(text_pages):

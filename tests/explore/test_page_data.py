@@ -80,9 +80,10 @@ def test_fewer_examples_are_shown_where_the_folder_would_grow_too_large():
     top = TopExamples(10, 5, 4)
     top.sample = torch.arange(50).view(10, 5)
     top.levels[:] = 1
-    everything = fit_examples(top, 1000, 10**9, torch.tensor([99]))
-    assert everything.n_examples == 5 and everything.samples.tolist() == [*range(50), 99]
-    some = fit_examples(top, 1000, 45_000, torch.tensor([99]))
-    assert 1 < some.n_examples < 5
-    assert some.samples.tolist() == sorted([*top.sample[:, : some.n_examples].flatten().tolist(), 99])
-    assert fit_examples(top, 1000, 1, torch.tensor([99])).n_examples == 1
+    everything = fit_examples([top], 1000, 10**9, torch.tensor([99]))
+    assert everything.n_examples == [5] and everything.samples.tolist() == [*range(50), 99]
+    some = fit_examples([top], 1000, 45_000, torch.tensor([99]))
+    (n_examples,) = some.n_examples
+    assert 1 < n_examples < 5
+    assert some.samples.tolist() == sorted([*top.sample[:, :n_examples].flatten().tolist(), 99])
+    assert fit_examples([top], 1000, 1, torch.tensor([99])).n_examples == [1]

@@ -100,7 +100,8 @@ def test_concepts_are_found_for_words_that_their_examples_peak_on(texts):
     assert 0 < hits <= of <= 6
     page.locator(".concepts tbody a").first.click()
     page.wait_for_selector(".example")
-    strongest = "e => [...e.querySelectorAll('mark')].find(m => m.style.getPropertyValue('--level') == 1).textContent"
+    strongest = """e => [...e.querySelectorAll('mark')].reduce((a, b) =>
+        b.style.getPropertyValue('--level') > a.style.getPropertyValue('--level') ? b : a).textContent"""
     peaks = [example.evaluate(strongest) for example in page.locator(".example").all()[:of]]
     # A token is part of a word at most.
     assert sum(any(peak.strip() in word for word in ("the", "river")) for peak in peaks) >= hits
@@ -234,6 +235,26 @@ def test_a_mask_leaves_the_white_square_bright_and_darkens_the_rest(images):
         found = (x.min(), y.min(), x.max() + 1, y.max() + 1)
         assert found == pytest.approx([edge * scale for edge in box], abs=4)
         assert len(x) > 0.8 * (found[2] - found[0]) * (found[3] - found[1])
+
+
+def test_images_are_shown_plain_or_hot_where_a_concept_fires_and_from_strong_to_weak(images):
+    page = images.open(f"concept.html#{BRIGHT}")
+
+    def colours() -> set[tuple[int, ...]]:
+        shot = Image.open(io.BytesIO(page.locator(".picture").first.screenshot())).convert("RGB")
+        pixels = np.asarray(shot.crop((8, 8, shot.width - 8, shot.height - 8))).reshape(-1, 3)
+        return {tuple(int(part) for part in pixel) for pixel in pixels[:: len(pixels) // 997]}
+
+    page.get_by_role("button", name="heat").click()
+    assert any(red > blue + 60 for red, _, blue in colours())
+    page = images.open(f"concept.html#{BRIGHT}")
+    assert page.get_by_role("button", name="heat").get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name="plain").click()
+    assert all(abs(red - blue) < 8 for red, _, blue in colours())  # the images are black and white
+    assert page.locator(".strip:visible").count() == 5 and page.locator(".band").count() == 4
+    page.get_by_role("button", name="strongest patch").click()
+    assert "any one patch" in page.locator("section .note").first.inner_text()
+    assert page.locator(".strip:visible").count() == 5
 
 
 def test_a_dead_concept_has_a_page_that_says_so(images):

@@ -54,7 +54,7 @@ def test_a_concept_that_never_fired_has_no_bins():
 def profile(acts: torch.Tensor, labels: list[int], n_classes: int) -> ClassProfile:
     classes = ClassProfile(n_classes, acts.shape[-1])
     for part, label in zip(acts.split(2), torch.tensor(labels).split(2), strict=True):
-        classes.add(SampleActs(sparse(part), acts.shape[1], "mean"), label)
+        classes.add(SampleActs(sparse(part), acts.shape[1]), label)
     return classes
 
 

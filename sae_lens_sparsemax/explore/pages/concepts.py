@@ -1,5 +1,6 @@
 """The pages of concepts as data: a table of all of them, and shards with what each page shows."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sae_lens_sparsemax.evaluation.naming import ConceptName
 from sae_lens_sparsemax.explore.cofiring import Neighbours
 from sae_lens_sparsemax.explore.interest import ConceptMap
 from sae_lens_sparsemax.explore.pages.scripts import encode_levels, rounded, write_script
-from sae_lens_sparsemax.explore.samples import TopExamples
+from sae_lens_sparsemax.explore.samples import LEVELS, TopExamples
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 from sae_lens_sparsemax.explore.weights import TokenLogits
@@ -116,7 +117,7 @@ def write_found(folder: Path, sae: int, examples: TopExamples, n_examples: int) 
     )
 
 
-def write_concepts(folder: Path, sae: int, data: SAEReport, n_examples: int, *, progress: bool) -> None:
+def write_concepts(folder: Path, sae: int, data: SAEReport, n_examples: list[int], *, progress: bool) -> None:
     """Write data/SAE/concepts-N.js, each with SHARD concepts."""
     d_sae = data.statistics.d_sae
     for first in tqdm(range(0, d_sae, SHARD), desc="Concepts", disable=not progress, leave=False):
@@ -124,17 +125,21 @@ def write_concepts(folder: Path, sae: int, data: SAEReport, n_examples: int, *, 
         write_script(folder, f"{sae}/concepts-{first // SHARD}", shard)
 
 
-def _concept(data: SAEReport, c: int, n_examples: int) -> dict[str, Any]:
-    """What `concept.js` shows: examples, histogram, near and co-firing (f) concepts, classes, promoted and suppressed
-    tokens, a guess at a name."""
+def _concept(data: SAEReport, c: int, n_examples: list[int]) -> dict[str, Any]:
+    """What `concept.js` shows: examples, those of images by their strongest patch (m), some drawn by chance (d),
+    histogram, near and co-firing (f) concepts, classes, promoted and suppressed tokens, a guess at a name."""
     statistics = data.statistics
     low, width, counts = statistics.histograms.trimmed(c)
     page: dict[str, Any] = {
-        "e": _examples(statistics, c, n_examples),
+        "e": _examples(statistics.examples, c, n_examples[0]),
         "h": [low, width, counts],
         "n": _pairs(data.near, c),
         "f": _pairs(data.cofiring, c),
     }
+    if statistics.by_highest is not None:
+        page["m"] = _examples(statistics.by_highest, c, n_examples[1])
+    if statistics.drawn is not None:
+        page["d"] = _drawn(statistics, c, n_examples[-1])
     if statistics.classes is not None and statistics.n_active[c] > 0:
         share = statistics.classes.share(c)
         best = share.argsort(descending=True, stable=True)[:_CLASSES_SHOWN]
@@ -155,9 +160,8 @@ def _concept(data: SAEReport, c: int, n_examples: int) -> dict[str, Any]:
     return page
 
 
-def _examples(statistics: ConceptStatistics, c: int, n: int) -> list[list[Any]]:
+def _examples(examples: TopExamples, c: int, n: int) -> list[list[Any]]:
     """Sample, score, peak and activations of the best examples."""
-    examples = statistics.examples
     rows = zip(
         examples.sample[c, :n].tolist(), examples.score[c, :n].tolist(), examples.peak[c, :n].tolist(), strict=True
     )
@@ -166,6 +170,19 @@ def _examples(statistics: ConceptStatistics, c: int, n: int) -> list[list[Any]]:
         for place, (sample, score, peak) in enumerate(rows)
         if sample >= 0
     ]
+
+
+def _drawn(statistics: ConceptStatistics, c: int, n: int) -> list[list[Any]]:
+    """The same of drawn examples, strongest first; their scores, by which they were not chosen, from their levels."""
+    assert statistics.drawn is not None
+    found = _examples(statistics.drawn, c, n)
+    levels = statistics.drawn.levels[c, : len(found)].float() * statistics.drawn.peak[c, : len(found), None] / LEVELS
+    scores = (
+        levels.mean(-1) if statistics.by_highest is not None else levels.masked_fill(levels == 0, -math.inf).amax(-1)
+    )
+    for example, score in zip(found, scores.tolist(), strict=True):
+        example[1] = rounded(score)
+    return [found[place] for place in scores.argsort(descending=True, stable=True).tolist()]
 
 
 def _pairs(neighbours: Neighbours, c: int) -> list[list[Any]]:

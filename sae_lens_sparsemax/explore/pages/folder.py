@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _FAILURES_SHOWN = 20
 _DEAD_SHOWN = 500
 _TITLE_TOKENS = 16
+_OUTLIERS_SHOWN = 8
 # With fewer examples than this, smaller pictures are the lesser loss.
 _ENOUGH_EXAMPLES = 6
 
@@ -58,13 +59,14 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
     for number, (report, fit) in enumerate(zip(reports, fits, strict=True)):
         labels, unclear = _labels(report, tokens)
         write_table(folder, number, report, labels, thumbnails=stream.kind == "image")
-        write_found(folder, number, report.statistics.examples, fit.n_examples)
+        write_found(folder, number, report.statistics.examples, fit.n_examples[0])
         write_map(folder, number, report.map)
         write_concepts(folder, number, report, fit.n_examples, progress=progress)
         write_showcase(folder, number, report.statistics)
         write_script(folder, f"{number}/failures", _failures(report, unclear))
+        outliers = _outliers(report)
         known = summary(report.name, report.architecture, report.stream.describe(), report.statistics)
-        summaries.append(known | {"id": _identity(report)})
+        summaries.append(known | {"id": _identity(report), "outliers": outliers})
     grid = (stream.patch_grid, stream.n_prefix_tokens) if isinstance(stream, ImageStream) else ((0, 0), 0)
     # What all pages know.
     site = {
@@ -89,6 +91,17 @@ def _identity(report: SAEReport) -> str:
     return digest.hexdigest()[:16]
 
 
+def _outliers(report: SAEReport) -> dict[str, Any] | None:
+    """How many tokens were left out for their huge activations alone, and the most frequent of them."""
+    statistics, stream = report.statistics, report.stream
+    if isinstance(stream, ImageStream) or not statistics.n_outliers:
+        return None
+    ids, counts = statistics.outliers.unique(return_counts=True)
+    best = counts.argsort(descending=True, stable=True)[:_OUTLIERS_SHOWN]
+    tokens = [[stream.at_hook.token_text(int(ids[k])), int(counts[k])] for k in best.tolist()]
+    return {"n": statistics.n_outliers, "tokens": tokens}
+
+
 def _titles(stream: ImageStream | TextStream, tokens: dict[int, torch.Tensor], showcase: torch.Tensor) -> list[str]:
     """How the contexts that have a page begin; images have none."""
     if isinstance(stream, ImageStream):
@@ -109,10 +122,10 @@ def _fit(
             each = stream.n_tokens * shown_samples.BYTES_PER_TOKEN
         else:
             each = shown_samples.bytes_per_image(stream, side, torch.arange(stream.n_samples))
-        fits = [fit_examples(report.statistics.examples, each, n_bytes, showcase) for report in reports]
-        if min(fit.n_examples for fit in fits) >= min(wanted, _ENOUGH_EXAMPLES):
+        fits = [fit_examples(report.statistics.all_examples, each, n_bytes, showcase) for report in reports]
+        if min(fit.n_examples[0] for fit in fits) >= min(wanted, _ENOUGH_EXAMPLES):
             break
-    if (shown := min(fit.n_examples for fit in fits)) < wanted:
+    if (shown := min(fit.n_examples[0] for fit in fits)) < wanted:
         logger.warning(
             "%d examples of a concept are shown instead of %d, to keep to %d MB.", shown, wanted, settings.megabytes
         )

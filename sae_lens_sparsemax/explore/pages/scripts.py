@@ -5,6 +5,7 @@ A page opened from disk may load scripts, but read no other file.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,28 +98,30 @@ def decode_levels(text: str, n_tokens: int) -> list[float]:
 class Fit(NamedTuple):
     """What is shown of each concept."""
 
-    n_examples: int
-    """Examples of each concept."""
+    n_examples: list[int]
+    """Examples of each concept, of each kind."""
     samples: torch.Tensor
     """All samples among them, growing, int64."""
 
 
-def fit_examples(examples: TopExamples, bytes_per_sample: int, n_bytes: int, always: torch.Tensor) -> Fit:
+def fit_examples(kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: int, always: torch.Tensor) -> Fit:
     """The largest number of examples of each concept, at least one, whose pages and samples fit into `n_bytes`.
 
     Args:
-        examples: Of all concepts.
+        kinds: Examples of all concepts; of each kind the same share is shown.
         bytes_per_sample: What an image or a context takes.
         n_bytes: What there is.
         always: Samples that are shown in any case.
     """
-    used = examples.sample >= 0
-    n_active_tokens = (examples.levels != 0).sum(-1)
-    for k in range(examples.sample.shape[1], 0, -1):
-        mine = used[:, :k]
-        samples = torch.cat([examples.sample[:, :k][mine], always]).unique()
-        size = len(samples) * bytes_per_sample + len(used) * _BYTES_PER_CONCEPT
-        size += int(mine.sum()) * _BYTES_PER_EXAMPLE + int(n_active_tokens[:, :k].sum()) * _BYTES_PER_TOKEN
+    n_active_tokens = [(kind.levels != 0).sum(-1) for kind in kinds]
+    most = kinds[0].sample.shape[1]
+    for k in range(most, 0, -1):
+        n_examples = [math.ceil(kind.sample.shape[1] * k / most) for kind in kinds]
+        mine = [kind.sample[:, :n][kind.sample[:, :n] >= 0] for kind, n in zip(kinds, n_examples, strict=True)]
+        samples = torch.cat([*mine, always]).unique()
+        size = len(samples) * bytes_per_sample + len(kinds[0].sample) * _BYTES_PER_CONCEPT
+        size += sum(map(len, mine)) * _BYTES_PER_EXAMPLE
+        size += sum(int(n[:, :m].sum()) for n, m in zip(n_active_tokens, n_examples, strict=True)) * _BYTES_PER_TOKEN
         if size <= n_bytes or k == 1:
-            return Fit(k, samples)
+            return Fit(n_examples, samples)
     raise AssertionError("there is at least one example")

@@ -3,23 +3,27 @@
 {
   const { h, number, percent } = explorer;
 
-  /** Up to `n` examples of a concept: images with masks, or shaded contexts. */
-  explorer.examples = async (concept, n, values = true) => {
-    const examples = concept.e.slice(0, n);
+  /**
+   * Up to `n` of a concept's examples, `all`: images with masks, or shaded contexts; the shade is relative to
+   * `highest`, or to the largest activation of each example.
+   */
+  explorer.examples = async (all, n, values = true, highest = null) => {
+    const examples = all.slice(0, n);
     const tokens = explorer.site.tokens;
+    const levels = (peak, text) => explorer.levels(text, tokens).map((level) => level * (highest ? peak / highest : 1));
     if (explorer.site.kind === "image") {
       return h(
         "div",
         { class: "strip" },
-        examples.map(([id, score, , text]) =>
-          explorer.masked(id, explorer.levels(text, tokens), { value: values ? score : undefined }),
+        examples.map(([id, score, peak, text]) =>
+          explorer.masked(id, levels(peak, text), { value: values ? score : undefined }),
         ),
       );
     }
     return h(
       "ol",
       { class: "examples" },
-      await Promise.all(examples.map(([id, , peak, text]) => explorer.shaded(id, explorer.levels(text, tokens), peak))),
+      await Promise.all(examples.map(([id, , peak, text]) => explorer.shaded(id, levels(peak, text), highest ?? peak))),
     );
   };
 
@@ -32,7 +36,7 @@
       { class: "card" },
       h("h3", {}, explorer.conceptLink(sae, id), " ", h("span", { class: "label" }, table.label[id])),
       h("p", { class: "quiet" }, [facts, later].filter(Boolean).join(" · ")),
-      h("div", { class: before ? "evidence" : null }, before, await explorer.examples(concept, n, false)),
+      h("div", { class: before ? "evidence" : null }, before, await explorer.examples(concept.e, n, false)),
     );
   };
 

@@ -13,6 +13,68 @@
       ),
     );
 
+  /** The strongest examples; images by their mean over all patches or by their strongest one. */
+  async function strongest(concept, highest) {
+    if (!concept.m) {
+      const note = "In which its activation is highest, strongest first. The darker the shade, the higher the activation.";
+      return explorer.section("Contexts", note, await explorer.examples(concept.e, concept.e.length, true, highest));
+    }
+    const kinds = [
+      ["mean", concept.e, "highest mean", "On which its mean activation is highest."],
+      ["highest", concept.m, "strongest patch", "On which its activation is highest at any one patch."],
+    ];
+    const strips = await Promise.all(kinds.map(([, examples]) => explorer.examples(examples, examples.length, true, highest)));
+    const note = h("p", { class: "note" });
+    const buttons = kinds.map(([name, , text], k) =>
+      h("button", { type: "button", "data-kind": name, onclick: () => choose(k) }, text),
+    );
+    const choose = (chosen) => {
+      note.textContent = `${kinds[chosen][3]} ${explorer.site.grid[0] ? "What the model does not see is darkest." : ""}`;
+      kinds.forEach((_, k) => {
+        strips[k].hidden = k !== chosen;
+        buttons[k].setAttribute("aria-pressed", String(k === chosen));
+      });
+    };
+    choose(0);
+    return explorer.section(
+      "Images",
+      null,
+      h("div", { class: "choice", role: "group", "aria-label": "Order" }, buttons),
+      explorer.views(),
+      note,
+      strips,
+    );
+  }
+
+  /** Examples drawn from all, in four parts from strong to weak. */
+  async function bands(concept, n_samples, highest) {
+    const drawn = concept.d ?? [];
+    // All of them are among the strongest already.
+    if (!drawn.length || n_samples <= concept.e.length) return null;
+    const images = explorer.site.kind === "image";
+    const n = Math.min(4, drawn.length);
+    const names = n === 4 ? ["strongest quarter", "second quarter", "third quarter", "weakest quarter"] : [];
+    const parts = [];
+    for (let k = 0; k < n; k++) {
+      const part = drawn.slice(Math.floor((k * drawn.length) / n), Math.floor(((k + 1) * drawn.length) / n));
+      const values = part.map(([, score]) => score);
+      const range = values.length > 1 ? `${number(values.at(-1))} to ${number(values[0])}` : number(values[0]);
+      parts.push(
+        h(
+          "div",
+          { class: "band" },
+          h("h3", {}, names[k] ?? "", h("span", { class: "quiet" }, ` ${images ? "mean " : ""}${range}`)),
+          await explorer.examples(part, part.length, true, highest),
+        ),
+      );
+    }
+    return explorer.section(
+      "From strong to weak",
+      `${drawn.length} drawn by chance from all ${count(n_samples)} ${images ? "images" : "contexts"} on which it is active: what it fires on when it is not at its strongest. All shades are relative to its largest activation.`,
+      h("div", { class: images ? "columns" : null, "data-count": 2 }, parts),
+    );
+  }
+
   function classes(concept) {
     if (!concept.c) return null;
     const rows = concept.c.map(([label, share, images]) => [
@@ -114,16 +176,12 @@
       ]),
       explorer.noteField(sae, id),
     ];
+    const highest = Math.abs(table.max[id]) || null;
     if (is_dead) return [...head, ...dead(table, sae, concept)];
     return [
       ...head,
-      explorer.section(
-        images ? "Images" : "Contexts",
-        images
-          ? "On which its mean activation is highest. Bright patches are those on which it fires; the darkest parts the model does not see."
-          : "In which its activation is highest, strongest first. The darker the shade, the higher the activation.",
-        await explorer.examples(concept, concept.e.length),
-      ),
+      await strongest(concept, highest),
+      await bands(concept, table.samples[id], highest),
       h("div", { class: "pair" }, activations(concept), classes(concept), logits(concept)),
       h(
         "div",

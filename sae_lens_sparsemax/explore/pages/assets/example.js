@@ -160,6 +160,7 @@
       return [
         h("h1", {}, `${images ? "Image" : "Text"} ${current} `, h("span", { class: "label" }, name ?? "")),
         sheet(ids, current),
+        images ? explorer.views() : null,
         await explorer.exampleColumns(current),
       ];
     });

@@ -3,6 +3,13 @@
 {
   const { h, number, percent, count } = explorer;
 
+  /** How many tokens are set apart for their huge activations, and which. */
+  const outliers = (found) => {
+    if (!found) return "there are none";
+    const tokens = found.tokens.map(([token, n]) => `“${explorer.spelt(token)}” ${count(n)}`).join(", ");
+    return `${count(found.n)}, most often ${tokens}`;
+  };
+
   explorer.start(async ({ sae }) => {
     const table = await explorer.table(sae);
     const one = explorer.site.saes[sae];
@@ -15,7 +22,12 @@
         ["hook", one.hook],
         ["architecture", one.architecture],
         ["data", `${one.dataset} (${one.split}): ${count(one.n_tokens)} tokens of ${count(one.n_samples)} ${samples}`],
-        ["left out", one.max_norm ? `tokens whose activation has a norm above ${number(one.max_norm)}` : null],
+        [
+          "left out",
+          one.max_norm
+            ? `tokens whose activation has a norm above ${number(one.max_norm)}${one.max_norm_over_median ? `, ${number(one.max_norm_over_median)} times the median` : ""}: ${outliers(one.outliers)}`
+            : null,
+        ],
         ["concepts", `${count(one.d_sae)}, ${count(one.n_dead)} of them dead on these data`],
         ["L0", `${number(one.l0)} on average; ${number(one.l0_p5)} to ${number(one.l0_p95)} on nine tokens of ten`],
         [

@@ -36,6 +36,7 @@
             { class: "caption" },
             explorer.classOf(id) ?? `image ${id}`,
             options.value === undefined ? null : h("span", { class: "quiet" }, ` ${number(options.value)}`),
+            options.note ? h("span", { class: "quiet aside" }, options.note) : null,
           );
     return page
       ? h(
@@ -62,7 +63,43 @@
     return { width, height, cells, left, top, right, bottom };
   };
 
-  /** An image; where a concept is not active it is darkened. `levels` are shares of the peak at every token. */
+  const VIEWS = [
+    ["dark", "dark elsewhere"],
+    ["heat", "heat"],
+    ["plain", "plain images"],
+  ];
+  const kept = () => {
+    try {
+      return localStorage.getItem("sparsemax-sae view");
+    } catch {
+      return null;
+    }
+  };
+  document.body.dataset.view = VIEWS.some(([name]) => name === kept()) ? kept() : "dark";
+
+  /** Buttons that choose how all images of the page show where concepts fire. */
+  explorer.views = () => {
+    const buttons = VIEWS.map(([name, text]) =>
+      h("button", { type: "button", "data-view": name, onclick: () => choose(name) }, text),
+    );
+    const show = () => {
+      for (const button of buttons)
+        button.setAttribute("aria-pressed", String(button.dataset.view === document.body.dataset.view));
+    };
+    const choose = (name) => {
+      document.body.dataset.view = name;
+      try {
+        localStorage.setItem("sparsemax-sae view", name);
+      } catch {
+        // a browser that keeps nothing shows it all the same
+      }
+      show();
+    };
+    show();
+    return explorer.site.grid[0] ? h("div", { class: "choice", role: "group", "aria-label": "Images" }, buttons) : null;
+  };
+
+  /** An image; where a concept is not active it is darkened, or hot where it is. `levels` are shares of the peak at every token. */
   explorer.masked = (id, levels, options = {}) => {
     const [rows] = explorer.site.grid;
     const alt = options.alt ?? describe(id);
@@ -71,11 +108,15 @@
     const active = values.reduce((n, value) => n + (value !== 0), 0);
     const { width, height, cells, left, top, right, bottom } = patches(id, (k, x, y, w, hgt) => [
       svg("rect", {
+        class: "shade",
         x,
         y,
         width: w,
         height: hgt,
-        "fill-opacity": (0.72 * (1 - Math.max(0, values[k]) ** 0.7)).toFixed(3),
+        style: {
+          "--dark": (0.72 * (1 - Math.max(0, values[k]) ** 0.7)).toFixed(3),
+          "--heat": Math.max(0, values[k]).toFixed(3),
+        },
       }),
       values[k] > 0 ? outline(x, y, w, hgt, values[k]) : null,
     ]);
@@ -91,6 +132,7 @@
     );
     return frame(id, overlay, {
       ...options,
+      note: active ? null : "class token alone",
       alt: `${alt}; the concept is active on ${active} of ${values.length} patches`,
     });
   };

@@ -8,7 +8,7 @@
   /** The tokens of a context: a list of texts. */
   explorer.context = async (id) => (await explorer.need(`contexts-${Math.floor(id / explorer.site.contextShard)}`))[id];
 
-  const span = (token, level, peak) =>
+  const span = (token, level, unit) =>
     level === 0
       ? document.createTextNode(spelt(token))
       : h(
@@ -16,18 +16,19 @@
           {
             style: { "--level": Math.min(1, Math.abs(level)) },
             class: level < 0 ? "negative" : null,
-            title: number(level * peak),
+            title: number(level * unit),
           },
           spelt(token),
         );
 
-  /** A context around its strongest token, and the whole of it on demand. */
-  explorer.shaded = async (id, levels, peak) => {
+  /** A context around its strongest token, and the whole of it on demand; `levels` are activations in that unit. */
+  explorer.shaded = async (id, levels, unit) => {
     const tokens = await explorer.context(id);
-    const strongest = levels.indexOf(Math.max(...levels));
+    const highest = Math.max(...levels);
+    const strongest = levels.indexOf(highest);
     const first = Math.max(0, strongest - BEFORE),
       last = Math.min(tokens.length, strongest + AFTER + 1);
-    const part = (from, to) => tokens.slice(from, to).map((token, k) => span(token, levels[from + k], peak));
+    const part = (from, to) => tokens.slice(from, to).map((token, k) => span(token, levels[from + k], unit));
     const text = h("p", { class: "context", dir: "auto" });
     const button = h("button", {
       class: "more",
@@ -48,7 +49,7 @@
     return h(
       "li",
       { class: "example" },
-      h("span", { class: "value", title: "largest activation" }, number(peak)),
+      h("span", { class: "value", title: "largest activation" }, number(highest * unit)),
       text,
       h("span", { class: "tools" }, button, page ? h("a", { href: explorer.link("example", 0, id) }, "open") : null),
     );
