@@ -64,10 +64,12 @@ const explorer = {
       left = 8,
       bottom = 34,
       top = 34;
-    const highest = Math.max(options.highest ?? 0, ...values, 1e-12),
+    // One far above all others would press them flat: it is cut, and its mark says so.
+    const cut = values[1] > 0 && values[0] > 5 * values[1] ? [2 * values[1]] : values;
+    const highest = Math.max(options.highest ?? 0, ...cut, 1e-12),
       lowest = Math.min(0, ...values);
     const x = (id) => left + ((id + 0.5) / n) * (W - 2 * left);
-    const y = (value) => H - bottom - ((value - lowest) / (highest - lowest)) * (H - bottom - top);
+    const y = (value) => H - bottom - ((Math.min(value, highest) - lowest) / (highest - lowest)) * (H - bottom - top);
     const path = concepts.map((id, i) => `M${x(id).toFixed(1)} ${y(0).toFixed(1)}V${y(values[i]).toFixed(1)}`).join("");
     const marked = concepts.slice(0, options.marked ?? 3);
     const placed = [];
@@ -80,7 +82,9 @@ const explorer = {
         options.link ? "a" : "g",
         { href: options.link?.(id) },
         svg("path", { class: "spike top", d: `M${x(id)} ${y(0)}V${y(values[i])}` }),
-        svg("text", { class: "tick top", x: at, y: height, "text-anchor": "middle" }, `#${id}`),
+        svg("text", { class: "tick top", x: at, y: height, "text-anchor": "middle" },
+          values[i] > highest ? `#${id} ↑ ${number(values[i])}` : `#${id}`,
+        ),
       );
     });
     return explorer.chart(

@@ -128,16 +128,20 @@
       all.map(({ name, bars }) => {
         const { low, width, counts } = bars;
         const total = counts.reduce((a, b) => a + b, 0) || 1;
+        // A bar of whole numbers lies around them.
+        const middle = (i) => low + i * width + (log ? width : width - 1) / 2;
         const common = { customdata: ranges(bars, log), name: explorer.asPlotlyText(name), hovertemplate: `%{customdata}: %{y}<extra></extra>` };
         return one
-          ? { ...common, type: "bar", x: counts.map((_, i) => low + (i + 0.5) * width), y: counts, width, marker: { color: colour("--bar") } }
+          ? { ...common, type: "bar", x: counts.map((_, i) => middle(i)), y: counts, width, marker: { color: colour("--bar") } }
           : {
               ...common,
               type: "scatter",
               mode: "lines",
               line: { shape: "hvh", width: 2 },
-              x: counts.map((_, i) => low + (i + 0.5) * width),
-              y: counts.map((n) => n / total / (log ? 1 : width)),
+              // An empty bar at each end, without which a single one would be a point.
+              x: [-1, ...counts.keys(), counts.length].map(middle),
+              y: [0, ...counts, 0].map((n) => n / total / (log ? 1 : width)),
+              customdata: ["", ...common.customdata, ""],
               hovertemplate: "%{customdata}: %{y:.2%}<extra>%{fullData.name}</extra>",
             };
       });

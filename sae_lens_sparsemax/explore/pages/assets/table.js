@@ -273,9 +273,9 @@
       );
     const texts = explorer.site.kind === "text";
     const passes = [
-      ["all", "all passes"],
-      ["first", "the first pass alone"],
-      ["later", "later passes for the most part"],
+      ["all", "all"],
+      ["first", "the first alone"],
+      ["later", "later ones for the most part"],
     ];
     return [
       h(
@@ -310,7 +310,7 @@
           ? h(
               "label",
               { title: "the pass that selects a concept's activations" },
-              "From",
+              "Passes",
               h(
                 "select",
                 {
