@@ -99,6 +99,4 @@ def concept_map(rows: torch.Tensor, interest: torch.Tensor, n: int = MOST_ON_MAP
     begin = 1e-4 * place / place[:, 0].std().clamp(min=1e-12)
     perplexity = min(_PERPLEXITY, (len(concept) - 1) / 3)
     tsne = TSNE(metric="cosine", init=begin.numpy(), perplexity=perplexity, random_state=0)
-    return ConceptMap(
-        concept, torch.from_numpy(tsne.fit_transform(unit.numpy())), "t-SNE of the cosines of their decoder rows"
-    )
+    return ConceptMap(concept, torch.from_numpy(tsne.fit_transform(unit.numpy())), _BY_TSNE)
