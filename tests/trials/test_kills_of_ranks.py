@@ -1,6 +1,7 @@
 """Runs over several ranks of which one, or all, are killed at random moments: the same command goes on.
 
-`TRIAL_KILLS` says how often each run is killed. It saves after every other step, so kills often come while it does.
+`TRIAL_KILLS` says how often each run is killed, on 2 × 2 ranks then. It saves after every other step, so kills often
+come while it does; in every other run a thread of each rank saves.
 """
 
 import os
@@ -21,7 +22,8 @@ N_KILLS = int(os.environ.get("TRIAL_KILLS", "2"))
 
 @pytest.mark.parametrize("which", ["one", "all"])
 def test_a_run_whose_ranks_are_killed_ends_with_the_same_bits(which, tmp_path):
-    mesh, draw, n_kills = (1, 2), random.Random(which), 0
+    mesh = (2, 2) if "TRIAL_KILLS" in os.environ else (1, 2)
+    draw, n_kills, n_ranks = random.Random(which), 0, mesh[0] * mesh[1]
     finished(tmp_path / "warm", mesh, saves=STEPS // 2)
     started = time.monotonic()
     finished(tmp_path / "whole", mesh, saves=STEPS // 2)
@@ -31,19 +33,22 @@ def test_a_run_whose_ranks_are_killed_ends_with_the_same_bits(which, tmp_path):
     def how() -> list[str]:
         return ["--resume"] if list_checkpoints(run / "checkpoints") else []
 
-    for _ in range(4 * N_KILLS):
+    for number in range(4 * N_KILLS):
         if n_kills == N_KILLS:
             break
-        ranks = StartedRanks(2, tmp_path / "log", train, words(run, mesh, *how(), saves=STEPS // 2))
+        more = [*how(), "--parallel.async_checkpoints", str(number % 2 == 1).lower()]
+        ranks = StartedRanks(n_ranks, tmp_path / "log", train, words(run, mesh, *more, saves=STEPS // 2))
         time.sleep(draw.uniform(0, seconds))
-        killed = draw.sample(ranks.processes, 1 if which == "one" else 2)
+        killed = draw.sample(ranks.processes, 1 if which == "one" else n_ranks)
         in_time = all(process.is_alive() for process in ranks.processes)
         for process in killed:
             process.kill()
         statuses = ranks.wait()
         assert all(status in (0, 2, -9) for status in statuses), ranks.printed()[-3000:]
-        for checkpoint in list_checkpoints(run / "checkpoints"):
+        checkpoints = list_checkpoints(run / "checkpoints")
+        for checkpoint in checkpoints:
             verify_checksums(checkpoint)
+        print(f"{'killed' if in_time else 'done'}, {len(checkpoints)} checkpoints, all whole")
         if in_time:
             n_kills += 1
         if (run / "sae_weights.safetensors").is_file():  # it was done: from the start
