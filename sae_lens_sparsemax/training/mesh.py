@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from sae_lens_sparsemax.sae.config import ARCHITECTURE
 from sae_lens_sparsemax.settings.sentences import must_be, shown
 from sae_lens_sparsemax.training.processes import gathered, is_first, join, local_rank, together
+from sae_lens_sparsemax.training.ranks_failures import one_failure_ends_all
 
 DIMENSIONS = ("data", "concepts")
 _DEVICES = ("device", "model_device", "llm_device", "act_store_device")
@@ -115,18 +116,19 @@ def across_ranks(make: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(make)
     def init(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
         has_others = join()
-        settings = gathered(_settings(cfg)) if has_others else []
-        with together():
-            _check(cfg, settings)
-        self.ranks = _ranks_of(cfg) if has_others else None
-        if self.ranks is None:
-            make(self, cfg, *args, **kwargs)
-            return
-        with together(), self.ranks.mesh:  # inside which an SAE is made of the own concepts alone
-            make(self, on_own_device(cfg), *args, **kwargs)
-            _require_shardable(self.sae.cfg, parallel_of(cfg))
-        self.sae.shard(self.ranks.mesh)
-        torch.manual_seed(self.ranks.seed(cfg.seed))
+        with one_failure_ends_all("with the same command", is_agreed=True):
+            settings = gathered(_settings(cfg)) if has_others else []
+            with together():
+                _check(cfg, settings)
+            self.ranks = _ranks_of(cfg) if has_others else None
+            if self.ranks is None:
+                make(self, cfg, *args, **kwargs)
+                return
+            with together(), self.ranks.mesh:  # inside which an SAE is made of the own concepts alone
+                make(self, on_own_device(cfg), *args, **kwargs)
+                _require_shardable(self.sae.cfg, parallel_of(cfg))
+            self.sae.shard(self.ranks.mesh)
+            torch.manual_seed(self.ranks.seed(cfg.seed))
 
     return init
 

@@ -11,7 +11,7 @@ from torch.distributed import distributed_c10d
 
 
 @contextmanager
-def one_failure_ends_all(anew: str) -> Iterator[None]:
+def one_failure_ends_all(anew: str, is_agreed: bool = False) -> Iterator[None]:
     """Inside the block the ranks of a run work together, and the first one to leave it with an error ends the run.
 
     In one process, nothing but the block. Blocks may not be nested.
@@ -21,6 +21,7 @@ def one_failure_ends_all(anew: str) -> Iterator[None]:
 
     Args:
         anew: how to start the run again, to end a sentence with.
+        is_agreed: all ranks leave the block with whatever else one leaves it with, and can go on together.
 
     Raises:
         ValueError: another rank has ended without a word, as with kill -9; said by the first to notice.
@@ -31,7 +32,7 @@ def one_failure_ends_all(anew: str) -> Iterator[None]:
     except InterruptedException:  # agreed on, see `ranks_batches.py`
         raise
     except Exception as error:
-        if not dist.is_initialized():
+        if not dist.is_initialized() or (is_agreed and not _is_of_a_connection(error)):
             raise
         size, is_first = dist.get_world_size(), _is_first_to_fail()
         _let_the_others_notice()

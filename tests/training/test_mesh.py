@@ -40,12 +40,12 @@ TEXT = {"model_name": "m", "hook_name": "h", "dataset_path": "d", "n_batches_in_
 def test_the_settings_are_a_group_of_every_run_that_can_be_shared(tmp_path):
     text = config_from_values({**TEXT, "parallel": {"data": 2, "concepts": 4}}).config
     assert text.parallel == ParallelConfig(2, 4) and text.parallel.size == 8
-    assert text.to_dict()["parallel"] == {"data": 2, "concepts": 4}
+    assert text.to_dict()["parallel"] == {"data": 2, "concepts": 4, "async_checkpoints": False}
     tiny_training.make_files(tmp_path)
     images = tiny_training.config(tmp_path, parallel=ParallelConfig(concepts=2))
     assert type(images).from_dict(json.loads(json.dumps(images.to_dict()))).parallel == ParallelConfig(1, 2)
     assert config_from_values(TEXT).config.parallel.size == 1
-    for word in ("--parallel.data N", "--parallel.concepts N"):
+    for word in ("--parallel.data N", "--parallel.concepts N", "--parallel.async_checkpoints"):
         assert word in settings_help(settings_of("quickstart"))
 
 
