@@ -16,8 +16,9 @@ EPILOG = """\
 examples:
   sparsemax-sae app output/quickstart
   sparsemax-sae app output/mini_clip_cifar10 --words classes.txt
+  sparsemax-sae app user/repository:sae_id --pages output/explore
 
-The page is served to browsers on this machine alone, until Ctrl-C.
+It shows what explore wrote of the SAE, where that has run, to browsers on this machine alone, until Ctrl-C.
 """
 
 

@@ -46,7 +46,8 @@ Run next:
 
 
 _HELD_OUT = {"text": "text", "vision": "drawings"}
+_LOOK = "  sparsemax-sae explore {folder}\n  sparsemax-sae app {folder}"
 _NEXT = {
-    "text": "  sparsemax-sae evaluate {folder} --dataset_split validation\n  sparsemax-sae explore {folder}",
-    "vision": "  sparsemax-sae train vision/clip_vit_b16_sparsemax --dry_run",
+    "text": "  sparsemax-sae evaluate {folder} --dataset_split validation\n" + _LOOK,
+    "vision": _LOOK + "\n  sparsemax-sae train vision/clip_vit_b16_sparsemax --dry_run",
 }

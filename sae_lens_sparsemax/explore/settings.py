@@ -43,6 +43,9 @@ class AppSettings(ModelSettings):
     model_class_name: str | None = None
     """HookedTransformer, HookedMamba, AutoModelForCausalLM or TransformerBridge; for images, HookedViT."""
     words: str | None = None
-    """Text file with the classes for CLIP to choose from, one a line; None for the names that the package carries."""
+    """Text file with the classes for CLIP to choose from, one a line; None for those of the SAE's data, if they are
+    known, or else the names that the package carries."""
+    pages: str | None = None
+    """Folder that `explore` wrote of this SAE; None for `explore` in its own folder, if it is there."""
     port: int = 7860
     """Port on this machine; 0 for any."""

@@ -100,6 +100,7 @@ def steered_text(
     max_new_tokens: int = 40,
     temperature: float = 0.0,
     seed: int = 0,
+    before_each: Callable[[], None] = lambda: None,
 ) -> SteeredText:
     """Let a model go on with a text without and with concepts changed, at every token of the text and of what follows.
 
@@ -113,6 +114,7 @@ def steered_text(
         max_new_tokens: at most; a text ends earlier where the model says so.
         temperature: of the sampling; 0 takes the likeliest token each time.
         seed: of the sampling.
+        before_each: called before each token; what it raises ends the work.
 
     Raises:
         ValueError: an argument is out of its range, the text does not fit into the model's context, the model does not
@@ -140,6 +142,7 @@ def steered_text(
 
     next_logits = _continued(at_hook.model)
     for _ in range(max_new_tokens):
+        before_each()
         mask = at_hook.is_read(tokens)
         mask[0] = False  # the first text is the one without
         logits = next_logits(tokens, lambda new, mask=mask: at_hook.hooks(counted, mask[:, -new:]))

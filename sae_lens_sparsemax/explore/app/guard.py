@@ -12,12 +12,15 @@ from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HOST = "127.0.0.1"
+ENDED = "sparsemax_sae.ended"
+"""In the scope of a request, once its client sends no more: a browser that has given up, most often."""
 _SECONDS_FOR_HEAD = 10
 _SECONDS_AFTER_ANSWER = 5
 _MOST_CONNECTIONS = 500
-_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+PAGES = "/pages/"
+"""Where the app has the pages that `explore` wrote."""
+_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 _HEADERS = {
-    "Content-Security-Policy": _POLICY,
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -55,7 +58,10 @@ class Guarded:
 
         async def say(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+                # plotly, in the pages alone, brings styles of its own.
+                styles = "; style-src 'self' 'unsafe-inline'" if scope["path"].startswith(PAGES) else ""
+                headers = {"Content-Security-Policy": _POLICY + styles, **_HEADERS}
+                own = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
                 message = {**message, "headers": [*message["headers"], *own]}
             elif not message.get("more_body", False) and not all_read:
                 await send({**message, "more_body": True})
@@ -97,6 +103,7 @@ class Protocol(H11Protocol):
         answering = self.cycle is not None and not self.cycle.response_complete
         if answering and not self.cycle.more_body:
             self.cycle.keep_alive = False  # whoever has asked may still read
+            self.cycle.scope[ENDED] = True  # type: ignore[typeddict-unknown-key]  one of ours
             return True
         if answering or self.conn.trailing_data[0]:
             self._refuse(HTTPStatus.BAD_REQUEST, "The request ended too early.")

@@ -1,12 +1,13 @@
 """What the page asks for, computed: the concepts of an image or a text, and what switching some of them changes.
 
 Every question carries its whole input, so a session keeps no state between them and any number of windows may ask.
-Concepts have the labels that the SAE's folder holds, a person's, proposed or of its pages (see `explore.labels`).
+Concepts have the labels that the SAE's folder holds, a person's, proposed or of its pages (see `explore.labels`);
+what the page begins with is in `opening`.
 """
 
 import base64
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,16 +17,28 @@ from sae_lens import SAE
 from sae_lens_sparsemax.data.class_names import known_words, read_words, shipped_words
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
+from sae_lens_sparsemax.explore.app.opening import (
+    Given,
+    as_opening,
+    checked_classes,
+    known_classes,
+    open_pages,
+    opening_images,
+    opening_texts,
+    shown_labels,
+    templates_of,
+)
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
-from sae_lens_sparsemax.explore.labels import labels_of, shown_label
+from sae_lens_sparsemax.explore.explored import Explored
 from sae_lens_sparsemax.explore.settings import AppSettings
-from sae_lens_sparsemax.explore.steering import class_probabilities, next_token_probabilities
+from sae_lens_sparsemax.explore.steering import class_probabilities, next_token_probabilities, steered_text
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of, top_concepts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import predicts_next_tokens
 from sae_lens_sparsemax.models.splice import Change, change_concepts
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, VisionAtHook, open_vision
+from sae_lens_sparsemax.settings.sentences import must_be
 
 _N_CONCEPTS = 12
 _N_OUTCOMES = 8
@@ -42,17 +55,29 @@ class Session(Protocol):
 
     most_bytes: int
     """Largest question, as JSON."""
+    pages: Explored | None
+    """What `explore` wrote of the SAE."""
 
-    def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What the page begins with, as JSON values: `examples` (`name`, `given`), `classes` of images, `n_classes` (0
+        for a model that does not classify), and `steers`: whether it goes on with a text."""
+        ...
+
+    def inspect(
+        self, given: str, position: int | None, changes: Mapping[int, Change], classes: list[str] | None = None
+    ) -> dict[str, Any]:
         """Concepts of an input at a position, and the model's outcomes with and without the changes, as JSON values.
 
         Args:
             given: a text, or an image file in base64.
             position: patch or token; None for the image as a whole, or the last token.
             changes: from concept to change, at every token.
+            classes: what an image may show; None for those that the page begins with.
 
         Returns:
             `position`, `d_sae`, `n_active`, `spikes` (concept and activation of all that are active at the position),
+            `peaks` (concept and largest activation of all that are active anywhere),
             `concepts` (`concept`, `label`: what it is about, "" if nothing says, `act`, `pass`: which selected it,
             None where it is not active or the SAE has but one, and `places`: activation at each patch or token; the top
             ones, and those changed), `outcomes`
@@ -65,6 +90,14 @@ class Session(Protocol):
         """
         ...
 
+    def steer(self, given: str, changes: Mapping[int, Change], **sampling: Any) -> dict[str, Any]:
+        """How a text goes on without and with the changes; see `steering.steered_text`.
+
+        Raises:
+            ValueError: an argument is out of its range, or the model does not go on with texts.
+        """
+        ...
+
 
 class ImageSession:
     """An SAE on a vision model; outcomes are CLIP's scores of `words`, if the model has a text tower."""
@@ -73,15 +106,44 @@ class ImageSession:
     most_bytes = 32 * 2**20
 
     def __init__(
-        self, model: HookedViT, sae: SAE[Any], words: list[str] | None = None, labels: Mapping[int, str] | None = None
+        self,
+        model: HookedViT,
+        sae: SAE[Any],
+        words: list[str] | None = None,
+        labels: Mapping[int, str] | None = None,
+        pages: Explored | None = None,
+        *,
+        templates: list[str] | None = None,
+        examples: Sequence[Given] = (),
     ):
-        self.model, self.sae, self.words, self.labels = model, sae, words or [], labels or {}
+        self.model, self.sae, self.words, self.labels, self.pages = model, sae, words or [], labels or {}, pages
         self.at_hook = VisionAtHook(model, hook_name_of(sae), sae.cfg.metadata.tokens or "all")
-        self.word_embeds = embed_words(model, self.words) if self.words else None
+        self.examples = examples
+        self._embed = lru_cache(maxsize=8)(lambda classes: embed_words(model, list(classes), templates))
+        self.word_embeds = self._embed(tuple(self.words)) if self.words else None
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """See `Session`."""
+        return as_opening(self.examples, self.words)
+
+    def _classes(self, classes: list[str] | None) -> tuple[list[str], torch.Tensor | None]:
+        """Names and embeddings of the classes that an image may show."""
+        if classes is None or self.word_embeds is None:
+            return self.words, self.word_embeds
+        classes = checked_classes(self.model.tokenizer, classes)
+        return classes, self._embed(tuple(classes))
+
+    def steer(self, given: str, changes: Mapping[int, Change], **sampling: Any) -> dict[str, Any]:  # noqa: ARG002
+        """See `Session`."""
+        raise ValueError("A model that sees images goes on with no text; its classes say what a change does.")
 
     @torch.no_grad()
-    def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
+    def inspect(
+        self, given: str, position: int | None, changes: Mapping[int, Change], classes: list[str] | None = None
+    ) -> dict[str, Any]:
         """See `Session`."""
+        words, word_embeds = self._classes(classes)
         edit, image = change_concepts(self.sae, changes), _image(given)
         found = concepts_of_image(self.model, self.sae, image)
         geometry = found.geometry
@@ -100,10 +162,11 @@ class ImageSession:
             "grid": geometry.grid if geometry else None,
             "outcomes": None,
         }
-        if self.word_embeds is not None:
+        answer["peaks"] = _spikes(found.feature_acts.abs().amax(0))
+        if word_embeds is not None:
             pixels = self.model.preprocess(image)
-            scores = class_probabilities(self.at_hook, pixels, self.word_embeds, edit if changes else None)
-            answer["outcomes"] = _outcomes(*scores, lambda indices: [self.words[i] for i in indices])
+            scores = class_probabilities(self.at_hook, pixels, word_embeds, edit if changes else None)
+            answer["outcomes"] = _outcomes(*scores, lambda indices: [words[i] for i in indices])
         return answer
 
 
@@ -113,14 +176,29 @@ class TextSession:
     kind: Literal["text"] = "text"
     most_bytes = 2**20
 
-    def __init__(self, model: Any, sae: SAE[Any], labels: Mapping[int, str] | None = None):
-        self.model, self.sae, self.labels = model, sae, labels or {}
+    def __init__(
+        self, model: Any, sae: SAE[Any], labels: Mapping[int, str] | None = None, pages: Explored | None = None
+    ):
+        self.model, self.sae, self.labels, self.pages = model, sae, labels or {}, pages
         self.at_hook = text_at_hook(model, sae)
         self.has_outcomes = predicts_next_tokens(model)
 
-    @torch.no_grad()
-    def inspect(self, given: str, position: int | None, changes: Mapping[int, Change]) -> dict[str, Any]:
+    @property
+    def opening(self) -> dict[str, Any]:
         """See `Session`."""
+        return as_opening(opening_texts(self.at_hook), steers=self.has_outcomes)
+
+    def steer(self, given: str, changes: Mapping[int, Change], **sampling: Any) -> dict[str, Any]:
+        """See `Session`."""
+        return steered_text(self.at_hook, given, changes, **sampling)._asdict()
+
+    @torch.no_grad()
+    def inspect(
+        self, given: str, position: int | None, changes: Mapping[int, Change], classes: list[str] | None = None
+    ) -> dict[str, Any]:
+        """See `Session`."""
+        if classes is not None:
+            raise must_be("classes", "left out, as a language model chooses among its tokens", classes)
         edit, found = change_concepts(self.sae, changes), concepts_of_text(self.model, self.sae, given)
         n_tokens = len(found.tokens)
         position = n_tokens - 1 if position is None else position
@@ -130,6 +208,7 @@ class TextSession:
         answer = _concepts(found.feature_acts[position], found.feature_acts, changes, passes, self.labels)
         left_out = [next((why for why, mask in found.left_out.items() if mask[i]), None) for i in range(n_tokens)]
         answer |= {"position": position, "tokens": found.tokens, "left_out": left_out, "outcomes": None}
+        answer["peaks"] = _spikes(found.feature_acts.abs().amax(0))
         if not self.has_outcomes:
             return answer
         next_tokens = next_token_probabilities(
@@ -156,30 +235,34 @@ def open_session(source: str, settings: AppSettings | None = None) -> Session:
 
     Args:
         source: folder of an SAE, or `user/repository:id` on the hub.
-        settings: what replaces the model in the SAE's metadata, and the words for CLIP to choose from.
+        settings: what replaces the model in the SAE's metadata, the words for CLIP to choose from, and the pages.
 
     Raises:
-        ValueError: the SAE or the model cannot be loaded or do not fit, or there are words for a model without any use
-            for them.
+        ValueError: the SAE, the model or the pages cannot be loaded or do not fit, or there are words for a model
+            without any use for them.
     """
     settings = settings or AppSettings()
-    words, device = settings.words, settings.device
+    device = settings.device
     sae = load_sae(source, device)
-    folder = Path(source).expanduser()
-    labels = {c: shown_label(label) for c, label in labels_of(folder).items()} if folder.is_dir() else {}
     meta = sae.cfg.metadata
+    pages = open_pages(source, sae, settings.pages)
+    labels = shown_labels(source, pages)
     model_class_name = settings.model_class_name or meta.model_class_name
     if model_class_name != VISION_MODEL_CLASS:
-        if words is not None:
+        if settings.words is not None:
             raise ValueError("Words are for CLIP to choose from; a language model chooses among its tokens.")
-        return TextSession(open_text(sae, settings.model_name, model_class_name, device=device).model, sae, labels)
+        at_hook = open_text(sae, settings.model_name, model_class_name, device=device)
+        return TextSession(at_hook.model, sae, labels, pages)
     name = settings.model_name or meta.model_name
     vit = open_vision(sae, name, device=device).model
+    examples = opening_images(sae, pages)
     if vit.tokenizer is None:
-        if words is not None:
+        if settings.words is not None:
             raise ValueError(f"Words need a model with a text tower and its tokenizer; {name!r} has none.")
-        return ImageSession(vit, sae, labels=labels)
-    return ImageSession(vit, sae, known_words(vit.tokenizer, read_words(words) if words else shipped_words()), labels)
+        return ImageSession(vit, sae, labels=labels, pages=pages, examples=examples)
+    words = read_words(settings.words) if settings.words else known_classes(sae, pages) or shipped_words()
+    known = known_words(vit.tokenizer, words)
+    return ImageSession(vit, sae, known, labels, pages, templates=templates_of(name), examples=examples)
 
 
 def _first_passes(first_passes: torch.Tensor | None, token: int | None) -> dict[int, int]:
@@ -202,11 +285,11 @@ def _concepts(
 ) -> dict[str, Any]:
     """Active concepts at a position, and where else in the input the top ones and the changed ones are."""
     shown = list(dict.fromkeys([*top_concepts(acts, _N_CONCEPTS), *(c for c in changes if 0 <= c < len(acts))]))
-    active = acts.nonzero().flatten()
+    spikes = _spikes(acts)
     return {
         "d_sae": len(acts),
-        "n_active": len(active),
-        "spikes": [[int(concept), float(acts[concept])] for concept in active],
+        "n_active": len(spikes),
+        "spikes": spikes,
         "concepts": [
             {
                 "concept": concept,
@@ -218,6 +301,12 @@ def _concepts(
             for concept in shown
         ],
     }
+
+
+def _spikes(acts: torch.Tensor) -> list[tuple[int, float]]:
+    """Concepts that are active, and how strongly."""
+    active = acts.nonzero().flatten()
+    return list(zip(active.tolist(), acts[active].tolist(), strict=True))
 
 
 def _outcomes(before: torch.Tensor, after: torch.Tensor, labels_of: Any) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ MANIFEST = "explore"
 """The script with what all pages know, by which a folder is known to be one of these."""
 PLOTLY = "plotly.min.js"
 """Loaded by pages with charts to zoom into, after all else; those of single concepts do without its megabytes."""
-_SHARED = ("charts", "levels", "pictures", "texts", "cards")
+SHARED = ("charts", "levels", "pictures", "texts", "cards")
+"""Scripts of all pages, and of the app, besides `base` and `core`."""
 _PAGES = {
     "index": ("Concepts", ("plots", "notes", "search", "table")),
     "map": ("Map", ("plots",)),
@@ -42,7 +43,7 @@ def write_pages(folder: Path) -> None:
             (folder / "assets" / asset.name).write_bytes(asset.read_bytes())
     (folder / "assets" / PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
     for page, (title, needs) in _PAGES.items():
-        tags = "\n".join(f'<script src="assets/{name}.js"></script>' for name in (*_SHARED, *needs, page))
+        tags = "\n".join(f'<script src="assets/{name}.js"></script>' for name in (*SHARED, *needs, page))
         values = {"title": html.escape(title), "page": page, "scripts": tags}
         text = template
         for name, value in values.items():

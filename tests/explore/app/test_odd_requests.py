@@ -112,9 +112,9 @@ def test_more_questions_than_can_wait_are_refused(serving, monkeypatch):
     go_on, running = threading.Event(), []
 
     class Slow:
-        kind, most_bytes = "text", 1_000
+        kind, most_bytes, opening, pages = "text", 1_000, {}, None
 
-        def inspect(self, given, position, changes):
+        def inspect(self, given, position, changes, classes):
             running.append(given)
             assert len(running) == 1  # one at a time
             go_on.wait(30)

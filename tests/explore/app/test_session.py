@@ -6,12 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession
+from sae_lens_sparsemax.data.drawings import CLASSES
+from sae_lens_sparsemax.data.image_loader import decode_image
+from sae_lens_sparsemax.data.quickstart import QUICKSTART
+from sae_lens_sparsemax.explore.app.opening import known_classes, open_pages, opening_images, shown_labels
+from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession, open_session
 from sae_lens_sparsemax.explore.app.session import _first_passes as first_of
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.splice import Change
-from tests.support.sites import BRIGHT, DEAD, save_text_sae
+from tests.support.sites import BRIGHT, DEAD, HOSTILE_CLASS, save_text_sae
 from tests.support.small_sae import small_sae
 
 
@@ -63,6 +67,9 @@ def test_next_tokens_change_with_a_concept(language_model_and_sae):
     session = TextSession(*language_model_and_sae, labels={c: f"label {c}" for c in range(96)})
     plain = session.inspect("The river of stone", None, {})
     assert all(each["label"] == f"label {each['concept']}" for each in plain["concepts"])
+    assert all(len(session.at_hook.tokens(each["given"])) <= 128 for each in session.opening["examples"])
+    with pytest.raises(ValueError, match="classes must be left out"):
+        session.inspect("The river", None, {}, ["a"])
     assert plain["position"] == len(plain["tokens"]) - 1 and len(plain["outcomes"]) == 8
     model, _ = language_model_and_sae
     logits = model(model.to_tokens("The river of stone"), return_type="logits")[0, -1]
@@ -122,3 +129,47 @@ def test_what_is_no_input_is_refused(image_session, language_model_and_sae):
         text.inspect(" ", None, {})
     with pytest.raises(ValueError, match="no token 99"):
         text.inspect("The river", 99, {})
+
+
+def test_the_quickstart_clip_opens_with_a_drawing_and_the_classes_that_it_knows(tmp_path):
+    sae = small_sae(d_in=96, d_sae=32)
+    sae.cfg.metadata.model_name, sae.cfg.metadata.model_class_name = QUICKSTART, "HookedViT"
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.tokens = "blocks.2.hook_resid_post", "all"
+    sae.save_model(tmp_path / "sae")
+    session = open_session(str(tmp_path / "sae"))
+    opening = session.opening
+    assert opening["classes"] == CLASSES and opening["n_classes"] == 64 and not opening["steers"]
+    given = opening["examples"][0]["given"]
+    answer = session.inspect(given, None, {})
+    assert answer["outcomes"][0]["label"] == "red moon" and answer["outcomes"][0]["before"] > 0.9
+    assert {concept for concept, _ in answer["spikes"]} <= {concept for concept, _ in answer["peaks"]}
+    mine = session.inspect(given, None, {}, [" red moon", "blue heart", "", "red moon"])["outcomes"]
+    assert [each["label"] for each in mine] == ["red moon", "blue heart"]
+    for wrong in ([], ["red moon", "qwerty"], ["red " * 50], [f"red {n}" for n in range(201)]):
+        with pytest.raises(ValueError, match="class.* must be"):
+            session.inspect(given, None, {}, wrong)
+    with pytest.raises(ValueError, match="goes on with no text"):
+        session.steer("a", {})
+
+
+def test_pages_are_those_of_the_sae(text_world, text_pages, image_world, image_pages, tmp_path):
+    source = str(text_world / "sae")
+    pages = open_pages(source, load_sae(source), str(text_pages))
+    assert pages is not None and pages.number == 0
+    (text_world / "sae" / "labels.csv").write_text("concept,label\n3,mine\n")
+    try:
+        assert shown_labels(source, pages) == {**pages.labels(), 3: "mine"}
+    finally:
+        (text_world / "sae" / "labels.csv").unlink()
+    assert open_pages(source, load_sae(source), None) is None
+    other = load_sae(str(image_world / "other"))
+    found = open_pages(str(image_world / "other"), other, str(image_pages))
+    assert found is not None and found.number == 1
+    assert known_classes(other, found) == known_classes(other, None) == ["wide", HOSTILE_CLASS]
+    assert all(
+        decode_image({"bytes": base64.b64decode(each.given), "path": None}) for each in opening_images(other, found)
+    )
+    assert len(opening_images(other, None)) == 3
+    for folder in (str(text_pages), str(tmp_path)):
+        with pytest.raises(ValueError, match="pages must be a folder that explore wrote"):
+            open_pages(str(image_world / "other"), other, folder)

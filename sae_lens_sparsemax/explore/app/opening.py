@@ -1,0 +1,166 @@
+"""What the app opens with: pages of the SAE, examples in place, and the classes that its model has learnt."""
+
+import base64
+import io
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from sae_lens import SAE
+
+from sae_lens_sparsemax.data.class_names import known_words
+from sae_lens_sparsemax.data.drawings import CAPTION, CLASSES, drawing
+from sae_lens_sparsemax.data.image_loader import decode_image
+from sae_lens_sparsemax.data.images import class_names_of, image_column_of, label_column_of, load_image_dataset
+from sae_lens_sparsemax.data.loading import is_local
+from sae_lens_sparsemax.data.quickstart import QUICKSTART
+from sae_lens_sparsemax.explore.explored import Explored, find_explored
+from sae_lens_sparsemax.explore.labels import labels_of, shown_label
+from sae_lens_sparsemax.models.at_hook import TextAtHook
+from sae_lens_sparsemax.settings.sentences import must_be
+
+logger = logging.getLogger(__name__)
+MOST_CLASSES = 200
+"""That a person lists."""
+_LONGEST_CLASS = 100
+_TEXTS = (
+    "The Congress of the United States shall have power to",
+    "She put the letter back into its envelope and looked out at the",
+)
+_N_IMAGES = 3
+_DRAWINGS = (7, 12, 46)  # a red moon, an orange cross, a blue heart
+_SIDE = 448
+
+
+class Given(NamedTuple):
+    """An input, as `Session.inspect` takes it, and what to call it."""
+
+    name: str
+    given: str
+
+
+def as_opening(examples: Sequence[Given], classes: Sequence[str] = (), *, steers: bool = False) -> dict[str, Any]:
+    """See `Session.opening`; a list of classes too long to edit is told by its length alone."""
+    return {
+        "examples": [each._asdict() for each in examples],
+        "classes": list(classes) if len(classes) <= MOST_CLASSES else [],
+        "n_classes": len(classes),
+        "steers": steers,
+    }
+
+
+def open_pages(source: str, sae: SAE[Any], folder: str | None) -> Explored | None:
+    """The pages of an SAE, in the folder given or in its own.
+
+    Returns:
+        None where there are none, or those in its own folder are of another SAE.
+
+    Raises:
+        ValueError: the folder given holds no pages, or none of this SAE; or pages are damaged.
+    """
+    found = find_explored(folder or source)
+    if found is None:
+        if folder is not None:
+            raise must_be("pages", "a folder that explore wrote", folder)
+        return None
+    norms = sae.W_dec.detach().float().norm(dim=-1).cpu()
+    for number in range(len(found.site["saes"])):
+        pages = Explored(found.folder, number)
+        told = torch.tensor([norm or 0.0 for norm in pages.table["norm"]])
+        if told.shape == norms.shape and torch.allclose(told, norms, rtol=2e-3, atol=1e-6):
+            return pages
+    if folder is not None:
+        raise must_be("pages", "a folder that explore wrote of this SAE", folder)
+    logger.warning("The pages in %s are of another SAE and are not shown; run explore again.", found.folder)
+    return None
+
+
+def shown_labels(source: str, pages: Explored | None) -> dict[int, str]:
+    """What is known of each concept, from the SAE's folder and from its pages."""
+    folder = Path(source).expanduser()
+    here = labels_of(folder) if folder.is_dir() else {}
+    said = {c: shown_label(label) for c, label in here.items() if label.by != "explore"}
+    guessed = {} if pages is None else {c: text for c, text in enumerate(pages.table["label"]) if text}
+    return guessed | said
+
+
+def opening_texts(at_hook: TextAtHook) -> list[Given]:
+    """Texts to begin with, as far as they fit into the contexts that the SAE was trained on."""
+    room = at_hook.sae.cfg.metadata.context_size
+    fitting = [text for text in _TEXTS if not room or len(at_hook.tokens(text)) <= room]
+    return [Given(text, text) for text in fitting or [_TEXTS[0].split()[0]]]
+
+
+def opening_images(sae: SAE[Any], pages: Explored | None) -> list[Given]:
+    """Images to begin with: those of the pages, or of the training if they are at hand, or drawings."""
+    if pages is not None and pages.site["kind"] == "image":
+        names = [f"{number}.jpg" for number in pages.site["showcase"][:_N_IMAGES]]
+        return [Given(name, _base64((pages.folder / "images" / name).read_bytes())) for name in names]
+    images, _ = _of_training(sae)
+    given = []
+    for number, image in enumerate(images or [drawing("validation", number)[0] for number in _DRAWINGS]):
+        image.thumbnail((_SIDE, _SIDE))
+        given.append(Given(f"example {number + 1}", _png(image)))
+    return given
+
+
+def known_classes(sae: SAE[Any], pages: Explored | None) -> list[str]:
+    """The classes of the images that an SAE was explored or trained on; none where those are not at hand."""
+    if pages is not None and pages.site["classes"]:
+        return pages.site["classes"]
+    if QUICKSTART in (sae.cfg.metadata.model_name, sae.cfg.metadata.dataset_path):
+        return CLASSES
+    return _of_training(sae)[1]
+
+
+def checked_classes(tokenizer: Any, classes: list[str]) -> list[str]:
+    """The classes that a person lists, each once.
+
+    Raises:
+        ValueError: they are too many or too long, or the model does not know one of them.
+    """
+    classes = list(dict.fromkeys(name.strip() for name in classes if name.strip()))
+    if not 1 <= len(classes) <= MOST_CLASSES:
+        raise must_be("classes", f"from 1 to {MOST_CLASSES} names", len(classes))
+    if (long := next((name for name in classes if len(name) > _LONGEST_CLASS), None)) is not None:
+        raise must_be("a class", f"at most {_LONGEST_CLASS} characters", long)
+    known = set(known_words(tokenizer, classes))
+    if unknown := [name for name in classes if name not in known]:
+        raise must_be("classes", "words that the model's tokenizer knows", unknown[0])
+    return classes
+
+
+def templates_of(model_name: str) -> list[str] | None:
+    """The words around a class that the package's own model has learnt; None for those that others take."""
+    return [CAPTION] if model_name == QUICKSTART else None
+
+
+def _of_training(sae: SAE[Any]) -> tuple[list[Image.Image], list[str]]:
+    """Images and classes of what an SAE was trained on, if it is on this machine: to open the app takes no network."""
+    meta = sae.cfg.metadata
+    path = meta.dataset_path
+    if not path or path == QUICKSTART or not is_local(path):
+        return [], []
+    try:
+        split, config = meta.dataset_split or "train", meta.dataset_config
+        data = load_image_dataset(path, split=split, config=config, image_column=meta.image_column, streaming=True)
+        column, labels = meta.image_column or image_column_of(data), label_column_of(data)
+        images = [decode_image(row[column]) for row in itertools.islice(data, _N_IMAGES)]
+        return images, [] if labels is None else class_names_of(data, labels)
+    except ValueError as error:
+        logger.info("The app opens with drawings, as the images of the training cannot be read: %s", error)
+        return [], []
+
+
+def _png(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return _base64(file.getvalue())
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
