@@ -61,7 +61,7 @@ async function ask() {
 /** Inputs that nobody has looked at yet are asked about once, so that what all share is known. */
 async function askOthers() {
   for (const input of [...state.inputs]) {
-    if (input.peaks) continue;
+    if (input.peaks || input === state.input) continue;
     try {
       input.peaks = new Map((await post("/api/inspect", { given: input.given })).peaks);
     } catch {
