@@ -28,6 +28,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+# Modules of few tests that take long, as they start processes and browsers: begun first, or one of them runs on alone.
+LONG = ("trials", "training", "explore", "evaluation", "cli", "compare", "sae/test_sharding", "hosts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Modules are handed out in the order of `pytest_collection_modifyitems`, not by how many tests they have."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first; nothing else changes places."""
+    places = [f"tests/{name}" for name in LONG]
+    items.sort(key=lambda item: next((i for i, place in enumerate(places) if item.nodeid.startswith(place)), len(LONG)))
+
+
 def pytest_collectstart() -> None:
     """Where no GPU is at hand, Triton's kernels run in its interpreter; it reads the variable when first imported.
 

@@ -102,7 +102,10 @@ def travelling(cfg, folder: Path) -> None:
         (folder / "found").write_text(json.dumps(found))
 
 
-@pytest.mark.parametrize("look", [{}, {"passes": 1, "refinements": 0, "activation_floor": 0.0}], ids=["default", "one"])
+ONE_LOOK = {"passes": 1, "refinements": 0, "activation_floor": 0.0}
+
+
+@pytest.mark.parametrize("look", [{}, pytest.param(ONE_LOOK, marks=pytest.mark.slow)], ids=["default", "one"])
 def test_a_step_sends_what_was_counted(tmp_path, look):
     cfg = config(1, 2, **look)
     ranks = StartedRanks(2, tmp_path / "printed", travelling, cfg, tmp_path)

@@ -23,7 +23,7 @@ from tests.support.fresh_processes import FRESH, print_to
 from tests.trials.test_damaged_files import same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-N_KILLS = int(os.environ.get("TRIAL_KILLS", "3"))
+N_KILLS = int(os.environ.get("TRIAL_KILLS", "2"))
 
 COMMON = ["--training_tokens", "6144", "--train_batch_size_tokens", "256", "--n_checkpoints", "6"]
 COMMON += ["--sae.d_sae", "64", "--sae.target_l0", "8"]
