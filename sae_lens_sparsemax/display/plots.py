@@ -62,6 +62,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
+def legend(axes: Axes, frameon: bool = True) -> None:
+    """A legend where it hides least. By name, for matplotlib warns of its own choice where a busy machine is slow."""
+    axes.legend(loc="best", frameon=frameon, fontsize=SMALL)
+
+
 def style(
     axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "", *, grid: Literal["x", "y", "both"] | None = None
 ) -> None:
@@ -123,7 +128,7 @@ def draw_l0_histogram(axes: Axes, counts: Sequence[int] | np.ndarray, title: str
     style(axes, title, f"L0  ({seen})", f"share of {unit}", grid="y")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=SMALL)
+    legend(axes, frameon=False)
 
 
 def concept_label(concept: int, names: Mapping[int, str] | None = None) -> str:

@@ -27,8 +27,8 @@ from sae_lens_sparsemax.display.plots import (
     BLUE,
     PALE_BLUE,
     QUIET,
-    SMALL,
     draw_l0_histogram,
+    legend,
     log_scale,
     panels,
     save_figure,
@@ -278,7 +278,7 @@ def _draw_panel(axes: Axes, panel: _Panel, lines: list[dict[str, Any]]) -> None:
     elif panel.from_zero:
         axes.set_ylim(bottom=0.0)
     if axes.get_legend_handles_labels()[1] != ["mean"]:
-        axes.legend(frameon=False, fontsize=SMALL)
+        legend(axes, frameon=False)
 
 
 def _spans_decades(values: np.ndarray) -> bool:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from sae_lens_sparsemax.display.plots import (
     INK,
     QUIET,
-    SMALL,
     draw_l0_histogram,
+    legend,
     log_scale,
     panels,
     save_figure,
@@ -89,7 +89,7 @@ def probing_auc(probes: Mapping[str, Any]) -> Figure:
         log_scale(axes, "x")
         axes.set_xticks(sorted({e["k"] for task in tasks for e in task["sparse"]}))
         style(axes, f"{name}; dotted: raw activations", "concepts, k", "AUC of the probe", grid="both")
-        axes.legend(fontsize=SMALL)
+        legend(axes)
     return figure
 
 
@@ -112,4 +112,4 @@ def _draw_mask(axes: Axes, zero_shot: Mapping[str, Any], mask: str) -> None:
     axes.set_ylim(bottom=0)
     whose = "true" if mask == "oracle" else "predicted"
     style(axes, f"mask of the {whose} class", "concepts per class, n", "accuracy, %", grid="both")
-    axes.legend(fontsize=SMALL)
+    legend(axes)
