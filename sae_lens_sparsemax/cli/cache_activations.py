@@ -17,7 +17,7 @@ example:
   sparsemax-sae cache-activations vision/mini_clip_cifar10 \\
       --cached_activations_path activations/mini_clip --cached_activations_dtype float16
   sparsemax-sae train vision/mini_clip_cifar10 --cached_activations_path activations/mini_clip
-  torchrun --nproc-per-node 8 -m sae_lens_sparsemax cache-activations gpt2_1m_concepts_8_gpus \
+  torchrun --nproc-per-node 8 -m sae_lens_sparsemax cache-activations gpt2_1m_concepts_8_gpus \\
       --cached_activations_path activations/gpt2 --device cuda
 
 Each image, or context of text, is stored once: as many as 'training_tokens' needs, or all there are. The size is

@@ -1,7 +1,7 @@
 """Which concepts to look at first, and where they lie beside each other on a map."""
 
 import importlib.util
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -96,7 +96,7 @@ def concept_map(rows: torch.Tensor, interest: torch.Tensor, n: int = MOST_ON_MAP
         return ConceptMap(concept, place, _BY_COMPONENTS)
     from sklearn.manifold import TSNE  # type: ignore[import-not-found]  an extra
 
-    begin = 1e-4 * place / place[:, 0].std().clamp(min=1e-12)
+    begin: Any = (1e-4 * place / place[:, 0].std().clamp(min=1e-12)).numpy()
     perplexity = min(_PERPLEXITY, (len(concept) - 1) / 3)
-    tsne = TSNE(metric="cosine", init=begin.numpy(), perplexity=perplexity, random_state=0)
+    tsne = TSNE(metric="cosine", init=begin, perplexity=perplexity, random_state=0)
     return ConceptMap(concept, torch.from_numpy(tsne.fit_transform(unit.numpy())), _BY_TSNE)
