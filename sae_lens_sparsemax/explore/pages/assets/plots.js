@@ -27,12 +27,10 @@
    * @param options { height, click, caption }
    */
   explorer.plot = (label, traces, layout, options = {}) => {
-    const place = h("div", {
-      class: "plot",
-      role: "group",
-      "aria-label": label,
-      style: { height: `${options.height ?? 260}px` },
-    });
+    // The label is what a screen reader gets; what plotly draws would be read as loose numbers.
+    const inner = h("div", { "aria-hidden": "true" });
+    const style = { height: `${options.height ?? 260}px` };
+    const place = h("div", { class: "plot", role: "group", "aria-label": label, style }, inner);
     const draw = async () => {
       const library = await plotly();
       if (!place.isConnected) return;
@@ -44,7 +42,7 @@
         automargin: true,
       };
       await library.react(
-        place,
+        inner,
         traces(colour),
         {
           margin: { l: 8, r: 8, t: 28, b: 8 },
@@ -67,8 +65,9 @@
           toImageButtonOptions: { format: "svg", filename: label },
         },
       );
-      for (const drawing of place.querySelectorAll("svg")) drawing.setAttribute("aria-hidden", "true");
-      if (options.click && !place.dataset.drawn) place.on("plotly_click", ({ points }) => options.click(points[0]));
+      // Where plotly measures texts, outside of the chart.
+      document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true");
+      if (options.click && !place.dataset.drawn) inner.on("plotly_click", ({ points }) => options.click(points[0]));
       place.dataset.drawn = "true";
     };
     const shown = () =>
@@ -158,4 +157,21 @@
       { caption: note.filter(Boolean).join(" ") || null, height: one ? 240 : 320 },
     );
   };
+
+  const barsOf = (key, options) => (saes) =>
+    explorer.bars(
+      saes.map((one) => ({ name: one.name, bars: one[key] })),
+      options,
+    );
+  explorer.densityBars = barsOf("density", {
+    label: "Concepts by frequency",
+    x: "share of the tokens",
+    y: "concepts",
+    log: true,
+  });
+  explorer.l0Bars = barsOf("l0_histogram", {
+    label: "Tokens by number of active concepts",
+    x: "active concepts on a token",
+    y: "tokens",
+  });
 }
