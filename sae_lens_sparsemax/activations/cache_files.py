@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from sae_lens_sparsemax.activations.sources import ActivationBatch
-from sae_lens_sparsemax.data.image_loader import Position
+from sae_lens_sparsemax.data.order import Position
 from sae_lens_sparsemax.files import atomic_write_bytes, atomic_write_text, read_object, reading, sealed, sha256_of
 from sae_lens_sparsemax.settings.checking import build
 from sae_lens_sparsemax.settings.sentences import must_be, shown

@@ -17,7 +17,7 @@ import torch
 from sae_lens_sparsemax.activations.cache_files import MANIFEST_FILENAME, Manifest, Shard, read_manifest, read_shard
 from sae_lens_sparsemax.activations.cache_identity import require_same
 from sae_lens_sparsemax.activations.sources import ActivationBatch
-from sae_lens_sparsemax.data.image_loader import Position
+from sae_lens_sparsemax.data.order import Position
 
 logger = logging.getLogger(__name__)
 

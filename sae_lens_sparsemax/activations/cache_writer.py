@@ -28,7 +28,7 @@ from sae_lens_sparsemax.activations.cache_files import (
 )
 from sae_lens_sparsemax.activations.cache_identity import require_same
 from sae_lens_sparsemax.activations.sources import ActivationBatch
-from sae_lens_sparsemax.data.image_loader import Position
+from sae_lens_sparsemax.data.order import Position, Wanted, everything, of_part
 from sae_lens_sparsemax.files import only_writer
 from sae_lens_sparsemax.settings.sentences import must_be
 
@@ -38,9 +38,6 @@ _N_NAMED = 10
 
 SHARD_BYTES = 256 * 2**20
 """Size of a shard: large enough to read fast, small enough to hold twice in memory."""
-
-Wanted = Callable[[int], bool]
-"""Whether the batch is wanted whose first input has this number in the order of all."""
 
 Made = list[ActivationBatch]
 
@@ -144,7 +141,7 @@ class CacheWriter:
             numbers, made = damaged[first : first + n_parts], []
             if part < len(numbers):
                 before, wanted = numbers[part] - 1, shards[numbers[part]].position["drawn"]
-                stream = batches(shards[before].position if before >= 0 else None, lambda _: True)
+                stream = batches(shards[before].position if before >= 0 else None, everything)
                 made = self._until(wanted, stream, [], bar)
                 if not any(len(batch.acts) for batch in made):
                     file = shards[numbers[part]].file
@@ -157,7 +154,7 @@ class CacheWriter:
         position = manifest.shards[-1].position if manifest.shards else None
         start = first = position["drawn"] if position is not None else 0
         n_inputs = self._batches_per_shard * self._inputs_per_batch
-        stream = batches(position, lambda number: (number - start) // n_inputs % n_parts == part)
+        stream = batches(position, of_part(self.part, start, n_inputs))
         ahead: list[ActivationBatch] = []
         while (n_missing := n_tokens - manifest.n_tokens) > 0:
             own = first + part * n_inputs

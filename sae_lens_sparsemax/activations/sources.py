@@ -1,7 +1,7 @@
 """Activations as models give them, in an order that can be taken up at a position: of images, and of text."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -9,7 +9,8 @@ import torch
 from sae_lens.training.activations_store import ActivationsStore
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.data.image_loader import ImageLoader, Position
+from sae_lens_sparsemax.data.image_loader import ImageLoader
+from sae_lens_sparsemax.data.order import Position, Wanted, everything
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
 
@@ -76,7 +77,7 @@ class ImageActivations:
         position: Position | None = None,
         *,
         one_pass: bool = False,
-        wanted: Callable[[int], bool] = lambda _: True,
+        wanted: Wanted = everything,
     ) -> Iterator[ActivationBatch]:
         """Batches from a position on (None for the start); see `ImageLoader.batches`."""
         if "cache" in (position or {}):
@@ -107,9 +108,7 @@ class TextActivations:
     def __init__(self, store: ActivationsStore, max_norm: float = math.inf) -> None:
         self.store, self.max_norm = store, max_norm
 
-    def batches(
-        self, position: Position | None = None, wanted: Callable[[int], bool] = lambda _: True
-    ) -> Iterator[ActivationBatch]:
+    def batches(self, position: Position | None = None, wanted: Wanted = everything) -> Iterator[ActivationBatch]:
         """Batches of `store_batch_size_prompts` contexts from a position on (None for the start) to the last.
 
         Those that are not `wanted`, which is told how many contexts were drawn before, the model does not see.

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.activations.mixing import ResumableMixer
 from sae_lens_sparsemax.activations.sources import ActivationBatch, ActivationSource
-from sae_lens_sparsemax.data.image_loader import Position
+from sae_lens_sparsemax.data.order import Position
 from sae_lens_sparsemax.files import read_tensors, reading, save_tensors
 
 MIXED_STATE_FILENAME = "mixed_activations_store.safetensors"

@@ -11,9 +11,10 @@ from sae_lens_sparsemax.activations.cache_writer import Batches
 from sae_lens_sparsemax.activations.sources import ImageActivations
 from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, EvalDataset, fingerprint
 from sae_lens_sparsemax.compare.sources import VALIDATION, CapturedActivations, Metrics
-from sae_lens_sparsemax.data.image_loader import ImageLoader, permutation
+from sae_lens_sparsemax.data.image_loader import ImageLoader
 from sae_lens_sparsemax.data.images import load_image_dataset
 from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
+from sae_lens_sparsemax.data.order import permutation
 from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator, load_evaluator
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT

@@ -11,7 +11,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
@@ -24,11 +24,9 @@ from PIL import ImageOps
 
 from sae_lens_sparsemax.data.decode_workers import decoded_ahead, to_parent, why_workers_failed
 from sae_lens_sparsemax.data.images import ImageDataset
+from sae_lens_sparsemax.data.order import Position, Wanted, everything, permutation
 
 logger = logging.getLogger(__name__)
-
-Position = dict[str, Any]
-"""A place in the endless order of images, as JSON values."""
 
 MAX_BAD_IMAGE_FRACTION = 0.01
 """Share of the images read that may be broken, beyond the first ten, unless a setting says otherwise."""
@@ -108,14 +106,6 @@ def _one_sentence() -> Iterator[None]:
         raise ValueError("this is no image of a known kind") from error
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-def permutation(n_rows: int, seed: int = 0, epoch: int = 0) -> torch.Tensor:
-    """The random order of a pass over a data set, `(n_rows,)`; by default the one order in which images are shown.
-
-    Seeds of successive passes, and of runs with neighbouring seeds, do not meet.
-    """
-    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 class PixelBatch(NamedTuple):
@@ -203,7 +193,7 @@ class ImageLoader:
         position: Position | None = None,
         *,
         one_pass: bool = False,
-        wanted: Callable[[int], bool] = lambda _: True,
+        wanted: Wanted = everything,
     ) -> Iterator[PixelBatch]:
         """Batches from a position on (None for the start), without end or, for `one_pass`, to that of the data.
 
@@ -246,12 +236,12 @@ class ImageLoader:
                 f"max_bad_image_fraction, {self.max_bad_fraction}, allows. The first: {self.first_errors[0]}"
             )
 
-    def _tasks(self, position: Position, one_pass: bool, wanted: Callable[[int], bool]) -> Iterable[_Task]:
+    def _tasks(self, position: Position, one_pass: bool, wanted: Wanted) -> Iterable[_Task]:
         if isinstance(self.data, IterableDataset):
             return _stream_tasks(self.data, position, self.batch_size, self.image_column, one_pass, wanted)
         return self._table_tasks(self.data, position.get("drawn", 0), one_pass, wanted)
 
-    def _table_tasks(self, data: Dataset, drawn: int, one_pass: bool, wanted: Callable[[int], bool]) -> Iterator[_Task]:
+    def _table_tasks(self, data: Dataset, drawn: int, one_pass: bool, wanted: Wanted) -> Iterator[_Task]:
         """Tasks from data with random access; the position is the number of images drawn, those of one's own share."""
         first, step = self.share
         rows = range(len(data)) if self.rows is None else self.rows
@@ -278,7 +268,7 @@ def _stream_tasks(
     batch_size: int,
     image_column: str,
     one_pass: bool,
-    wanted: Callable[[int], bool],
+    wanted: Wanted,
 ) -> Iterator[_Task]:
     """Tasks from a stream, read again from its start when it ends; the position is its own state."""
     drawn, state = position.get("drawn", 0), position.get("stream")

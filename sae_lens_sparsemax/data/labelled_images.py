@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -15,15 +15,10 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.data.image_loader import (
-    MAX_BAD_IMAGE_FRACTION,
-    ImageLoader,
-    PixelBatch,
-    decode_image,
-    permutation,
-)
+from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION, ImageLoader, PixelBatch, decode_image
 from sae_lens_sparsemax.data.images import ImageDataset, class_labels_of, encoded_images, load_image_dataset
 from sae_lens_sparsemax.data.loading import require_column
+from sae_lens_sparsemax.data.order import Wanted, everything, permutation
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +101,7 @@ class LabelledImages:
         for batch in batches:
             yield batch.pixel_values
 
-    def batches(self, start: int = 0, wanted: Callable[[int], bool] = lambda _: True) -> Iterator[PixelBatch]:
+    def batches(self, start: int = 0, wanted: Wanted = everything) -> Iterator[PixelBatch]:
         """Batches from image number `start` on that are `wanted` (see `ImageLoader.batches`).
 
         Broken images are left out, and named at the end of the first pass.

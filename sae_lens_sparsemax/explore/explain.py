@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def _proposal(
 ) -> Proposal:
     marked, plain = [], []
     for number, example in enumerate(pages.examples(c)):
-        tokens, peak = pages.tokens(example.sample), max(range(len(example.acts)), key=example.acts.__getitem__)
+        tokens, peak = pages.tokens(example.sample), example.peak
         first = max(0, min(peak - _WINDOW * 3 // 4, len(tokens) - _WINDOW))
         places = range(first, min(first + _WINDOW, len(tokens)))
         threshold = 0.5 * example.acts[peak]
@@ -201,16 +201,15 @@ def _proposal(
 
 def _without(pages: Explored) -> list[tuple[frozenset[int], str]]:
     """Windows of the samples that have a page, and the concepts that are active in each."""
-
-    def windows() -> Iterator[tuple[frozenset[int], str]]:
-        for sample in pages.site["showcase"]:
-            tokens, known = pages.tokens(sample), read_script(pages.folder, f"{pages.number}/example-{sample}")
-            for first in range(0, len(tokens), _WINDOW):
-                places = range(first, min(first + _WINDOW, len(tokens)))
-                pairs = zip(known["tokens"], known["concepts"], strict=True)
-                yield frozenset(c for token, c in pairs if token in places), "".join(tokens[i] for i in places)
-
-    return list(windows())
+    found = []
+    for sample in pages.site["showcase"]:
+        tokens, known = pages.tokens(sample), read_script(pages.folder, f"{pages.number}/example-{sample}")
+        active: list[set[int]] = [set() for _ in range(0, len(tokens), _WINDOW)]
+        for token, c in zip(known["tokens"], known["concepts"], strict=True):
+            active[token // _WINDOW].add(c)
+        texts = ("".join(tokens[first : first + _WINDOW]) for first in range(0, len(tokens), _WINDOW))
+        found += zip(map(frozenset, active), texts, strict=True)
+    return found
 
 
 def _label_question(texts: Sequence[str]) -> str:

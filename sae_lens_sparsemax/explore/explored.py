@@ -20,6 +20,11 @@ class Example(NamedTuple):
     acts: list[float]
     """Activation at each token, in steps of a sixtieth of the largest."""
 
+    @property
+    def peak(self) -> int:
+        """The first token on which the concept is strongest."""
+        return max(range(len(self.acts)), key=self.acts.__getitem__)
+
 
 class Explored:
     """One SAE of a folder of pages.

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from sae_lens_sparsemax.explore.explored import Explored, find_explored
+from sae_lens_sparsemax.explore.explored import Example, Explored, find_explored
 from sae_lens_sparsemax.explore.labels import Label, labels_of
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.files import atomic_directory, atomic_file, require_writable
@@ -133,17 +133,17 @@ def concept_table(pages: Explored, labels: Mapping[int, Label] | None = None) ->
     if pages.site["kind"] == "text":
         for key, name in (("p", "promoted"), ("s", "suppressed")):
             found[name] = ["|".join(token for token, _ in concept.get(key, [])) for concept in pages.concepts()]
-    best = [[_shown(pages, *example) for example in pages.examples(c)[:_EXAMPLES_IN_TABLE]] for c in found["concept"]]
+    best = [[_shown(pages, example) for example in pages.examples(c)[:_EXAMPLES_IN_TABLE]] for c in found["concept"]]
     for place in range(_EXAMPLES_IN_TABLE):
         found[f"example_{place + 1}"] = [shown[place] if place < len(shown) else None for shown in best]
     return found
 
 
-def _shown(pages: Explored, sample: int, _: float, acts: list[float]) -> str:
+def _shown(pages: Explored, example: Example) -> str:
     """An example in a cell: the tokens around the strongest, which is in «», or the image's file."""
     if pages.site["kind"] == "image":
-        return f"images/{sample}.jpg"
-    tokens, peak = pages.tokens(sample), max(range(len(acts)), key=acts.__getitem__)
+        return f"images/{example.sample}.jpg"
+    tokens, peak = pages.tokens(example.sample), example.peak
     before, after = tokens[max(0, peak - _TOKENS_AROUND) : peak], tokens[peak + 1 : peak + 1 + _TOKENS_AROUND]
     return "".join([*before, f"«{tokens[peak]}»", *after])
 
@@ -182,12 +182,12 @@ def _feature(pages: Explored, c: int) -> dict[str, Any]:
         "activations": [
             {
                 **_TOP,
-                "bin_max": max(acts),
-                "tokens": pages.tokens(sample),
-                "values": [round(act, 4) for act in acts],
-                "qualifying_token_index": max(range(len(acts)), key=acts.__getitem__),
+                "bin_max": max(example.acts),
+                "tokens": pages.tokens(example.sample),
+                "values": [round(act, 4) for act in example.acts],
+                "qualifying_token_index": example.peak,
             }
-            for sample, _, acts in pages.examples(c)
+            for example in pages.examples(c)
         ],
     }
 

@@ -12,6 +12,7 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.data.order import of_part
 from sae_lens_sparsemax.explore.samples import EncodedBatch, SampleBatch, SampleStream, encode_batch
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
 from sae_lens_sparsemax.files import read_tensors, save_tensors
@@ -97,11 +98,7 @@ def gather(
 
 def _encoded(sae: SAE[Any], stream: SampleStream, start: int, part: tuple[int, int]) -> Iterator[_Found]:
     """This process's batches from a sample on, and what the SAE makes of them."""
-
-    def wanted(number: int) -> bool:
-        return (number - start) // stream.batch_size % part[1] == part[0]
-
-    for batch, position in stream.batches(start, wanted):
+    for batch, position in stream.batches(start, of_part(part, start, stream.batch_size)):
         yield batch._replace(acts=batch.acts[:0], keep=None), encode_batch(sae, batch), position
 
 

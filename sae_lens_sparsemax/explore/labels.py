@@ -5,6 +5,7 @@ what `explain` proposes, with scores; and what `explore` guessed stands in its p
 """
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,12 +50,16 @@ def shown_label(label: Label) -> str:
     return f"{label.text} (proposed" + (f", {label.score:.0%} right)" if label.score is not None else ")")
 
 
+def over_guesses(folder: Path, guessed: Mapping[int, str]) -> dict[int, str]:
+    """What is shown of each concept: what its folder says where that is more than a guess, over what was guessed."""
+    return {**guessed, **{c: shown_label(label) for c, label in labels_of(folder).items() if label.by != "explore"}}
+
+
 def show_labels(pages: Explored, folder: Path) -> None:
     """Put the best label of each concept into the table of an SAE's pages; what `explore` guessed stays beside it."""
     guesses = pages.table.get("guess", pages.table["label"])
-    said = {c: shown_label(label) for c, label in labels_of(folder).items() if label.by != "explore"}
-    shown = [said.get(c, guess) for c, guess in enumerate(guesses)]
-    pages.table |= {"label": shown, "guess": guesses}
+    shown = over_guesses(folder, dict(enumerate(guesses)))
+    pages.table |= {"label": [shown[c] for c in range(len(guesses))], "guess": guesses}
     with atomic_file(pages.folder / "data" / f"{pages.number}/table.js") as new:
         new.write_text(script(f"{pages.number}/table", pages.table), encoding="ascii")
 

@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.data.class_names import known_words, shipped_words
+from sae_lens_sparsemax.data.class_names import known_words, require_known, shipped_words
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.evaluation.naming import embed_words
 from sae_lens_sparsemax.explore.concepts import ImageConcepts, TextConcepts, concepts_of_image, concepts_of_text
@@ -130,9 +130,9 @@ def steer(
     edit, vit = change_concepts(sae, done), at_hook.model
     if not vit.classifies:
         raise must_be("model", "a CLIP or SigLIP model with its tokenizer to classify with", type(vit.model).__name__)
-    names = known_words(vit.tokenizer, list(classes) if classes is not None else shipped_words())
-    if classes is not None and (unknown := [name for name in classes if name not in names]):
-        raise must_be("classes", "words that the model's tokenizer knows", unknown[0])
+    if classes is not None:
+        require_known(vit.tokenizer, list(classes))
+    names = list(classes) if classes is not None else known_words(vit.tokenizer, shipped_words())
     image = _image(given)
     before, after = class_probabilities(at_hook, vit.preprocess(image), embed_words(vit, names), edit)
     scores = pd.DataFrame({"label": names, "before": before.numpy(), "after": after.numpy()})

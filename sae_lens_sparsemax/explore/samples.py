@@ -3,12 +3,13 @@
 And for every concept, the samples on which it is strongest, with its activation at each token.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from sae_lens import SAE
 
+from sae_lens_sparsemax.data.order import Wanted, everything
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator
 from sae_lens_sparsemax.models.encoding import SparseActs, encode_chunks, first_passes, has_passes
 
@@ -30,11 +31,6 @@ class SampleBatch(NamedTuple):
     """Ids of the tokens that do not count for their huge activations alone, shape (n_outliers,)."""
 
 
-def everything(_: int) -> bool:
-    """Every batch is wanted."""
-    return True
-
-
 class SampleStream(Protocol):
     """Samples that can be read from any place on."""
 
@@ -54,7 +50,7 @@ class SampleStream(Protocol):
     d_embedding: int
     """Width of the embeddings by an independent encoder; 0 if there is none."""
 
-    def batches(self, start: int, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[SampleBatch, int]]:
+    def batches(self, start: int, wanted: Wanted = everything) -> Iterator[tuple[SampleBatch, int]]:
         """Batches of `batch_size` from sample number `start` on, each with the number to go on with after it.
 
         Those that are not `wanted`, which is told the number of their first sample, are left out.

@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.data.class_names import read_words, shipped_words
 from sae_lens_sparsemax.data.images import class_names_of
 from sae_lens_sparsemax.data.labelled_images import load_images
+from sae_lens_sparsemax.data.order import Wanted, everything
 from sae_lens_sparsemax.evaluation.harness import open_contexts
 from sae_lens_sparsemax.evaluation.naming import ConceptName, embed_words, image_directions, name_concepts
 from sae_lens_sparsemax.evaluation.settings import completed
-from sae_lens_sparsemax.explore.samples import SampleBatch, TopExamples, everything
+from sae_lens_sparsemax.explore.samples import SampleBatch, TopExamples
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
@@ -86,7 +87,7 @@ class ImageStream:
         cfg = self.model.cfg
         return patch_geometry(self.model.image_processor, (cfg.image_size, cfg.image_size), cfg.patch_size).grid
 
-    def batches(self, start: int, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[SampleBatch, int]]:
+    def batches(self, start: int, wanted: Wanted = everything) -> Iterator[tuple[SampleBatch, int]]:
         """Batches from sample `start` on; images that cannot be used are left out, see `LabelledImages`."""
         again = self.images.seen_by(self.encoder.image_processor).batches(start, wanted) if self.encoder else None
         for batch in self.images.batches(start, wanted):
@@ -193,7 +194,7 @@ class TextStream:
                 limit = OUTLIER_FACTOR * norms.float().median().item()
                 self.at_hook = dataclasses.replace(self.at_hook, max_norm=limit)
 
-    def batches(self, start: int, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[SampleBatch, int]]:
+    def batches(self, start: int, wanted: Wanted = everything) -> Iterator[tuple[SampleBatch, int]]:
         """Batches from context `start` on, until there are enough or the text ends."""
         contexts = self._contexts(start, self.n_samples)
         first = start

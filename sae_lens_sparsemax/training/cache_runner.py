@@ -15,10 +15,10 @@ from sae_lens.util import str_to_dtype
 
 from sae_lens_sparsemax.activations.cache_files import Manifest
 from sae_lens_sparsemax.activations.cache_identity import cache_order
-from sae_lens_sparsemax.activations.cache_writer import SHARD_BYTES, Batches, CacheWriter, Wanted
+from sae_lens_sparsemax.activations.cache_writer import SHARD_BYTES, Batches, CacheWriter
 from sae_lens_sparsemax.activations.sources import ActivationBatch, ImageActivations, TextActivations
 from sae_lens_sparsemax.activations.store import ResumableActivationsStore
-from sae_lens_sparsemax.data.image_loader import Position
+from sae_lens_sparsemax.data.order import Position, Wanted
 from sae_lens_sparsemax.data.texts import require_one_context
 from sae_lens_sparsemax.files import require_writable
 from sae_lens_sparsemax.models.language_models import check_width, hook_width, resolve_hook_name

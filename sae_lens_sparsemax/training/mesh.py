@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from sae_lens_sparsemax.sae.config import ARCHITECTURE
 from sae_lens_sparsemax.settings.sentences import must_be, shown
-from sae_lens_sparsemax.training.processes import gathered, is_first, join, local_rank, together
+from sae_lens_sparsemax.training.processes import gathered, is_first, join, local_rank, own_part, together
 from sae_lens_sparsemax.training.ranks_failures import one_failure_ends_all
 
 DIMENSIONS = ("data", "concepts")
@@ -183,7 +183,7 @@ def on_own_device(cfg: Any) -> Any:
 
 def share(ranks: Ranks | None) -> tuple[int, int]:
     """Which part of the data is this process's, counted from 0, and of how many."""
-    return (ranks.rank, ranks.size) if ranks is not None else (0, 1)
+    return own_part() if ranks is not None else (0, 1)
 
 
 def own_rows(data: Any, ranks: Ranks | None) -> Any:

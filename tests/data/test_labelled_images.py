@@ -12,9 +12,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sae_lens_sparsemax.data.image_loader import ImageLoader, as_rgb, decode_image, permutation
+from sae_lens_sparsemax.data.image_loader import ImageLoader, as_rgb, decode_image
 from sae_lens_sparsemax.data.images import encoded_images
 from sae_lens_sparsemax.data.labelled_images import random_images
+from sae_lens_sparsemax.data.order import permutation
 from sae_lens_sparsemax.explore.app.session import _image
 from sae_lens_sparsemax.explore.concepts import concepts_of_image
 from tests.support.tiny_images import gray_levels, plain_processor

@@ -1,13 +1,14 @@
 """Samples made on the spot: random activations of a given shape, with what an image or a text data set has besides."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from sae_lens import SAE
 
-from sae_lens_sparsemax.explore.samples import SampleBatch, everything
+from sae_lens_sparsemax.data.order import Wanted, everything
+from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.encoding import SparseActs, sparse_acts
 from tests.support.small_sae import D_IN, small_sae
@@ -38,7 +39,7 @@ class RandomStream:
         self.keep = torch.rand(n_samples, n_tokens, generator=generator) < 0.7 if some_left_out else None
         self.stop_before = stop_before
 
-    def batches(self, start: int, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[SampleBatch, int]]:
+    def batches(self, start: int, wanted: Wanted = everything) -> Iterator[tuple[SampleBatch, int]]:
         for first in filter(wanted, range(start, self.n_samples, self.batch_size)):
             if self.stop_before is not None and first >= self.stop_before:
                 raise KeyboardInterrupt

@@ -26,6 +26,7 @@ from sae_lens_sparsemax.attention.kernels.selection import (
     STRIP,
     TILE,
     _chunk_maxima,
+    _list,
     _load_tile,
     _lower_bound,
 )
@@ -68,9 +69,7 @@ def _list_chunks(
         floor += top - tl.abs(top) * BOUND_ROUNDING
     least, _ = _least(floor, of_row + 2 * row, of_chunk, rule, chunk, n_chunks, is_chunk)
     listed = is_chunk & (peak.to(tl.float64) > least)
-    slot = tl.cumsum(listed.to(tl.int32), 0) - 1
-    tl.store(active + row * n_chunks + slot, chunk, mask=listed)
-    tl.store(n_active + row, tl.sum(listed.to(tl.int32), 0))
+    _list(active, n_active, row, n_chunks, chunk, listed)
     tl.store(bound + row, floor)
 
 

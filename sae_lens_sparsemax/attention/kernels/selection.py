@@ -98,6 +98,14 @@ def _lower_bound(peak, top, rule, SPARSEMAX: tl.constexpr, TOPK: tl.constexpr):
 
 
 @triton.jit
+def _list(active, n_active, row, n_chunks, chunk, chosen):
+    """Write which of a row's chunks are chosen, in order, and how many."""
+    slot = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    tl.store(active + row * n_chunks + slot, chunk, mask=chosen)
+    tl.store(n_active + row, tl.sum(chosen.to(tl.int32), 0))
+
+
+@triton.jit
 def _bound_thresholds(
     maxima, rule, row_max, bound, active, n_active, n_chunks,
     SPARSEMAX: tl.constexpr, TOPK: tl.constexpr, BLOCK: tl.constexpr,
@@ -108,9 +116,7 @@ def _bound_thresholds(
     top = tl.max(peak, 0)
     floor = _lower_bound(peak, top, rule, SPARSEMAX, TOPK)
     exceeds = peak.to(tl.float64) - (top.to(tl.float64) if SPARSEMAX else 0.0) > floor
-    slot = tl.cumsum(exceeds.to(tl.int32), 0) - 1
-    tl.store(active + row * n_chunks + slot, chunk, mask=exceeds)
-    tl.store(n_active + row, tl.sum(exceeds.to(tl.int32), 0))
+    _list(active, n_active, row, n_chunks, chunk, exceeds)
     tl.store(row_max + row, top.to(tl.float64))
     tl.store(bound + row, floor)
 

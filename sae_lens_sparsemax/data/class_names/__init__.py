@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sae_lens_sparsemax.settings.sentences import Mistake, must_be_one_of
+from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
 
 # Fraction of the names of a list that must share a word with the data set's own name of the same label. In the
 # right order it is 0.9 for ImageNet; in a random one 0.02.
@@ -183,6 +183,17 @@ def read_words(path: str | Path) -> list[str]:
     if len(words) > _MAX_WORDS:
         raise ValueError(f"The word list {str(path)!r} must hold at most {_MAX_WORDS:,} words, got {len(words):,}.")
     return words
+
+
+def require_known(tokenizer: Any, classes: list[str]) -> None:
+    """Refuse classes of which a tokenizer cannot spell one.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    known = set(known_words(tokenizer, classes))
+    if unknown := [name for name in classes if name not in known]:
+        raise must_be("classes", "words that the model's tokenizer knows", unknown[0])
 
 
 def known_words(tokenizer: Any, words: list[str]) -> list[str]:

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.data.class_names import known_words
+from sae_lens_sparsemax.data.class_names import require_known
 from sae_lens_sparsemax.data.drawings import CAPTION, CLASSES, drawing
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.data.images import class_names_of, image_column_of, label_column_of, load_image_dataset
 from sae_lens_sparsemax.data.loading import is_local
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.explore.explored import Explored, find_explored
-from sae_lens_sparsemax.explore.labels import labels_of, shown_label
+from sae_lens_sparsemax.explore.labels import over_guesses
 from sae_lens_sparsemax.models.at_hook import TextAtHook
 from sae_lens_sparsemax.settings.sentences import must_be
 
@@ -82,10 +82,8 @@ def open_pages(source: str, sae: SAE[Any], folder: str | None) -> Explored | Non
 def shown_labels(source: str, pages: Explored | None) -> dict[int, str]:
     """What is known of each concept, from the SAE's folder and from its pages."""
     folder = Path(source).expanduser()
-    here = labels_of(folder) if folder.is_dir() else {}
-    said = {c: shown_label(label) for c, label in here.items() if label.by != "explore"}
     guessed = {} if pages is None else {c: text for c, text in enumerate(pages.table["label"]) if text}
-    return guessed | said
+    return over_guesses(folder, guessed) if folder.is_dir() else guessed
 
 
 def opening_texts(at_hook: TextAtHook) -> list[Given]:
@@ -128,9 +126,7 @@ def checked_classes(tokenizer: Any, classes: list[str]) -> list[str]:
         raise must_be("classes", f"from 1 to {MOST_CLASSES} names", len(classes))
     if (long := next((name for name in classes if len(name) > _LONGEST_CLASS), None)) is not None:
         raise must_be("a class", f"at most {_LONGEST_CLASS} characters", long)
-    known = set(known_words(tokenizer, classes))
-    if unknown := [name for name in classes if name not in known]:
-        raise must_be("classes", "words that the model's tokenizer knows", unknown[0])
+    require_known(tokenizer, classes)
     return classes
 
 

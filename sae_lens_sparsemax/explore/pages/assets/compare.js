@@ -49,29 +49,12 @@
   }
 
   const histograms = (saes) => {
-    const all = (key) => saes.map((one) => ({ name: one.name, bars: one[key] }));
+    const density = "Concepts by the share of tokens on which they are active.";
     return h(
       "div",
       { class: "pair" },
-      explorer.section(
-        "Density",
-        "Concepts by the share of tokens on which they are active.",
-        explorer.bars(all("density"), {
-          label: "Concepts by frequency",
-          x: "share of the tokens",
-          y: "concepts",
-          log: true,
-        }),
-      ),
-      explorer.section(
-        "L0",
-        "Tokens by their number of active concepts.",
-        explorer.bars(all("l0_histogram"), {
-          label: "Tokens by number of active concepts",
-          x: "active concepts on a token",
-          y: "tokens",
-        }),
-      ),
+      explorer.section("Density", density, explorer.densityBars(saes)),
+      explorer.section("L0", "Tokens by their number of active concepts.", explorer.l0Bars(saes)),
     );
   };
 

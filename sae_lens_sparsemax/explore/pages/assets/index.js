@@ -54,21 +54,12 @@
         explorer.section(
           "Density",
           "How many concepts are active on which share of the tokens.",
-          explorer.bars([{ name: one.name, bars: one.density }], {
-            label: "Concepts by frequency",
-            x: "share of the tokens",
-            y: "concepts",
-            log: true,
-          }),
+          explorer.densityBars([one]),
         ),
         explorer.section(
           "L0",
           "How many tokens have how many active concepts.",
-          explorer.bars([{ name: one.name, bars: one.l0_histogram }], {
-            label: "Tokens by number of active concepts",
-            x: "active concepts on a token",
-            y: "tokens",
-          }),
+          explorer.l0Bars([one]),
         ),
       ),
     ];

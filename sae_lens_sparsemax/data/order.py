@@ -1,0 +1,30 @@
+"""The order in which inputs, images or contexts, are read: a place in it, a random one, and whose turn a batch is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Position = dict[str, Any]
+"""A place in the endless order of inputs, as JSON values."""
+
+Wanted = Callable[[int], bool]
+"""Whether a batch is wanted; it is told how many inputs come before it."""
+
+
+def everything(_: int) -> bool:
+    """Every batch is wanted."""
+    return True
+
+
+def of_part(part: tuple[int, int], start: int, size: int) -> Wanted:
+    """What one of several processes takes, `part` saying which of how many: `size` inputs in turn, from `start` on."""
+    return lambda number: (number - start) // size % part[1] == part[0]
+
+
+def permutation(n_rows: int, seed: int = 0, epoch: int = 0) -> torch.Tensor:
+    """The random order of a pass over a data set, `(n_rows,)`; by default the one order in which images are shown.
+
+    Seeds of successive passes, and of runs with neighbouring seeds, do not meet.
+    """
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
