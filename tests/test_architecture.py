@@ -22,7 +22,7 @@ FLOORS = [
     {"activations"},
     {"models"},
     {"data"},
-    {"display"},
+    {"display", "processes"},
     {"settings", "files", "assets"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

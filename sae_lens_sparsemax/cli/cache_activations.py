@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Store as the file and the keys say; returns the exit status."""
+    from sae_lens_sparsemax.processes.together import is_first, together
     from sae_lens_sparsemax.settings.sentences import must_be
     from sae_lens_sparsemax.training.cache_runner import cache_activations
     from sae_lens_sparsemax.training.config_file import load_config
-    from sae_lens_sparsemax.training.processes import is_first, together
 
     with together():
         loaded = load_config(options.recipe, overrides)

@@ -14,7 +14,6 @@ from sae_lens_sparsemax.display.tables import text_table
 if TYPE_CHECKING:
     from sae_lens_sparsemax.settings.command_line import Group
 
-IS_SHARED = False
 HELP = "Measure a saved SAE of any SAELens architecture."
 USAGE = (
     "SAE [--suite NAME] [--config RECIPE] [--groups A,B] [--output_path FOLDER] [--overwrite] [--KEY VALUE ...] "
@@ -43,12 +42,14 @@ examples:
   sparsemax-sae evaluate output/my_clip_run --suite vision --dataset_path cifar10_test.parquet \\
       --counting_dataset.path cifar10_train.parquet --encoder facebook/dinov2-base --n_images 5000
   sparsemax-sae evaluate output/my_clip_run --config configs/evaluate/mini_clip_cifar10.yaml --groups zero_shot
+  torchrun --nproc-per-node 4 -m sae_lens_sparsemax evaluate output/my_clip_run --suite vision --device cuda
 
 Model, hook and context are read from the SAE's metadata; the keys below replace them, here or in the YAML file of
 --config. '--suite NAME --help' shows those of one suite.
 
 A suite writes results.json, report.md, pictures and a file for each metric group to evaluation/SUITE in the SAE's
-folder. A group that was finished with the same settings is kept: the same command goes on where it stopped.
+folder. A group that was finished with the same settings is kept: the same command goes on where it stopped. Of several
+processes, each takes the next group when it is free; SAELens's own harness runs in one.
 """
 
 
@@ -85,38 +86,45 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.files import require_writable
     from sae_lens_sparsemax.models.at_hook import load_sae
     from sae_lens_sparsemax.models.language_models import load_each_once
+    from sae_lens_sparsemax.processes.failures import one_failure_ends_all
+    from sae_lens_sparsemax.processes.together import is_first, own_device, own_part, together
     from sae_lens_sparsemax.settings.command_line import apply_overrides
     from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
     from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
 
-    recipe = read_yaml(find_recipe(options.config, "evaluate")) if options.config is not None else {}
-    given = apply_overrides(recipe, overrides)
-    suite = options.suite
-    if suite is not None and suite not in SUITES:
-        raise must_be_one_of("suite", suite, SUITES)
-    # Which suite it is may depend on the SAE; what no suite takes is found before it is loaded.
-    _shares([suite] if suite in SUITES[:3] else list(SUITES[:3]), given)
-    sae = load_sae(options.path, str(given.get("device") or "cpu"))
-    load = load_each_once()
-    if suite is None or suite == "all":
-        kind = suite_of(sae)
-        suites = ["saelens", "text"] if kind == "text" else ["vision"]
-        suites = suites if suite == "all" else suites[:1]
-    else:
-        suites = [suite]
-    file = _harness_file(options, beside_text=len(suites) > 1)
-    for each in suites:
-        if each != "saelens":
-            require_writable(options.output_path or default_folder(options.path, each), "--output_path")
-        elif file is not None:
-            if file.is_dir():
-                raise must_be("--output_path", "a JSON file, with '--suite saelens'", str(file))
-            require_writable(file.parent, "--output_path")
-    for each, own in _shares(suites, given).items():
-        if each == "saelens":
-            _saelens(options, sae, load, own, file)
+    with together():
+        recipe = read_yaml(find_recipe(options.config, "evaluate")) if options.config is not None else {}
+        given = apply_overrides(recipe, overrides)
+        suite = options.suite
+        if suite is not None and suite not in SUITES:
+            raise must_be_one_of("suite", suite, SUITES)
+        # Which suite it is may depend on the SAE; what no suite takes is found before it is loaded.
+        _shares([suite] if suite in SUITES[:3] else list(SUITES[:3]), given)
+        sae = load_sae(options.path, own_device(str(given.get("device") or "cpu")))
+        load = load_each_once()
+        if suite is None or suite == "all":
+            kind = suite_of(sae)
+            suites = ["saelens", "text"] if kind == "text" else ["vision"]
+            suites = suites if suite == "all" else suites[:1]
         else:
+            suites = [suite]
+        if suites == ["saelens"] and (size := own_part()[1]) > 1:
+            raise must_be("torchrun's --nproc-per-node", "1 with '--suite saelens', SAELens's own harness", size)
+        file = _harness_file(options, beside_text=len(suites) > 1)
+        for each in suites:
+            if each != "saelens":
+                require_writable(options.output_path or default_folder(options.path, each), "--output_path")
+            elif file is not None:
+                if file.is_dir():
+                    raise must_be("--output_path", "a JSON file, with '--suite saelens'", str(file))
+                require_writable(file.parent, "--output_path")
+        shares = _shares(suites, given)
+    for each, own in shares.items():
+        if each != "saelens":
             _suite(options, sae, load, each, own)
+        elif is_first():  # the others begin with the next suite meanwhile
+            with one_failure_ends_all("with the same command"):
+                _saelens(options, sae, load, own, file)
     return 0
 
 
@@ -161,6 +169,7 @@ def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[st
 def _suite(options: argparse.Namespace, sae: Any, load: Any, suite: Any, settings: dict[str, Any]) -> None:
     from sae_lens_sparsemax.evaluation.suite import evaluate_suite
     from sae_lens_sparsemax.evaluation.suite.report import tables
+    from sae_lens_sparsemax.processes.together import is_first
 
     result = evaluate_suite(
         options.path,
@@ -173,6 +182,8 @@ def _suite(options: argparse.Namespace, sae: Any, load: Any, suite: Any, setting
         overwrite=options.overwrite,
         say=lambda line: print(line, file=sys.stderr),
     )
+    if not is_first():
+        return
     for title, rows in tables(result.results):
         print(f"\n{title}")
         print(text_table(rows))

@@ -45,9 +45,9 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Explore as the options say; returns the exit status."""
     from sae_lens_sparsemax.explore.run import explore
     from sae_lens_sparsemax.explore.settings import ExploreSettings
+    from sae_lens_sparsemax.processes.together import is_first, together
     from sae_lens_sparsemax.settings.checking import build
     from sae_lens_sparsemax.settings.command_line import apply_overrides
-    from sae_lens_sparsemax.training.processes import is_first, together
 
     with together():
         given = build(ExploreSettings, apply_overrides({}, overrides))

@@ -114,7 +114,7 @@ def _agreed(words: list[str]) -> AbstractContextManager[None]:
     """Of several processes that torchrun started, one says what is wrong with the words, and all end."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
-    from sae_lens_sparsemax.training.processes import join, require_one_process, together
+    from sae_lens_sparsemax.processes.together import join, require_one_process, together
 
     if words and not getattr(COMMANDS.get(words[0]), "IS_SHARED", True):
         require_one_process(f"the command {words[0]!r}")

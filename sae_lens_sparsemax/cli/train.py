@@ -53,11 +53,11 @@ def settings(words: Sequence[str]) -> list[Group]:
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Train as the file and the keys say; returns the exit status."""
     from sae_lens_sparsemax.cli.recipes import print_recipes
+    from sae_lens_sparsemax.processes.together import is_first, together
     from sae_lens_sparsemax.training.checkpoints import output_of_run
     from sae_lens_sparsemax.training.config_file import load_config
     from sae_lens_sparsemax.training.estimate import require_room_for_final_sae
     from sae_lens_sparsemax.training.mesh import parallel_of
-    from sae_lens_sparsemax.training.processes import is_first, together
 
     if options.recipe is None:
         print_recipes(("train",))

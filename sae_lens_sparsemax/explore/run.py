@@ -25,9 +25,9 @@ from sae_lens_sparsemax.files import atomic_directory, only_writer
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.processes.failures import one_failure_ends_all
+from sae_lens_sparsemax.processes.together import gathered, is_first, join, own_device, own_part
 from sae_lens_sparsemax.settings.sentences import must_be
-from sae_lens_sparsemax.training.processes import gathered, is_first, join, own_device, own_part
-from sae_lens_sparsemax.training.ranks_failures import one_failure_ends_all
 
 logger = logging.getLogger(__name__)
 DEFAULT_EXAMPLES = 12

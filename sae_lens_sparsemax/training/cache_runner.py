@@ -23,9 +23,9 @@ from sae_lens_sparsemax.data.texts import require_one_context
 from sae_lens_sparsemax.files import require_writable
 from sae_lens_sparsemax.models.language_models import check_width, hook_width, resolve_hook_name
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
+from sae_lens_sparsemax.processes.failures import one_failure_ends_all
+from sae_lens_sparsemax.processes.together import gathered, join, own_part
 from sae_lens_sparsemax.training.mesh import on_own_device
-from sae_lens_sparsemax.training.processes import gathered, join, own_part
-from sae_lens_sparsemax.training.ranks_failures import one_failure_ends_all
 from sae_lens_sparsemax.training.sources import (
     image_loader,
     language_model,

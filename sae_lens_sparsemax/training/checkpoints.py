@@ -32,9 +32,9 @@ from sae_lens_sparsemax.files import (
     verify_checksums,
     write_checksums,
 )
+from sae_lens_sparsemax.processes.together import gathered, is_first, together
 from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER_GATE
 from sae_lens_sparsemax.settings.sentences import shown
-from sae_lens_sparsemax.training.processes import gathered, is_first, together
 
 SHARDS = "shards"
 """The folder of weights and optimizer in a checkpoint of several processes; see `ranks_checkpoints.py`."""

@@ -1,7 +1,7 @@
 """Several processes that train one SAE: how they share its concepts and its data.
 
-They have met (see `processes.py`) and take their place on a mesh of (data, concepts), concepts fastest, so that those
-who share a dictionary are neighbours on one machine.
+They have met (see `processes.together`) and take their place on a mesh of (data, concepts), concepts fastest, so that
+those who share a dictionary are neighbours on one machine.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from datasets.distributed import split_dataset_by_node
 from sae_lens.saes.sae import TrainingSAEConfig
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from sae_lens_sparsemax.processes.failures import one_failure_ends_all
+from sae_lens_sparsemax.processes.together import gathered, is_first, join, local_rank, own_part, together
 from sae_lens_sparsemax.sae.config import ARCHITECTURE
 from sae_lens_sparsemax.settings.sentences import must_be, shown
-from sae_lens_sparsemax.training.processes import gathered, is_first, join, local_rank, own_part, together
-from sae_lens_sparsemax.training.ranks_failures import one_failure_ends_all
 
 DIMENSIONS = ("data", "concepts")
 _DEVICES = ("device", "model_device", "llm_device", "act_store_device")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from sae_lens.training.types import DataProvider
 
 from sae_lens_sparsemax.models.encoding import paused
-from sae_lens_sparsemax.training.processes import together
+from sae_lens_sparsemax.processes.together import together
 
 
 class AgreedBatches:

@@ -15,9 +15,9 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.files import read_tensors, save_tensors
+from sae_lens_sparsemax.processes.together import require_one_process
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig, with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
-from sae_lens_sparsemax.training.processes import require_one_process
 from sae_lens_sparsemax.training.runner import TrainingRunner
 
 _STATE_FILENAME = "synthetic_store.safetensors"

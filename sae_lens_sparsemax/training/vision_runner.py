@@ -22,10 +22,10 @@ from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadata
+from sae_lens_sparsemax.processes.together import gathered
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
 from sae_lens_sparsemax.training.mesh import across_ranks, share, tokens_per_rank
-from sae_lens_sparsemax.training.processes import gathered
 from sae_lens_sparsemax.training.runner import TrainingRunner, pretrained_sae
 from sae_lens_sparsemax.training.sources import image_source, vision_model
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from sae_lens_sparsemax.explore.gather import gather, state_of
-from sae_lens_sparsemax.training.processes import gathered, own_part
+from sae_lens_sparsemax.processes.together import gathered, own_part
 from tests.support.ranks import on_ranks
 from tests.support.streams import RandomStream, inference_sae
 

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from sae_lens_sparsemax import SparsemaxTrainingSAE
 from sae_lens_sparsemax.attention import shards
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.processes.together import join
 from sae_lens_sparsemax.training import estimate
 from sae_lens_sparsemax.training.config_file import config_from_values, load_config
 from sae_lens_sparsemax.training.estimate import (
@@ -24,7 +25,6 @@ from sae_lens_sparsemax.training.estimate import (
     sizes,
 )
 from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
-from sae_lens_sparsemax.training.processes import join
 from tests.support.started_ranks import StartedRanks
 
 D, M, N_TOKENS = 16, 100, 64

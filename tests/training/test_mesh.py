@@ -16,13 +16,13 @@ from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.data.texts import part_of_document
+from sae_lens_sparsemax.processes.together import join, together
 from sae_lens_sparsemax.settings.command_line import settings_help
 from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import differing_settings, output_of_run
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig
 from sae_lens_sparsemax.training.config_file import config_from_values, settings_of
 from sae_lens_sparsemax.training.mesh import ParallelConfig
-from sae_lens_sparsemax.training.processes import join, together
 from sae_lens_sparsemax.training.synthetic_runner import SyntheticTrainingRunner
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner

@@ -18,13 +18,15 @@ from sae_lens_sparsemax.evaluation.settings import (
 )
 from sae_lens_sparsemax.evaluation.suite.groups import run_groups, sae_digest
 from sae_lens_sparsemax.evaluation.suite.pictures import write_pictures
-from sae_lens_sparsemax.evaluation.suite.report import write_report
+from sae_lens_sparsemax.evaluation.suite.report import REPORT_FILENAME, write_report
 from sae_lens_sparsemax.evaluation.suite.text import text_groups
 from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
 from sae_lens_sparsemax.files import require_writable, save_json
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.processes.failures import one_failure_ends_all
+from sae_lens_sparsemax.processes.together import is_first, join, own_device
 from sae_lens_sparsemax.settings.checking import build
 from sae_lens_sparsemax.settings.sentences import must_be_one_of
 
@@ -62,6 +64,8 @@ def evaluate_suite(
 ) -> SuiteResult:
     """Measure a saved SAE with a suite; groups finished earlier with the same settings are kept.
 
+    The processes that torchrun started share the groups; the first one writes the report.
+
     Args:
         source: Folder of an SAE or checkpoint, or `user/repository:id` on the hub.
         suite: `"text"` or `"vision"`; None for the one that fits the SAE's metadata.
@@ -78,32 +82,42 @@ def evaluate_suite(
         ValueError: SAE, model, hook or data cannot be found or do not fit; the message names what was given.
     """
     settings = dict(settings or {})
-    if suite is not None and suite not in get_args(Suite):
-        raise must_be_one_of("suite", suite, get_args(Suite))
-    if suite is not None:
-        build(TextSuiteSettings if suite == "text" else VisionSuiteSettings, settings)
-    sae = sae if sae is not None else load_sae(source, str(settings.get("device") or "cpu"))
-    suite = suite or suite_of(sae)
-    folder = Path(output) if output is not None else default_folder(source, suite)
-    require_writable(folder, "--output_path")
-    if suite == "text":
-        complete: Any = text_settings(settings, sae)
-        todo = text_groups(sae, complete, progress, load)
-    else:
-        complete = vision_settings(settings, sae)
-        if trained_on(complete, sae):
-            say("Note: these are the images that the SAE was trained on; figures to report need others.")
-        todo = vision_groups(sae, complete, progress)
-    measured = run_groups(todo, folder, sae_digest(sae), only=groups, overwrite=overwrite, say=say, progress=progress)
-    results = {
-        "sae": {"source": source, "architecture": sae.cfg.architecture(), "d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae},
-        "suite": suite,
-        "settings": dataclasses.asdict(complete),
-        "groups": measured,
-    }
-    save_json(results, folder / "results.json")
-    pictures = write_pictures(suite, measured, folder)
-    return SuiteResult(folder, write_report(results, pictures, folder), results)
+    join()
+    with one_failure_ends_all("with the same command"):
+        if suite is not None and suite not in get_args(Suite):
+            raise must_be_one_of("suite", suite, get_args(Suite))
+        if suite is not None:
+            build(TextSuiteSettings if suite == "text" else VisionSuiteSettings, settings)
+        settings["device"] = own_device(str(settings.get("device") or "cpu"))
+        sae = sae if sae is not None else load_sae(source, settings["device"])
+        suite = suite or suite_of(sae)
+        folder = Path(output) if output is not None else default_folder(source, suite)
+        require_writable(folder, "--output_path")
+        if suite == "text":
+            complete: Any = text_settings(settings, sae)
+            todo = text_groups(sae, complete, progress, load)
+        else:
+            complete = vision_settings(settings, sae)
+            if trained_on(complete, sae) and is_first():
+                say("Note: these are the images that the SAE was trained on; figures to report need others.")
+            todo = vision_groups(sae, complete, progress)
+        digest = sae_digest(sae)
+        measured = run_groups(todo, folder, digest, only=groups, overwrite=overwrite, say=say, progress=progress)
+        results = {
+            "sae": {
+                "source": source,
+                "architecture": sae.cfg.architecture(),
+                "d_in": sae.cfg.d_in,
+                "d_sae": sae.cfg.d_sae,
+            },
+            "suite": suite,
+            "settings": dataclasses.asdict(complete),
+            "groups": measured,
+        }
+        if is_first():
+            save_json(results, folder / "results.json")
+            write_report(results, write_pictures(suite, measured, folder), folder)
+    return SuiteResult(folder, folder / REPORT_FILENAME, results)
 
 
 def default_folder(source: str, suite: str) -> Path:

@@ -12,6 +12,7 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.files import read_object, save_json, sealed
+from sae_lens_sparsemax.processes.together import Turns, is_first, patiently_gathered
 from sae_lens_sparsemax.settings.sentences import must_be_one_of
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def run_groups(
 ) -> dict[str, Any]:
     """Compute the groups that are not finished and return all results by name.
 
+    Of several processes each takes the next group when it is free, and all return the results of all.
+
     Args:
         groups: What to measure.
         folder: Where each group is saved as `<name>.json`.
@@ -66,39 +69,50 @@ def run_groups(
     for name in only:
         if name not in names:
             raise must_be_one_of("groups", name, names)
-    results: dict[str, Any] = {}
-    failures: list[ValueError] = []
-    is_any_measured = False
-    for group in (bar := tqdm(groups, desc="Metric groups", unit="group", disable=not progress)):
+    # What the first process finds, for another may see files of groups that are finished meanwhile.
+    plan = patiently_gathered([_plan(group, folder, digest, only, overwrite) for group in groups])[0]
+    todo, turns = list(zip(groups, plan, strict=True)), Turns()
+    own: dict[str, Any] = {}
+    failures: dict[str, ValueError] = {}
+    for group, (key, is_wanted, kept) in (bar := tqdm(todo, desc="Metric groups", unit="group", disable=not progress)):
         bar.set_postfix_str(group.name)
-        path = folder / f"{group.name.replace('/', '-')}.json"
-        key = hashlib.sha256(json.dumps([digest, group.settings], sort_keys=True, default=str).encode()).hexdigest()
-        wanted = not only or group.name in only
-        kept = None if overwrite and wanted else _finished(path, key, group.name)
-        if kept is None and not wanted:
-            continue
         if kept is not None:
-            is_any_measured |= wanted
-            if wanted:
-                say(f"{group.name}: kept, it was finished earlier with the same settings ({path})")
-            results[group.name] = kept
-            continue
-        group.opens()
-        try:
-            measured = group.compute()
-        except ValueError as reason:
-            if not isinstance(reason, NotMeasured):
-                failures.append(reason)
-            say(f"{group.name}: not measured, {reason}")
-            results[group.name] = {"not_measured": str(reason)}
-            continue
-        is_any_measured = True
-        kept = {"group": group.name, "fingerprint": key, "settings": group.settings, "result": measured}
-        save_json(sealed(kept), path)
-        results[group.name] = read_object(path)["result"]
-    if failures and not is_any_measured:
-        raise failures[0]
-    return results
+            if is_wanted and is_first():
+                say(f"{group.name}: kept, it was finished earlier with the same settings ({_path(folder, group)})")
+        elif is_wanted and turns.is_mine():
+            group.opens()
+            try:
+                measured = group.compute()
+            except ValueError as reason:
+                if not isinstance(reason, NotMeasured):
+                    failures[group.name] = reason
+                say(f"{group.name}: not measured, {reason}")
+                own[group.name] = {"not_measured": str(reason)}
+                continue
+            saved = {"group": group.name, "fingerprint": key, "settings": group.settings, "result": measured}
+            save_json(sealed(saved), _path(folder, group))
+            own[group.name] = read_object(_path(folder, group))["result"]
+    parts = patiently_gathered((own, {name: str(reason) for name, reason in failures.items()}))
+    found = {group.name: kept for group, (_, _, kept) in todo if kept is not None}
+    for part, _ in parts:
+        found |= part
+    said = {name: reason for _, part in parts for name, reason in part.items()}
+    wanted = [group.name for group, (_, is_wanted, _) in todo if is_wanted]
+    if said and all("not_measured" in found[name] for name in wanted):
+        first = next(name for name in names if name in said)
+        raise failures.get(first, ValueError(said[first]))
+    return {name: found[name] for name in names if name in found}
+
+
+def _plan(group: MetricGroup, folder: Path, digest: str, only: Sequence[str], overwrite: bool) -> tuple[str, bool, Any]:
+    """The fingerprint of a group's settings, whether it was asked for, and its result if that is to be kept."""
+    key = hashlib.sha256(json.dumps([digest, group.settings], sort_keys=True, default=str).encode()).hexdigest()
+    is_wanted = not only or group.name in only
+    return key, is_wanted, None if overwrite and is_wanted else _finished(_path(folder, group), key, group.name)
+
+
+def _path(folder: Path, group: MetricGroup) -> Path:
+    return folder / f"{group.name.replace('/', '-')}.json"
 
 
 def sae_digest(sae: SAE[Any]) -> str:

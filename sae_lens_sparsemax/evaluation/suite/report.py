@@ -11,6 +11,8 @@ from sae_lens_sparsemax.display.tables import markdown_table, number, percent
 from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
 from sae_lens_sparsemax.files import atomic_write_text
 
+REPORT_FILENAME = "report.md"
+
 Row = tuple[str, Any]
 
 _RECONSTRUCTION = {
@@ -35,7 +37,7 @@ _PREDICTIONS = {
 
 
 def write_report(results: Mapping[str, Any], pictures: Iterable[Path], folder: Path) -> Path:
-    """Write `report.md` from the results of `evaluate_suite` and return its path."""
+    """Write the report from the results of `evaluate_suite` and return its path."""
     sae, settings = results["sae"], results["settings"]
     lines = [
         f"# {sae['source']}",
@@ -48,7 +50,7 @@ def write_report(results: Mapping[str, Any], pictures: Iterable[Path], folder: P
         lines += [f"## {title}", "", markdown_table(["measure", "value"], rows), ""]
     lines += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
     lines += ["", "All measures, with the settings they were taken at: `results.json` and one file for each group.", ""]
-    path = folder / "report.md"
+    path = folder / REPORT_FILENAME
     atomic_write_text(path, "\n".join(lines))
     return path
 

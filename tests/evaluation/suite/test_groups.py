@@ -1,10 +1,15 @@
 import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured, run_groups, sae_digest
+from tests.support.ranks import on_ranks
 
 
 class Counter:
@@ -113,3 +118,44 @@ def test_a_group_that_fails_is_left_out_with_its_reason_unless_nothing_else_was_
             run_groups(groups, tmp_path, "", only=only, say=said.append, progress=False)
     with pytest.raises(ValueError, match="no such model"):  # which all would need
         run_groups([good.group, bad._replace(opens=no_model)], tmp_path, "", say=said.append, progress=False)
+
+
+def measured_on_a_rank(folder: Path, only: tuple[str, ...], fails: bool) -> tuple[Any, list[str], list[str]]:
+    """Results, names of the groups that this rank computed, and what it said."""
+    done: list[str] = []
+    said: list[str] = []
+
+    def compute(name: str) -> dict[str, Any]:
+        done.append(name)
+        while name == "a" and not (folder / "f.json").is_file():  # takes as long as all others together
+            time.sleep(0.01)
+        if name == "c" or fails:
+            raise (ValueError if fails else NotMeasured)(f"{name} lacks something")
+        return {"value": name * 2}
+
+    groups = [MetricGroup(name, {}, partial(compute, name)) for name in "abcdef"]
+    try:
+        return run_groups(groups, folder, "", only=only, say=said.append, progress=False), done, said
+    except ValueError as error:
+        return str(error), done, said
+
+
+def test_of_several_processes_each_measures_the_next_group_when_it_is_free(tmp_path):
+    expected = {name: {"value": name * 2} for name in "abcdef"} | {"c": {"not_measured": "c lacks something"}}
+    kept, *_ = measured_on_a_rank(tmp_path / "kept", ("b",), False)
+    assert kept == {"b": {"value": "bb"}}
+    for folder in (tmp_path / "new", tmp_path / "kept"):
+        ranks = on_ranks(2, measured_on_a_rank, folder, (), False)
+        assert [list(results.items()) for results, *_ in ranks] == [list(expected.items())] * 2
+        done = [done for _, done, _ in ranks]
+        assert sorted(done[0] + done[1]) == [name for name in "abcdef" if folder.name == "new" or name != "b"]
+        assert {len(part) for part in done} == {1, 4 if folder.name == "kept" else 5}  # while one waits in `a`
+        said = [line for _, _, lines in ranks for line in lines]
+        assert len(said) == (2 if folder.name == "kept" else 1)
+        assert json.loads((folder / "f.json").read_text())["result"] == expected["f"]
+
+
+def test_if_no_process_could_measure_anything_all_raise_what_the_first_group_lacks(tmp_path):
+    assert [found for found, *_ in on_ranks(2, measured_on_a_rank, tmp_path, ("d", "b"), True)] == [
+        "b lacks something"
+    ] * 2

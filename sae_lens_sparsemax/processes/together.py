@@ -1,7 +1,7 @@
 """Several processes that torchrun started for one job: they meet, agree on what to do, and end together.
 
 In one process nothing of this runs. Whatever may fail on one rank alone happens inside `together()`, or all of the job
-inside `one_failure_ends_all()` (`ranks_failures.py`), so that no rank waits for one that has ended.
+inside `one_failure_ends_all()` (`failures.py`), so that no rank waits for one that has ended.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import datasets
 import torch
 import torch.distributed as dist
 import transformers
+from torch.distributed import distributed_c10d
 from tqdm.std import tqdm
 
 from sae_lens_sparsemax.settings.sentences import must_be
 
+_PATIENCE = timedelta(days=30)
 _TOLD_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -55,6 +58,41 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def patiently_gathered(value: Any) -> list[Any]:
+    """The same, but another rank may take longer than torch's half hour; one that has ended is noticed still."""
+    if not dist.is_initialized():
+        return [value]
+    group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group)
+    dist.destroy_process_group(group)
+    return values
+
+
+class Turns:
+    """Who of the processes does which part of a job whose parts take unknown times: whoever is free takes the next.
+
+    Each asks about every part in its order, made together; in one process, all are its own.
+    """
+
+    def __init__(self) -> None:
+        self._store = distributed_c10d._get_default_store() if dist.is_initialized() else None
+        # As often as this was made by each, so that another job counts for itself.
+        Turns._n_made += 1
+        self._key, self._asked, self._mine = f"turns of job {Turns._n_made}", 0, -1
+
+    _n_made = 0
+
+    def is_mine(self) -> bool:
+        """Whether this process takes the next part."""
+        number, self._asked = self._asked, self._asked + 1
+        if self._store is None:
+            return True
+        if self._mine < number:
+            self._mine = self._store.add(self._key, 1) - 1
+        return self._mine == number
 
 
 def is_first() -> bool:
