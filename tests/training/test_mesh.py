@@ -327,11 +327,11 @@ def test_under_torchrun_as_well(tmp_path):
     assert "parallel.datas is not a valid key" in ended.stderr and "exitcode  : 2" in ended.stderr
 
 
-@pytest.mark.slow
 def test_a_dry_run_is_printed_once_with_its_estimate(tmp_path):
-    ended = torchrun(2, "train", "quickstart", "--dry_run", "--parallel.data", "2", "--sae.d_in", "128", cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("model_name: quickstart") == ended.stdout.count("Estimate for 2 ranks") == 1
+    words = ["train", "quickstart", "--dry_run", "--parallel.data", "2", "--sae.d_in", "128"]
+    ranks = StartedRanks(2, tmp_path / "printed", main, words)
+    assert ranks.wait() == [0, 0], ranks.printed()
+    assert ranks.printed().count("model_name: quickstart") == ranks.printed().count("Estimate for 2 ranks") == 1
 
 
 def test_a_single_process_is_told_of_no_others(monkeypatch):

@@ -17,7 +17,7 @@ from tests.support.started_ranks import StartedRanks
 from tests.training.test_ranks import STEPS, assert_same, finished, train, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-N_KILLS = int(os.environ.get("TRIAL_KILLS", "2"))
+N_KILLS = int(os.environ.get("TRIAL_KILLS", "1"))
 
 
 @pytest.mark.parametrize("which", ["one", "all"])
