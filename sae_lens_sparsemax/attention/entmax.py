@@ -18,9 +18,17 @@ import torch
 
 # A bound need not be tight: so many halvings leave a thousandth of the way from a row's mean to its maximum.
 BOUND_CUTS = 10
+# And so many where a bound is known already.
+MORE_CUTS = 6
 # A float32 cost of n terms is trusted to be at least b when it exceeds it by this share.
 COST_MARGIN = 1e-4
 MAX_NEWTON_STEPS = 100
+# Rows of candidates become one matrix if that does not make them more than so many times as many.
+MAX_PADDING = 2
+# A good bound leaves few candidates below the threshold; among so many lowest ones it is looked for first.
+N_LOWEST = 8
+_ROOTS = (0.5, 0.25)
+_NEARLY_ZERO = {torch.float32: 1e-30, torch.float64: 1e-290}
 
 
 def exponent(alpha: float) -> float:
@@ -34,7 +42,13 @@ def whole_budget(budget: float, alpha: float) -> float:
     return float(math.ceil(budget * (1 - 1e-9))) if alpha == math.inf else budget
 
 
-def lower_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+def lower_bound(
+    scores: torch.Tensor,
+    row_max: torch.Tensor,
+    budget: float,
+    alpha: float,
+    known: torch.Tensor | None = None,
+) -> torch.Tensor:
     """(N, 1) a number that each row's support exceeds, from a subset of its scores.
 
     Fewer scores cost less, so a cut that costs b among them costs b among all. A difference of two floats is rounded
@@ -43,21 +57,31 @@ def lower_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alph
     Args:
         scores: (N, C), the maximum of the row among them; −inf for padding. row_max: (N, 1).
         budget: b. alpha: α > 2.
+        known: (N, 1) such numbers, −inf where none is known; better ones are looked for above them.
 
     Returns:
         The bounds; −inf where no cut among the subset costs b.
     """
-    beta, affordable = exponent(alpha), (1 + COST_MARGIN) * budget
-    below = torch.sub(scores, row_max).clamp_(min=-torch.finfo(scores.dtype).max)
+    beta = exponent(alpha)
+    affordable = (1 + COST_MARGIN) * budget + scores.shape[1] * zero_cost(scores.dtype, beta)
+    below = torch.empty_like(scores)
+
+    def costs_more(cut: torch.Tensor) -> torch.Tensor:
+        return terms(torch.sub(scores, cut, out=below), beta).sum(-1, keepdim=True) > affordable
+
     # About half of the scores lie above their mean; where a cut there costs too little, supports are dense.
+    torch.sub(scores, row_max, out=below).clamp_(min=-torch.finfo(scores.dtype).max)
     low = row_max + below.div_(scores.shape[1]).sum(-1, keepdim=True)
-    enough = terms(torch.sub(scores, low, out=below), beta).sum(-1, keepdim=True) > affordable
+    is_found = costs_more(low)
+    if known is not None:
+        low = torch.where(is_found, torch.maximum(low, known), torch.where(known > -torch.inf, known, low))
+        is_found |= known > -torch.inf
     high = row_max
-    for _ in range(BOUND_CUTS):
+    for _ in range(BOUND_CUTS if known is None else MORE_CUTS):
         cut = low / 2 + high / 2
-        costs_more = terms(torch.sub(scores, cut, out=below), beta).sum(-1, keepdim=True) > affordable
-        low, high = torch.where(costs_more, cut, low), torch.where(costs_more, high, cut)
-    return torch.where(enough, low, -torch.inf)
+        more = costs_more(cut)
+        low, high = torch.where(more, cut, low), torch.where(more, high, cut)
+    return torch.where(is_found, low, -torch.inf)
 
 
 def in_support(
@@ -73,18 +97,21 @@ def in_support(
         (nnz,) bool, whether each is in the support of its row.
     """
     counts = torch.bincount(row, minlength=len(row_max))
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(row), device=row.device) - first[row]
+    widest = int(counts.max()) if len(row) else 0
+    if len(row_max) * widest <= MAX_PADDING * len(row):
+        scores = _matrix(len(row_max), widest, row, place, values)
+        return values >= _least_from_below(scores, budget, exponent(alpha)).squeeze(1)[row]
     keep = torch.zeros_like(row, dtype=torch.bool)
     # Rows of a similar number of candidates together, as a matrix: padding doubles them at most.
     size = (counts - 1).clamp_min(1).log2().floor().long()
     for group in size[counts > 0].unique().tolist():
         chosen = (size == group) & (counts > 0)
-        entry = chosen[row]
+        entry = chosen[row].nonzero().squeeze(1)
         line = (chosen.cumsum(0) - 1)[row[entry]]
-        shape = (int(chosen.sum()), int(counts[chosen].max()))
-        scores = row_max.new_full(shape, -torch.inf).index_put_((line, place[entry]), values[entry].double())
-        least = least_affordable(scores, budget, exponent(alpha))
-        keep[entry] = values[entry].double() >= least.squeeze(1)[line]
+        scores = _matrix(int(chosen.sum()), int(counts[chosen].max()), line, place[entry], values[entry])
+        keep[entry] = values[entry] >= _least_from_below(scores, budget, exponent(alpha)).squeeze(1)[line]
     return keep
 
 
@@ -106,6 +133,32 @@ def least_affordable(scores: torch.Tensor, budget: float, beta: float) -> torch.
         last = torch.where(affordable, further, last)
         level = torch.where(affordable, next_level, level)
     return level
+
+
+def _least_from_below(scores: torch.Tensor, budget: float, beta: float) -> torch.Tensor:
+    """(N, 1) what `least_affordable` gives for (N, W), looked for among the lowest first."""
+    if scores.shape[-1] <= 2 * N_LOWEST:
+        return least_affordable(scores, budget, beta)
+    lowest = torch.where(scores == -torch.inf, torch.inf, scores).topk(N_LOWEST, -1, largest=False).values
+    # How many of the lowest are not affordable; the highest score of a row always is.
+    n_above = torch.zeros_like(lowest[:, :1], dtype=torch.int64)
+    below = torch.empty_like(scores)
+    for step in [2**bit for bit in reversed(range(N_LOWEST.bit_length()))]:
+        further = n_above + step
+        level = lowest.gather(-1, (further - 1).clamp_max(N_LOWEST - 1))
+        is_too_much = terms(torch.sub(scores, level, out=below), beta).sum(-1, keepdim=True) >= budget
+        n_above = torch.where(is_too_much & (further <= N_LOWEST), further, n_above)
+    least = lowest.gather(-1, n_above.clamp_max(N_LOWEST - 1))
+    rest = (n_above == N_LOWEST).squeeze(1).nonzero().squeeze(1)
+    if len(rest):
+        least[rest] = least_affordable(scores[rest], budget, beta)
+    return least
+
+
+def _matrix(n_rows: int, width: int, row: torch.Tensor, place: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """(N, W) float64, −inf beside the (nnz,) values."""
+    scores = torch.full((n_rows * width,), -torch.inf, dtype=torch.float64, device=values.device)
+    return scores.scatter_(0, row * width + place, values.double()).view(n_rows, width)
 
 
 def excess(
@@ -149,30 +202,23 @@ def excess(
     return above + s[row]
 
 
-def largest_difference(budget: float, alpha: float) -> float:
-    """How far below its row's maximum a score can be and still be in the support: the maximum alone would cost b."""
-    if alpha == math.inf:
-        return math.inf
-    power = (alpha - 1) * math.log(budget)
-    # A little more, so that rounding leaves nothing out that a closer look would keep.
-    return math.exp(power) * (1 + 1e-9) if power < 700 else math.inf
-
-
 def terms(below: torch.Tensor, beta: float) -> torch.Tensor:
-    """max(z − t, 0)^β of z − t, where possible in its place.
+    """max(z − t, 0)^β of z − t, in its place.
 
-    A difference beyond the largest number costs what that number does.
+    A difference beyond the largest number costs what that number does; one below zero, `zero_cost`.
     """
     largest = torch.finfo(below.dtype).max
     if beta == 0:
         return below.sign_().relu_()
     if beta == 1:
         return below.relu_()
-    if beta not in (0.5, 0.25):
-        return below.clamp(0, largest).pow(beta)
-    # Roots are several times faster than powers, but of zero they are slow. What a row's zeros then cost is far below
-    # the last digit in float64, and is taken off in float32, so that costs are never too large.
-    floor = 1e-300 if below.dtype == torch.float64 else 1e-30
-    roots = below.clamp(floor, largest).sqrt_()
-    roots = roots.sqrt_() if beta == 0.25 else roots
-    return roots if below.dtype == torch.float64 else roots.sub_(floor**beta)
+    if beta not in _ROOTS:
+        return below.clamp_(0, largest).pow_(beta)
+    # Roots are several times faster than powers, but of zero they are slow.
+    roots = below.clamp_(_NEARLY_ZERO[below.dtype], largest).sqrt_()
+    return roots.sqrt_() if beta == 0.25 else roots
+
+
+def zero_cost(dtype: torch.dtype, beta: float) -> float:
+    """What nothing costs in `terms`: in float64 far below the last digit of any sum, in float32 to be taken off."""
+    return _NEARLY_ZERO[dtype] ** beta if beta in _ROOTS else 0.0

@@ -142,7 +142,7 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
     # A float output keeps a comparison vectorised; a boolean one with a broadcast operand is several times slower.
     active = _flat_nonzero(torch.gt(maxima, bound, out=torch.empty_like(maxima)))
     if active.numel() > MAX_ACTIVE_CHUNKS * maxima.numel():
-        return _select_dense(z, row_max, budget, alpha)
+        return _select_dense(z, row_max, bound, budget, alpha)
 
     read_again = z.reshape(-1, chunk).index_select(0, active)
     active_row = active // maxima.shape[1]
@@ -202,32 +202,31 @@ def check_row_maxima(row_max: torch.Tensor) -> None:
         )
 
 
-def _select_dense(z: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> Support:
-    """Rows with dense supports, read whole: sparsemax's by about ten steps of Newton."""
-    block = _dense_block if alpha == 2 else _dense_entmax_block
+def _select_dense(z: torch.Tensor, row_max: torch.Tensor, bound: torch.Tensor, budget: float, alpha: float) -> Support:
+    """Rows with dense supports, read whole: sparsemax's by about ten steps of Newton.
+
+    Args: as for `select_support`, but z padded; (N, 1) row maxima, and numbers that supports exceed.
+    """
     found = []
     # Blocks of rows small enough to stay in cache from one step to the next.
     step = max(1, DENSE_BLOCK // z.shape[1])
     for start in range(0, z.shape[0], step):
         rows = slice(start, start + step)
-        found.append(_flat_nonzero(block(z[rows], row_max[rows], budget, alpha)) + start * z.shape[1])
+        block, largest = z[rows], row_max[rows]
+        if alpha == 2:
+            chosen = _dense_block(block, largest, budget)
+        else:
+            chosen = block > entmax.lower_bound(block, largest, budget, alpha, bound[rows])
+        found.append(_flat_nonzero(chosen) + start * z.shape[1])
     found = torch.cat(found)
-    row = found // z.shape[1]
-    values = z.reshape(-1)[found]
-    crow = row_offsets(row, z.shape[0])
-    return Support(crow, found - row * z.shape[1], values, row_max.double().squeeze(1), budget, alpha)
+    row, values, row_max = found // z.shape[1], z.reshape(-1)[found], row_max.double().squeeze(1)
+    col = found - row * z.shape[1]
+    if alpha != 2:
+        return settle(values, row, col, row_max, budget, alpha)
+    return Support(row_offsets(row, z.shape[0]), col, values, row_max, budget, alpha)
 
 
-def _dense_entmax_block(z: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
-    """(n, M) which scores are selected, settled among all that the maximum alone does not rule out."""
-    shifted = z.double() - row_max.double()
-    candidate = (shifted >= -entmax.largest_difference(budget, alpha)) & (z > -torch.inf)
-    row, col = candidate.nonzero(as_tuple=True)
-    keep = entmax.in_support(z[row, col], row, row_max.double().squeeze(1), budget, alpha)
-    return candidate.index_put_((row, col), keep)
-
-
-def _dense_block(z: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:  # noqa: ARG001
+def _dense_block(z: torch.Tensor, row_max: torch.Tensor, budget: float) -> torch.Tensor:
     """(n, M) which scores sparsemax selects; the last steps sum in float64."""
     # Whatever lies further than b below the maximum is out; the clamp keeps −inf out of the sums.
     floor = -2 * budget
