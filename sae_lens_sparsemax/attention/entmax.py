@@ -203,7 +203,7 @@ def excess(
 
 
 def terms(below: torch.Tensor, beta: float) -> torch.Tensor:
-    """max(z − t, 0)^β of z − t, in its place.
+    """max(z − t, 0)^β of z − t, where possible in its place.
 
     A difference beyond the largest number costs what that number does; one below zero, `zero_cost`.
     """
@@ -213,9 +213,9 @@ def terms(below: torch.Tensor, beta: float) -> torch.Tensor:
     if beta == 1:
         return below.relu_()
     if beta not in _ROOTS:
-        return below.clamp_(0, largest).pow_(beta)
+        return below.clamp(0, largest).pow_(beta)
     # Roots are several times faster than powers, but of zero they are slow.
-    roots = below.clamp_(_NEARLY_ZERO[below.dtype], largest).sqrt_()
+    roots = below.clamp(_NEARLY_ZERO[below.dtype], largest).sqrt_()
     return roots.sqrt_() if beta == 0.25 else roots
 
 
