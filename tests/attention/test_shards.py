@@ -99,8 +99,11 @@ def compare_with_one_process(cases: list[int]) -> int:
             pairs.append((many.tau(), one.tau()))
         if structure == "separate":
             pairs += [(here.grad, all_.grad[low:high]) for here, all_ in zip(part[1:], everything[1:], strict=True)]
+        # A gradient of order 1 may be the sum of such that a threshold nearby makes huge, and cancel but for rounding.
+        summands = max(float(each.abs().max()) for each in (everything[0].grad, whole.grad))
         for got, expected in pairs:
             scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
+            scale = max(scale, summands) if probabilities and alpha > 2 else scale
             torch.testing.assert_close(got / scale, expected / scale, **close, msg=lambda text, w=where: f"{w}: {text}")
     return len(cases)
 
