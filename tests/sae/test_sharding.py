@@ -105,7 +105,7 @@ def train_like_one_process(shape: tuple[int, int], variants: list[str]) -> None:
         whole = many.sae.whole()
         weights = one.sae.state_dict()
         for name, tensor in whole.state_dict().items():
-            torch.testing.assert_close(tensor, weights[name], rtol=1e-9, atol=1e-10, msg=f"{variant}: {name}")
+            torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-10, msg=f"{variant}: {name}")
         fired, since = many.act_freq_scores.clone(), many.n_forward_passes_since_fired.clone()
         dist.all_reduce(fired)
         dist.all_reduce(since, dist.ReduceOp.MIN)
