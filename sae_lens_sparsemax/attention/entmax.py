@@ -72,16 +72,14 @@ def lower_bound(
     # About half of the scores lie above their mean; where a cut there costs too little, supports are dense.
     torch.sub(scores, row_max, out=below).clamp_(min=-torch.finfo(scores.dtype).max)
     low = row_max + below.div_(scores.shape[1]).sum(-1, keepdim=True)
-    is_found = costs_more(low)
-    if known is not None:
-        low = torch.where(is_found, torch.maximum(low, known), torch.where(known > -torch.inf, known, low))
-        is_found |= known > -torch.inf
+    low = torch.where(costs_more(low), low, -torch.inf)
+    low = low if known is None else torch.maximum(low, known)
     high = row_max
     for _ in range(BOUND_CUTS if known is None else MORE_CUTS):
         cut = low / 2 + high / 2
         more = costs_more(cut)
         low, high = torch.where(more, cut, low), torch.where(more, high, cut)
-    return torch.where(is_found, low, -torch.inf)
+    return low
 
 
 def in_support(

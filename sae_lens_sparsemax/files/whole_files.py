@@ -19,6 +19,8 @@ CHECKSUMS_FILENAME = "checksums.json"
 # What `torch.save` says of a full disk.
 _TORCH_SAYS = ("PytorchStreamWriter", "inline_container", "iostream error")
 
+_TRIES = 100
+
 _locks: dict[Path, int] = {}
 """Descriptors of the locks that this process holds, by the path of the lock's file."""
 
@@ -35,14 +37,19 @@ def require_writable(folder: Path | str, name: str) -> None:
     Raises:
         ValueError: they cannot: a read-only place, a file in the way, a full disk.
     """
-    try:
-        with _folder(Path(folder)), tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(2**20))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except (OSError, ValueError) as error:  # ValueError: a path that holds a null
-        why = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{name} must be a place that can be written to, got {str(folder)!r}: {why}") from error
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            with _folder(Path(folder)), tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(2**20))
+                probe.flush()
+                os.fsync(probe.fileno())
+            return
+        except (OSError, ValueError) as error:  # ValueError: a path that holds a null
+            # Another process that asks the same of a new folder takes away what it made, perhaps in between.
+            if isinstance(error, (FileNotFoundError, FileExistsError)) and tries_left:
+                continue
+            why = getattr(error, "strerror", None) or str(error)
+            raise ValueError(f"{name} must be a place that can be written to, got {str(folder)!r}: {why}") from error
 
 
 @contextmanager
@@ -94,7 +101,11 @@ def _lock(path: Path, refusal: str) -> int:
     """The descriptor of the file `path`, made and locked; a ValueError that says `refusal` if another has the lock."""
     assert fcntl is not None
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another's `require_writable` took away the folder that it had made
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import datasets
@@ -51,24 +52,24 @@ def together() -> Iterator[None]:
     raise SystemExit(2)
 
 
-def gathered(value: Any) -> list[Any]:
-    """The values of all ranks, in their order; without other processes, the one there is."""
+def gathered(value: Any, patiently: bool = False) -> list[Any]:
+    """The values of all ranks, in their order; without other processes, the one there is.
+
+    Args:
+        value: this rank's, to be pickled.
+        patiently: another rank may take longer than torch's half hour; one that has ended is noticed still.
+    """
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, _patient_group() if patiently else None)
     return values
 
 
-def patiently_gathered(value: Any) -> list[Any]:
-    """The same, but another rank may take longer than torch's half hour; one that has ended is noticed still."""
-    if not dist.is_initialized():
-        return [value]
-    group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group)
-    dist.destroy_process_group(group)
-    return values
+@cache
+def _patient_group() -> Any:
+    # Made where all ranks ask for it together: whoever waits for the others to make it notices none that has ended.
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 class Turns:
@@ -77,13 +78,13 @@ class Turns:
     Each asks about every part in its order, made together; in one process, all are its own.
     """
 
+    _n_made = 0
+
     def __init__(self) -> None:
         self._store = distributed_c10d._get_default_store() if dist.is_initialized() else None
         # As often as this was made by each, so that another job counts for itself.
         Turns._n_made += 1
         self._key, self._asked, self._mine = f"turns of job {Turns._n_made}", 0, -1
-
-    _n_made = 0
 
     def is_mine(self) -> bool:
         """Whether this process takes the next part."""

@@ -1,7 +1,6 @@
 """Evaluation where several processes share an SAE's training or its measures: the figures of one process."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sae_lens_sparsemax.evaluation.harness import evaluate_sae
 from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.training.log import TrainingLog
+from tests.support.close_results import assert_close
 from tests.support.started_ranks import StartedRanks
 
 TRAIN = ["train", "quickstart", "--train_batch_size_tokens", "128", "--training_tokens", "1024", "--sae.d_sae", "48"]
@@ -48,21 +48,6 @@ def trained(tmp_path_factory) -> Path:
     ranks = StartedRanks(4, folder / "printed", train_with_wandb, words, folder / "logged.jsonl")
     assert ranks.wait() == [0] * 4, ranks.printed()[-3000:]
     return folder / "sae"
-
-
-def assert_close(found: Any, expected: Any, where: str = "") -> None:
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
-        for key in expected:
-            assert_close(found[key], expected[key], f"{where}/{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for i, each in enumerate(expected):
-            assert_close(found[i], each, f"{where}/{i}")
-    elif isinstance(expected, float) and math.isfinite(expected):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6), where
-    else:
-        assert str(found) == str(expected), where
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,6 +24,17 @@ def test_asking_leaves_nothing_behind(tmp_path):
     require_writable(tmp_path / "a" / "b", "--output_path")
     require_writable(tmp_path / "there", "--output_path")
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_several_may_ask_for_the_same_new_folder_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for speed
+
+    def ask(_):
+        for _ in range(100):
+            require_writable(tmp_path / "a" / "b", "--output_path")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(4)))
 
 
 def test_a_second_process_is_refused_until_the_first_ends_or_is_killed(tmp_path):

@@ -12,7 +12,7 @@ from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.files import read_object, save_json, sealed
-from sae_lens_sparsemax.processes.together import Turns, is_first, patiently_gathered
+from sae_lens_sparsemax.processes.together import Turns, gathered, is_first
 from sae_lens_sparsemax.settings.sentences import must_be_one_of
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def run_groups(
         if name not in names:
             raise must_be_one_of("groups", name, names)
     # What the first process finds, for another may see files of groups that are finished meanwhile.
-    plan = patiently_gathered([_plan(group, folder, digest, only, overwrite) for group in groups])[0]
+    plan = gathered([_plan(group, folder, digest, only, overwrite) for group in groups], patiently=True)[0]
     todo, turns = list(zip(groups, plan, strict=True)), Turns()
     own: dict[str, Any] = {}
     failures: dict[str, ValueError] = {}
@@ -92,7 +92,7 @@ def run_groups(
             saved = {"group": group.name, "fingerprint": key, "settings": group.settings, "result": measured}
             save_json(sealed(saved), _path(folder, group))
             own[group.name] = read_object(_path(folder, group))["result"]
-    parts = patiently_gathered((own, {name: str(reason) for name, reason in failures.items()}))
+    parts = gathered((own, {name: str(reason) for name, reason in failures.items()}), patiently=True)
     found = {group.name: kept for group, (_, _, kept) in todo if kept is not None}
     for part, _ in parts:
         found |= part

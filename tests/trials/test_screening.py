@@ -1,0 +1,65 @@
+"""Many random rows through screening: the supports of their float32 scores by a float64 sort, row for row.
+
+`TRIAL_ROWS` says how many.
+"""
+
+import math
+import os
+import random
+
+import pytest
+import torch
+
+from sae_lens_sparsemax.attention import screening
+from tests.attention.test_screening import PAIRS, rescored, screened
+
+N_ROWS = int(os.environ.get("TRIAL_ROWS", "20000"))
+ALPHAS = [2.0, 2.5, 3.0, 5.0, 20.0, math.inf]
+
+
+def supports(scores: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+    """`tests.attention.test_entmax.support_by_definition` for all rows at once."""
+    scores = scores.double()
+    ranked = scores.sort(1, descending=True).values
+    rank = torch.arange(ranked.shape[1])
+    affordable = torch.zeros(len(ranked), 1, dtype=torch.int64)
+    not_affordable = torch.full_like(affordable, ranked.shape[1])
+    for _ in range(ranked.shape[1].bit_length()):
+        middle = (affordable + not_affordable) // 2
+        above = torch.where(rank < middle, ranked - ranked.gather(1, middle), 0.0)
+        cost = (above > 0).double() if math.isinf(alpha) else above.pow(1 / (alpha - 1))
+        is_affordable = cost.sum(1, keepdim=True) < budget
+        affordable = torch.where(is_affordable, middle, affordable)
+        not_affordable = torch.where(is_affordable, not_affordable, middle)
+    return scores >= ranked.gather(1, affordable)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_no_row_of_many_differs(monkeypatch):
+    monkeypatch.setattr(screening, "MAX_CANDIDATES", 1.0)
+    n_rows = n_unscreened = 0
+    for seed in range(10**9):
+        if n_rows >= N_ROWS:
+            break
+        torch.manual_seed(seed)
+        drawn = random.Random(seed)
+        name, alpha, m = drawn.choice(sorted(PAIRS)), drawn.choice(ALPHAS), drawn.randint(1, 300)
+        query, keys = PAIRS[name](256, m, drawn.randint(1, 24))
+        keys = keys * 10.0 ** drawn.choice([0, 0, 0, *range(-30, 31)])
+        if not bool(keys.isfinite().all()):
+            continue
+        spread = float(rescored(query, keys, None).double().std(correction=0)) or 1.0
+        bias = drawn.choice([None, None, 0.01, 1.0, 100.0])
+        shift = None if bias is None or not math.isfinite(spread * bias) else (bias * spread * torch.randn(m)).float()
+        size = 30 if math.isinf(alpha) else min(max(spread, 1e-30), 1e30) ** (1 / (alpha - 1))
+        budget = drawn.choice([1e-3, 0.1, 1.0, 10.0]) * size
+        support = screened(query, keys, shift, budget, alpha)
+        if support is None:  # too large to be screened
+            n_unscreened += len(query)
+            continue
+        expected = supports(rescored(query, keys, shift), budget, alpha)
+        found = torch.stack([support.row, support.col], 1)
+        assert torch.equal(found, expected.nonzero()), (seed, name, alpha, budget)
+        n_rows += len(query)
+    print(f"{n_rows} rows through screening, {n_unscreened} too large for it")
