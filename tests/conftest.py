@@ -58,6 +58,17 @@ def pytest_collectstart() -> None:
             device.manual_seed_all = lambda seed: None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Before the first test: a process that has used CUDA is none to fork from, nor is the one that hands out tests."""
+    import torch
+
+    from tests.support.fresh_processes import serve_from_here
+
+    if session.items and not torch.cuda.is_available():
+        serve_from_here()
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama of width 16 with a word-level tokenizer, as a Hugging Face folder."""

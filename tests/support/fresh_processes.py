@@ -3,14 +3,41 @@
 torch's threads do not outlive a fork, so one that has used them is none to fork from; and no start waits for imports.
 """
 
+import faulthandler
 import multiprocessing
 import os
+import signal
+import sys
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
+from unittest import mock
 
 FRESH = multiprocessing.get_context("forkserver")
 FRESH.set_forkserver_preload(
     ["sae_lens_sparsemax.cli.main", "sae_lens_sparsemax.training.text_runner", "datasets", "transformer_lens"]
 )
+
+
+def serve_from_here() -> None:
+    """Let the server be a fork of this process, which has imported the tests: a new one would import them again."""
+    resource_tracker.ensure_running()
+    with mock.patch.object(util, "spawnv_passfds", _fork):
+        forkserver.ensure_running()
+
+
+def _fork(_: bytes, command: list[str], descriptors: list[int]) -> int:
+    """What `multiprocessing` starts a command with, which here is Python's `-c CODE`."""
+    if process := os.fork():
+        return process
+    try:
+        faulthandler.disable()  # it would write to what is closed now
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        for low, high in zip([2, *sorted(descriptors)], [*sorted(descriptors), os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(low + 1, high)
+        exec(command[-1])
+    finally:
+        os._exit(1)
 
 
 def print_to(log: Path) -> None:
