@@ -1,8 +1,8 @@
 """Publishing sparsemax SAEs on the Hugging Face hub, with a card that begins with the import that loading needs.
 
 The upload itself is SAELens's. Before it, training SAEs and checkpoints are folded to inference form, so that every
-tool which reads W_enc and W_dec can use what is published; after it comes our card in place of SAELens's, whose
-snippet would not find the architecture.
+tool which reads W_enc and W_dec can use what is published; after it come the labels that lie beside an SAE, and our
+card in place of SAELens's, whose snippet would not find the architecture.
 
 But: no licence is chosen, and nothing is deleted from the repository.
 """
@@ -27,6 +27,7 @@ from sae_lens.constants import (
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_sparsemax.display.tables import markdown_table
+from sae_lens_sparsemax.explore.labels import OWN, PROPOSED, own_labels, proposed_labels
 from sae_lens_sparsemax.files import reading
 from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
@@ -85,7 +86,7 @@ def upload_saes(
 
     Args:
         saes: from the SAE's id, which is its folder in the repository, to the SAE (trained or folded), or to the
-            folder of a saved SAE or of a training checkpoint.
+            folder of a saved SAE or of a training checkpoint, with labels.csv and explanations.json if they are there.
         repo_id: "user/name"; made if it does not exist.
         revision: branch to upload to; `SAE.from_pretrained` reads "main".
         replace_card: whether to write over a README.md that is already there.
@@ -100,6 +101,7 @@ def upload_saes(
         raise must_be("saes", "at least one SAE", dict(saes))
     if repo_id.count("/") != 1:
         raise must_be("repo_id", "of the form 'user/name'", repo_id)
+    further: dict[str, bytes] = {}
     with TemporaryDirectory() as scratch:
         folders: dict[str, SAE[Any] | Path | str] = {}
         described: dict[str, SAE[Any]] = {}
@@ -107,16 +109,19 @@ def upload_saes(
             _check_id(sae_id)
             folders[sae_id] = folder = Path(scratch) / str(number)
             described[sae_id] = _write_inference_form(sae_id, source, folder)
+            if not isinstance(source, SAE):
+                own_labels(Path(source)), proposed_labels(Path(source))  # what is damaged is refused
+                beside = (Path(source) / name for name in (OWN, PROPOSED))
+                further |= {f"{sae_id}/{path.name}": path.read_bytes() for path in beside if path.is_file()}
         card = model_card(repo_id, described)
         upload_saes_to_huggingface(folders, repo_id, revision, add_default_readme=False)
     api = HfApi()
     if replace_card or not api.file_exists(repo_id, "README.md", revision=revision):
+        further["README.md"] = card.encode()
+    for path, content in further.items():
+        message = "Describe the SAEs and how to load them" if path == "README.md" else f"Upload {path}"
         api.upload_file(
-            path_or_fileobj=card.encode(),
-            path_in_repo="README.md",
-            repo_id=repo_id,
-            revision=revision,
-            commit_message="Describe the SAEs and how to load them",
+            path_or_fileobj=content, path_in_repo=path, repo_id=repo_id, revision=revision, commit_message=message
         )
     return card
 

@@ -15,6 +15,8 @@ import torch
 from sae_lens import SAE
 from torch.nn.functional import normalize
 
+from sae_lens_sparsemax.data.drawings import CAPTION
+from sae_lens_sparsemax.data.quickstart import quickstart_vision_model_path
 from sae_lens_sparsemax.evaluation.classification import text_prototypes
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
@@ -70,12 +72,19 @@ def name_concepts(
 
 
 def embed_words(model: HookedViT, words: list[str], templates: list[str] | None = None) -> torch.Tensor:
-    """Unit-norm embeddings of words in prompts such as "a photo of a {}", `(n_words, d_embed)`.
+    """Unit-norm embeddings of words in prompts, `(n_words, d_embed)`.
+
+    Args:
+        model: CLIP or SigLIP.
+        words: what stands in the prompts.
+        templates: prompts with `{}` for the word; by default "a photo of a {}", and for the package's own model what
+            it has learnt.
 
     Raises:
         ValueError: the model has no text tower or no tokenizer.
     """
-    return text_prototypes(model.encode_text, words, templates or TEMPLATES).cpu()
+    is_own = model.model.config.name_or_path == str(quickstart_vision_model_path())
+    return text_prototypes(model.encode_text, words, templates or ([CAPTION] if is_own else TEMPLATES)).cpu()
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import pandas as pd
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.data.class_names import known_words, require_known, shipped_words
+from sae_lens_sparsemax.data.class_names import known_words, require_known
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.evaluation.naming import embed_words
+from sae_lens_sparsemax.explore.app.opening import known_classes, open_pages
 from sae_lens_sparsemax.explore.concepts import ImageConcepts, TextConcepts, concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.labels import labels_of
 from sae_lens_sparsemax.explore.steering import SteeredText, as_changes, class_probabilities, steered_text
@@ -55,7 +56,7 @@ def concepts_of(
         model: the SAE's model with hooks (HookedTransformer, SAETransformerBridge, SAELens's wrapped
             AutoModelForCausalLM, HookedViT); None loads the one that the metadata name and keeps it for the next call.
         n: the strongest concepts of each token alone; None for all.
-        labels: what concepts are about; by default what the SAE's folder says, if `sae` is one.
+        labels: what concepts are about; by default what lies beside the SAE, if `sae` is no object.
         device: where SAE and model are loaded.
 
     Returns:
@@ -70,7 +71,7 @@ def concepts_of(
     if n is not None and n < 1:
         raise must_be("n", "at least 1", n)
     if labels is None:
-        named = labels_of(sae) if isinstance(sae, str | Path) and Path(sae).expanduser().is_dir() else {}
+        named = labels_of(sae) if isinstance(sae, str | Path) else {}
         labels = {concept: label.text for concept, label in named.items()}
     samples = list(given) if isinstance(given, list | tuple) else [given]
     if not samples:
@@ -112,7 +113,8 @@ def steer(
         max_new_tokens: of texts: how far to go on, at most.
         temperature: of texts: 0 takes the likeliest token each time; both texts are drawn with the same random numbers.
         seed: of texts: of the sampling.
-        classes: of images: what to choose from; by default all names of classes in the package.
+        classes: of images: what to choose from; by default what the app offers, the classes of the images that the SAE
+            was explored or trained on or, where those are not at hand, all names of classes in the package.
 
     Returns:
         Of a text its continuations without and with the change; of an image its class probabilities.
@@ -120,7 +122,7 @@ def steer(
     Raises:
         ValueError: a concept that there is not, an argument out of its range, or what is given does not fit.
     """
-    at_hook, sae = _opened(sae, model, device)
+    source, (at_hook, sae) = sae, _opened(sae, model, device)
     done = as_changes(changes)
     if isinstance(at_hook, TextAtHook):
         if classes is not None:
@@ -132,7 +134,10 @@ def steer(
         raise must_be("model", "a CLIP or SigLIP model with its tokenizer to classify with", type(vit.model).__name__)
     if classes is not None:
         require_known(vit.tokenizer, list(classes))
-    names = list(classes) if classes is not None else known_words(vit.tokenizer, shipped_words())
+        names = list(classes)
+    else:
+        pages = open_pages(str(source), sae, None) if isinstance(source, str | Path) else None
+        names = known_words(vit.tokenizer, known_classes(sae, pages))
     image = _image(given)
     before, after = class_probabilities(at_hook, vit.preprocess(image), embed_words(vit, names), edit)
     scores = pd.DataFrame({"label": names, "before": before.numpy(), "after": after.numpy()})

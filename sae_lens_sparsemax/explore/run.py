@@ -84,7 +84,7 @@ def explore(
             with atomic_directory(output) as folder:
                 write_folder(folder, reports, settings, progress=progress)
                 for number, path in enumerate(paths):
-                    show_labels(Explored(folder, number), Path(path).expanduser())
+                    show_labels(Explored(folder, number), path)
             shutil.rmtree(gathering, ignore_errors=True)
     return output / "index.html"
 

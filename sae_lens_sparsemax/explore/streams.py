@@ -186,10 +186,11 @@ class TextStream:
         self.d_embedding = 0
         self.max_norm_is_found = not math.isfinite(self.at_hook.max_norm) and settings.max_norm is None
         """Whether the limit is `OUTLIER_FACTOR` times the median norm, over the first batch of contexts."""
+        self._first: torch.Tensor | None = None  # the activations of that batch, until they are asked for
         if self.max_norm_is_found:
             tokens = torch.stack(list(self._contexts(0, settings.batch_size)))
-            acts = self.at_hook.activations(tokens)
-            norms = acts.norm(dim=-1).cpu()[self.at_hook.is_read(tokens).cpu()]
+            self._first = self.at_hook.activations(tokens)
+            norms = self._first.norm(dim=-1).cpu()[self.at_hook.is_read(tokens).cpu()]
             if len(norms):
                 limit = OUTLIER_FACTOR * norms.float().median().item()
                 self.at_hook = dataclasses.replace(self.at_hook, max_norm=limit)
@@ -204,7 +205,8 @@ class TextStream:
                 first = last
                 continue
             tokens = torch.stack(group)
-            acts = self.at_hook.activations(tokens)
+            known, self._first = self._first if first == 0 else None, None
+            acts = self.at_hook.activations(tokens) if known is None else known[: len(group)]
             keep = self.at_hook.is_read(tokens, acts).cpu()
             outliers = tokens.cpu()[self.at_hook.is_read(tokens).cpu() & ~keep]
             seqpos = self.at_hook.seqpos

@@ -8,7 +8,7 @@ from sae_lens_sparsemax.explore.pages.shown_samples import peak_tokens
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import TextStream
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.at_hook import TextAtHook, load_sae
 from tests.explore.test_explore_images import read
 from tests.explore.test_page_data import decode_levels
 from tests.support.sites import HOSTILE, save_text_sae
@@ -61,6 +61,13 @@ def test_outliers_of_huge_norm_are_set_apart_by_the_median_and_said(text_world, 
     few = {"samples": 8, "batch_size": 8}
     (plain, _), *_ = TextStream(sae, ExploreSettings(**few)).batches(0)
     assert len(plain.outliers) == 0  # on these tokens norms differ by less than ten times
+    compute, computed = TextAtHook.activations, []
+    with monkeypatch.context() as patch:
+        patch.setattr(TextAtHook, "activations", lambda self, *of: computed.append(of) or compute(self, *of))
+        stream = TextStream(sae, ExploreSettings(samples=5, batch_size=8))
+        (first, _), (again, _) = *stream.batches(0), *stream.batches(0)
+    assert len(computed) == 2  # the first batch is not read twice, once for the norms
+    assert len(first.acts) == 5 and torch.equal(first.acts, again.acts) and torch.equal(first.keep, again.keep)
     norms = plain.acts.norm(dim=-1)
     middle = norms[plain.keep].median()
     monkeypatch.setattr(streams, "OUTLIER_FACTOR", 1.05)

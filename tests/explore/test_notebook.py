@@ -1,5 +1,7 @@
 """Concepts as tables and steering, as a notebook calls them, with every class of model."""
 
+import base64
+import io
 import json
 
 import pandas as pd
@@ -8,7 +10,9 @@ import torch
 from PIL import Image
 
 import sae_lens_sparsemax
+from sae_lens_sparsemax.data.drawings import CLASSES
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
+from sae_lens_sparsemax.explore.app.session import open_session
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.models.at_hook import open_text
 from tests.support.sites import BRIGHT, save_text_sae
@@ -119,7 +123,7 @@ def test_a_change_that_the_model_would_not_see_and_wrong_input_are_refused(langu
         concepts_of(PROMPT, sae, "gpt2")
 
 
-def test_an_image_has_the_probabilities_of_its_classes_without_and_with_a_change(tmp_path, monkeypatch):
+def test_an_image_has_the_probabilities_of_its_classes_without_and_with_a_change(tmp_path):
     sae = small_sae(d_in=96, d_sae=16)
     for key, value in {
         "model_name": QUICKSTART, "model_class_name": "HookedViT", "hook_name": "blocks.1.hook_resid_post",
@@ -130,6 +134,13 @@ def test_an_image_has_the_probabilities_of_its_classes_without_and_with_a_change
     assert set(scores["label"]) == {"red", "blue", "green"} and heat[strongest].shape == (64, 64)
     assert scores[["before", "after"]].sum().tolist() == pytest.approx([1, 1])
     assert (scores["before"] - scores["after"]).abs().max() > 1e-3
+    sae.save_model(tmp_path)
+    app = open_session(str(tmp_path))
+    given = app.opening["examples"][0]["given"]
+    shown = {each["label"]: each["before"] for each in app.inspect(given, None, {})["outcomes"]}
+    offered = steer(io.BytesIO(base64.b64decode(given)), tmp_path, {strongest: 1.0}).scores.set_index("label")["before"]
+    assert set(offered.index) == set(CLASSES) and offered.index[0] == "red moon"
+    assert offered[[*shown]].tolist() == pytest.approx([*shown.values()], rel=1e-4)
     with pytest.raises(ValueError, match="classes must be words that the model's tokenizer knows, got 'zebra'"):
         steer(photo(), sae, {strongest: 1.0}, classes=["red", "zebra"])
     pd.testing.assert_series_equal(scores["before"], scores["before"].sort_values(ascending=False, ignore_index=True))

@@ -1,5 +1,6 @@
 """SAEs to and from a model hub, here one on the loopback address."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from sae_lens import SAE, TopKSAE, TopKSAEConfig, TrainingSAE, upload_saes_to_huggingface
 
 from sae_lens_sparsemax import SparsemaxSAE
+from sae_lens_sparsemax.explore.labels import Label, labels_of
 from sae_lens_sparsemax.hub import model_card, upload_saes
 from tests.support.host_training import HOOK, new_config, trainer_of
 from tests.support.hub_server import running_hub
@@ -108,8 +110,13 @@ def test_a_missing_sae_or_weight_file_is_an_error_that_names_the_file(hub, train
         SAE.from_pretrained("user/saes", "one", force_download=True)
 
 
-def test_sparsity_and_runner_configuration_go_along(hub, inference_folder):
+def test_what_lies_beside_an_sae_goes_along(hub, inference_folder):
     from safetensors.torch import save_file
+
+    assert labels_of("user/saes:one") == {}
+    (inference_folder / "labels.csv").write_text("concept,label\n3,mine\n")
+    proposed = {"model": "llm", "concepts": {"3": {"label": "a", "score": 0.5}, "4": {"label": "b", "score": None}}}
+    (inference_folder / "explanations.json").write_text(json.dumps(proposed))
 
     save_file({"sparsity": torch.full((512,), -2.0)}, inference_folder / "sparsity.safetensors")
     (inference_folder / "runner_cfg.json").write_text("{}")
@@ -117,6 +124,11 @@ def test_sparsity_and_runner_configuration_go_along(hub, inference_folder):
     _, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity("user/saes", "one")
     assert sparsity is not None and sparsity.shape == (512,)
     assert hub.repos["user/saes"]["one/runner_cfg.json"] == b"{}"
+    found = labels_of("user/saes:one")
+    assert found == labels_of(inference_folder) == {3: Label("mine", "person"), 4: Label("b", "llm")}
+    (inference_folder / "labels.csv").write_text("wrong")
+    with pytest.raises(ValueError, match="its first line must be concept,label"):
+        upload_saes({"two": inference_folder}, "user/saes")
 
 
 def test_a_checkpoint_with_its_normalisation_still_to_fold_is_published_folded(hub, activations, tmp_path):

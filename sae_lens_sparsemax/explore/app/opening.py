@@ -5,15 +5,14 @@ import io
 import itertools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.data.class_names import require_known
-from sae_lens_sparsemax.data.drawings import CAPTION, CLASSES, drawing
+from sae_lens_sparsemax.data.class_names import require_known, shipped_words
+from sae_lens_sparsemax.data.drawings import CLASSES, drawing
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.data.images import class_names_of, image_column_of, label_column_of, load_image_dataset
 from sae_lens_sparsemax.data.loading import is_local
@@ -80,10 +79,9 @@ def open_pages(source: str, sae: SAE[Any], folder: str | None) -> Explored | Non
 
 
 def shown_labels(source: str, pages: Explored | None) -> dict[int, str]:
-    """What is known of each concept, from the SAE's folder and from its pages."""
-    folder = Path(source).expanduser()
+    """What is known of each concept, from what lies beside the SAE and from its pages."""
     guessed = {} if pages is None else {c: text for c, text in enumerate(pages.table["label"]) if text}
-    return over_guesses(folder, guessed) if folder.is_dir() else guessed
+    return over_guesses(source, guessed)
 
 
 def opening_texts(at_hook: TextAtHook) -> list[Given]:
@@ -107,12 +105,13 @@ def opening_images(sae: SAE[Any], pages: Explored | None) -> list[Given]:
 
 
 def known_classes(sae: SAE[Any], pages: Explored | None) -> list[str]:
-    """The classes of the images that an SAE was explored or trained on; none where those are not at hand."""
+    """What an image may show: the classes of the images that an SAE was explored or trained on or, where those are not
+    at hand, all that the package carries."""
     if pages is not None and pages.site["classes"]:
         return pages.site["classes"]
     if QUICKSTART in (sae.cfg.metadata.model_name, sae.cfg.metadata.dataset_path):
         return CLASSES
-    return _of_training(sae)[1]
+    return _of_training(sae)[1] or shipped_words()
 
 
 def checked_classes(tokenizer: Any, classes: list[str]) -> list[str]:
@@ -128,11 +127,6 @@ def checked_classes(tokenizer: Any, classes: list[str]) -> list[str]:
         raise must_be("a class", f"at most {_LONGEST_CLASS} characters", long)
     require_known(tokenizer, classes)
     return classes
-
-
-def templates_of(model_name: str) -> list[str] | None:
-    """The words around a class that the package's own model has learnt; None for those that others take."""
-    return [CAPTION] if model_name == QUICKSTART else None
 
 
 def _of_training(sae: SAE[Any]) -> tuple[list[Image.Image], list[str]]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.data.class_names import known_words, read_words, shipped_words
+from sae_lens_sparsemax.data.class_names import known_words, read_words
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
 from sae_lens_sparsemax.explore.app.opening import (
@@ -26,7 +26,6 @@ from sae_lens_sparsemax.explore.app.opening import (
     opening_images,
     opening_texts,
     shown_labels,
-    templates_of,
 )
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.explored import Explored
@@ -113,13 +112,12 @@ class ImageSession:
         labels: Mapping[int, str] | None = None,
         pages: Explored | None = None,
         *,
-        templates: list[str] | None = None,
         examples: Sequence[Given] = (),
     ):
         self.model, self.sae, self.words, self.labels, self.pages = model, sae, words or [], labels or {}, pages
         self.at_hook = VisionAtHook(model, hook_name_of(sae), sae.cfg.metadata.tokens or "all")
         self.examples = examples
-        self._embed = lru_cache(maxsize=8)(lambda classes: embed_words(model, list(classes), templates))
+        self._embed = lru_cache(maxsize=8)(lambda classes: embed_words(model, list(classes)))
         self.word_embeds = self._embed(tuple(self.words)) if self.words else None
 
     @property
@@ -260,9 +258,8 @@ def open_session(source: str, settings: AppSettings | None = None) -> Session:
         if settings.words is not None:
             raise ValueError(f"Words need a model with a text tower and its tokenizer; {name!r} has none.")
         return ImageSession(vit, sae, labels=labels, pages=pages, examples=examples)
-    words = read_words(settings.words) if settings.words else known_classes(sae, pages) or shipped_words()
-    known = known_words(vit.tokenizer, words)
-    return ImageSession(vit, sae, known, labels, pages, templates=templates_of(name), examples=examples)
+    words = known_words(vit.tokenizer, read_words(settings.words) if settings.words else known_classes(sae, pages))
+    return ImageSession(vit, sae, words, labels, pages, examples=examples)
 
 
 def _first_passes(first_passes: torch.Tensor | None, token: int | None) -> dict[int, int]:
