@@ -2,11 +2,10 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -27,7 +26,7 @@ from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.training.cache_runner import cache_activations
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
-from tests.support.places import REPOSITORY
+from tests.support.started_ranks import StartedRanks
 from tests.support.tiny_images import gray_levels
 from tests.support.tiny_training import config, make_files
 
@@ -150,30 +149,21 @@ def test_a_checkpoint_continues_with_the_source_it_was_made_with_alone(folder, c
                 VisionSAETrainingRunner(resumed).run()
 
 
-_CACHE = """
-import sys
-from pathlib import Path
-from tests.activations.test_cache import make_cache
-make_cache(Path(sys.argv[1]), Path(sys.argv[2]), training_tokens=1000)
-"""
+def cache_alone(folder: Path, path: Path) -> None:
+    make_cache(folder, path, training_tokens=1000)
 
 
 @pytest.mark.slow
 def test_killed_at_a_random_moment_caching_goes_on_to_the_same_files(folder, cache, tmp_path):
     path = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CACHE, str(folder), str(path)],
-        env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "", "HF_HUB_OFFLINE": "1"},
-        stderr=subprocess.PIPE,
-    )
+    killed = StartedRanks(1, tmp_path / "printed", cache_alone, folder, path)
     deadline = time.monotonic() + 250
     while len(list(path.glob("activations-*"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
+        assert killed.processes[0].is_alive() and time.monotonic() < deadline, killed.printed()[-2000:]
         time.sleep(0.001)
     time.sleep(random.random() / 50)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() != 0
-    process.stderr.close()
+    os.kill(killed.processes[0].pid, signal.SIGKILL)
+    assert killed.wait() != [0]
     finished = [path / shard.file for shard in read_manifest(path).shards]
     assert 1 <= len(finished) < 13, "caching was over before it was killed"
     written = [file.stat().st_mtime_ns for file in finished]

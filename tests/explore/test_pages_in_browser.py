@@ -46,8 +46,11 @@ class Reader:
             self.problems.append(f"failed {request.url}")
 
     def open(self, page: str) -> Any:
-        self.page.goto("about:blank")  # else a change of the hash alone loads nothing
-        self.page.goto(f"{(self.folder / page.partition('#')[0]).as_uri()}{page[len(page.partition('#')[0]) :]}")
+        name, sign, place = page.partition("#")
+        url = (self.folder / name).as_uri()
+        if self.page.url.partition("#")[0] == url:
+            self.page.goto("about:blank")  # else a change of the hash alone loads nothing
+        self.page.goto(url + sign + place)
         self.page.wait_for_selector("main[data-ready]")
         return self.page
 

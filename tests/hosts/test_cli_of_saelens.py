@@ -1,14 +1,13 @@
 """SAELens's own command line, after this package's import."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from sae_lens.llm_sae_training_runner import _parse_cfg_args
+from sae_lens.llm_sae_training_runner import _parse_cfg_args, _run_cli
 
 from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.data.quickstart import quickstart_model_path, quickstart_text_path
+from tests.support.started_ranks import StartedRanks
 
 
 def parse(*flags: str) -> SparsemaxTrainingSAEConfig:
@@ -69,9 +68,6 @@ def test_help_tells_what_each_of_our_fields_does(capsys):
 @pytest.mark.slow
 def test_the_trainer_runs_from_the_shell(tmp_path):
     """As a user would: import the package, hand the arguments to SAELens."""
-    code = (
-        "import sys, sae_lens_sparsemax; from sae_lens.llm_sae_training_runner import _run_cli; _run_cli(sys.argv[1:])"
-    )
     flags = {
         "architecture": "sparsemax",
         "d_in": 128,
@@ -93,8 +89,8 @@ def test_the_trainer_runs_from_the_shell(tmp_path):
         "output_path": tmp_path / "output",
     }
     arguments = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    shell = StartedRanks(1, tmp_path / "printed", _run_cli, arguments)
+    assert shell.wait() == [0], shell.printed()[-2000:]
     config = json.loads((tmp_path / "output" / "cfg.json").read_text())
     assert config["architecture"] == "sparsemax" and config["d_sae"] == 256
     assert config["gate_scale"] != 1.0

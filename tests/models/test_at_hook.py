@@ -91,11 +91,20 @@ def test_every_command_opens_every_class(folder, tmp_path, capsys):
     assert mean_l0(folder, settings)[0] > 0
 
 
-@pytest.mark.parametrize("hook", ["blocks.1.attn.hook_z", "blocks.1.attn.hook_q", "blocks.1.attn.hook_v"])
-@pytest.mark.parametrize("head", [None, 1])
-@pytest.mark.parametrize("model_class", ["HookedTransformer", "TransformerBridge"])
+# Every class with every hook, and both with one head and with all.
+@pytest.mark.parametrize(
+    ("model_class", "hook", "head"),
+    [
+        ("HookedTransformer", "hook_z", 1),
+        ("HookedTransformer", "hook_q", None),
+        ("HookedTransformer", "hook_v", 1),
+        ("TransformerBridge", "hook_z", None),
+        ("TransformerBridge", "hook_q", 1),
+        ("TransformerBridge", "hook_v", None),
+    ],
+)
 def test_every_command_opens_hooks_with_heads(save_sae, tmp_path, capsys, model_class, head, hook):
-    folder = save_sae(model_class, hook, d_in=16 if head is None else 8, hook_head_index=head)
+    folder = save_sae(model_class, f"blocks.1.attn.{hook}", d_in=16 if head is None else 8, hook_head_index=head)
     few = ["--batches", "1", "--batch_size", "2", "--n_tokens", "48", "--n_prediction_tokens", "24"]
     assert main(["evaluate", str(folder), "--suite", "all", *few]) == 0
     assert "CE loss score (1 is best)" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from sae_lens_sparsemax.sae import dictionaries
 from tests.support.ranks import ALL_MEMBERS, on_ranks
 from tests.support.small_sae import step_input
 
-WIDTH, N_CONCEPTS, BATCH, STEPS = 12, 101, 48, 30
+WIDTH, N_CONCEPTS, BATCH, STEPS = 12, 101, 48, 12
 VARIANTS = {
     "default": {},
     "sparsemax": {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0},
@@ -117,14 +117,14 @@ def train_like_one_process(shape: tuple[int, int], variants: list[str]) -> None:
 
 
 @pytest.mark.parametrize("mesh", ["1x2"])
-def test_thirty_steps_end_with_the_weights_of_one_process(mesh):
+def test_steps_end_with_the_weights_of_one_process(mesh):
     shape = tuple(map(int, mesh.split("x")))
     on_ranks(shape[0] * shape[1], train_like_one_process, shape, ["default", "mlp"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
-def test_thirty_steps_of_variants_end_with_the_weights_of_one_process(mesh):
+def test_steps_of_variants_end_with_the_weights_of_one_process(mesh):
     shape = tuple(map(int, mesh.split("x")))
     on_ranks(shape[0] * shape[1], train_like_one_process, shape, LONG)
 

@@ -1,10 +1,9 @@
 """Training runs on a tiny vision model: what they leave behind, how they continue, what they refuse."""
 
 import json
+import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.training.config_file import load_config
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
-from tests.support.places import REPOSITORY
+from tests.support.started_ranks import StartedRanks
 from tests.support.tiny_images import gray_levels
 from tests.support.tiny_training import ARCHITECTURES, config, make_files
 
@@ -82,18 +81,8 @@ def test_normalised_activations_resume_exactly(folder, tmp_path):
     assert_equal(weights(VisionSAETrainingRunner(rest).run()), expected)
 
 
-_TRAIN = """
-import sys
-from pathlib import Path
-import sae_lens_sparsemax
-from tests.support.tiny_training import config
-from sae_lens_sparsemax.training.vision_runner import VisionSAETrainingRunner
-folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-cfg = config(folder, "sparsemax", training_tokens=150 * 16, n_checkpoints=30, n_decode_workers=1,
-             cached_activations_path=sys.argv[3] or None, checkpoint_path=str(out / "checkpoints"),
-             output_path=str(out / "output"))
-VisionSAETrainingRunner(cfg).run()
-"""
+def train(cfg) -> None:
+    VisionSAETrainingRunner(cfg).run()
 
 
 @pytest.mark.slow
@@ -102,28 +91,25 @@ def test_killed_at_a_random_moment_the_run_resumes_to_the_same_weights(folder, t
     cache = str(tmp_path / "cache") if cached else None
     if cache is not None:
         cache_activations(config(folder, cached_activations_path=cache), shard_bytes=8_192)
-    process = subprocess.Popen(
-        [sys.executable, "-c", _TRAIN, str(folder), str(tmp_path), cache or ""],
-        env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "", "HF_HUB_OFFLINE": "1"},
-        stderr=subprocess.PIPE,
+    common = {"training_tokens": 150 * 16, "cached_activations_path": cache, "output_path": str(tmp_path / "output")}
+    saves = {"n_checkpoints": 30, "checkpoint_path": str(tmp_path / "checkpoints")}
+    killed = StartedRanks(
+        1, tmp_path / "printed", train, config(folder, "sparsemax", n_decode_workers=1, **saves, **common)
     )
     deadline = time.monotonic() + 250
     while len(list_checkpoints(tmp_path / "checkpoints")) < 2:
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
+        assert killed.processes[0].is_alive() and time.monotonic() < deadline, killed.printed()[-2000:]
         time.sleep(0.01)
     time.sleep(random.random() / 5)
-    process.send_signal(number)
-    assert process.wait() != 0
-    process.stderr.close()
+    os.kill(killed.processes[0].pid, number)
+    assert killed.wait() != [0]
     before = list_checkpoints(tmp_path / "checkpoints")
     assert len(before) < 30, "the run was over before it was killed"
 
-    common = {"training_tokens": 150 * 16, "n_decode_workers": 0, "cached_activations_path": cache}
-    resumed = config(
-        folder, "sparsemax", resume_from_checkpoint=str(before[-1]), output_path=str(tmp_path / "output"), **common
-    )
-    runner = VisionSAETrainingRunner(resumed)
-    found = weights(runner.run())
+    common["n_decode_workers"] = 0
+    resumed = config(folder, "sparsemax", resume_from_checkpoint=str(before[-1]), **common)
+    found = weights(VisionSAETrainingRunner(resumed).run())
+    del common["output_path"]
     assert_equal(found, weights(VisionSAETrainingRunner(config(folder, "sparsemax", **common)).run()))
     steps = [json.loads(line)["step"] for line in (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(10, 151, 10))

@@ -1,13 +1,15 @@
 """Every request gets an answer, as JSON with one sentence, and the server goes on; also with twenty clients at once."""
 
+import contextlib
 import json
+import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -20,6 +22,7 @@ from tests.explore.app import odd_requests
 from tests.explore.app.odd_requests import HOST, ask, post, question
 from tests.explore.app.test_session import encoded
 from tests.support.sites import save_text, save_text_sae
+from tests.support.started_ranks import StartedRanks
 
 N_CLIENTS = 20
 
@@ -147,21 +150,26 @@ def test_at_port_80_the_host_need_not_name_it():
     assert "localhost" not in guard.Guarded(None, 7860).hosts  # type: ignore[arg-type]
 
 
+def app(sae: Path, out: Path) -> int:
+    with out.open("w") as file, contextlib.redirect_stdout(file):
+        return main(["app", str(sae), "--port", "0"])
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_it_quietly(tmp_path):
-    sae = save_text_sae(tmp_path / "sae", save_text(tmp_path))
-    command = [sys.executable, "-m", "sae_lens_sparsemax", "app", str(sae), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        port = int(line.split(f"http://{HOST}:")[1].split("/")[0])
-        assert ask(port, post(question(), f"{HOST}:{port}"))[0] == 200
-        half = socket.create_connection((HOST, port))
-        half.sendall(post(question(), f"{HOST}:{port}")[:-1])
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        half.close()
-    assert process.returncode == 0 and out.strip() == "Ended." and "Traceback" not in err
+    (out := tmp_path / "out").touch()
+    started = StartedRanks(1, tmp_path / "err", app, save_text_sae(tmp_path / "sae", save_text(tmp_path)), out)
+    while "\n" not in out.read_text():
+        assert started.processes[0].is_alive(), started.printed()
+        time.sleep(0.1)
+    port = int(out.read_text().split(f"http://{HOST}:")[1].split("/")[0])
+    assert ask(port, post(question(), f"{HOST}:{port}"))[0] == 200
+    half = socket.create_connection((HOST, port))
+    half.sendall(post(question(), f"{HOST}:{port}")[:-1])
+    os.kill(started.processes[0].pid, signal.SIGINT)
+    assert started.wait(60) == [0]
+    half.close()
+    assert out.read_text().splitlines()[1:] == ["", "Ended."] and "Traceback" not in started.printed()
 
 
 @pytest.mark.slow
