@@ -6,8 +6,8 @@ everything else:
 
 - scores are made for a block of tokens at a time, selected from, and overwritten; Z is never whole in memory;
 - context and dQ are weighted sums of rows of V and K over the CSR lists, a sparse matrix product;
-- dA on the support is a sampled product; dK and dV are weighted sums over the transposed (CSC) lists, in one pass
-  when keys and values are the same matrix, deterministic on the CPU (no scattered additions).
+- dA on the support is a sampled product; dK and dV are weighted sums over the transposed (CSC) lists, made at once for
+  all uses of a matrix, as keys and as values and by every look, deterministic on the CPU (no scattered additions).
 
 Where supports are dense (early in training, or for `probabilities` trained without a penalty) lists cost more than
 matrix products, so the density measured on the first block decides which of the two computes the call.
@@ -18,13 +18,20 @@ But: nothing here knows of SAEs; projections, norms and biases of the reconstruc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from sae_lens_sparsemax.attention import kernels
 from sae_lens_sparsemax.attention.gate import check_gate, gate, support_activations, support_gradient
-from sae_lens_sparsemax.attention.rows import coo, row_offsets, sampled_product, transpose, weighted_rows
+from sae_lens_sparsemax.attention.rows import (
+    ColumnSums,
+    coo,
+    row_offsets,
+    sampled_product,
+    transpose,
+    weighted_rows,
+)
 from sae_lens_sparsemax.attention.selection import select, select_over
 from sae_lens_sparsemax.attention.shards import Shard
 from sae_lens_sparsemax.attention.support import Support, select_support
@@ -86,7 +93,7 @@ def attend(
     _check(query, keys, values, bias)
     check_gate(gate_scale, probabilities, alpha)
     with full_precision(query):
-        query, keys, values, bias = _all_full(query, keys, values, bias)
+        (keys, values), query, bias = watched(keys, values), _full(query), _full(bias)
         shift = None if bias is None else bias.detach()
         if shard is not None:
             found = select_over(shard, query.detach(), keys.detach(), shift, gate_scale, alpha)
@@ -125,7 +132,7 @@ def attend_on(
         (nnz,) scores and (N, d) context, or None where no values were given.
     """
     with full_precision(query):
-        query, keys, values, bias = _all_full(query, keys, values, bias)
+        (keys, values), query, bias = watched(keys, values), _full(query), _full(bias)
         with torch.no_grad():
             scores = sampled_product(crow, col, query, keys)
             scores = scores if bias is None else scores + bias[col]
@@ -136,11 +143,44 @@ def attend_on(
 def weigh(acts: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """(N, d) acts · values for (N, M) activations as `attend` returns them, sparse COO or dense, and (M, d) values."""
     with full_precision(values):
-        values = _full(values)
         if not acts.is_sparse:
-            return acts @ values
+            return acts @ _full(values)
+        values = _watched(values)
         row, col = acts.indices()
-        return _SparseWeigh.apply(acts.values(), values, row_offsets(row, len(acts)), col, row)  # type: ignore[no-any-return]
+        crow = row_offsets(row, len(acts))
+        return _SparseWeigh.apply(acts.values(), values, crow, col, row)  # type: ignore[no-any-return]
+
+
+def watched(keys: torch.Tensor, values: torch.Tensor | None) -> tuple[Any, Any]:
+    """Keys and values (M, d) in full precision, for several calls to attend to; what is that already, as it is.
+
+    An (M, d) gradient of each call's own would be written, read and added. Instead calls leave in the `sums` of the
+    tensors what theirs are sums of, and these are made when the last of them has gone backwards.
+    """
+    watched_keys = _watched(keys)
+    return watched_keys, watched_keys if keys is values else None if values is None else _watched(values)
+
+
+def _watched(table: torch.Tensor) -> Any:
+    if hasattr(table, "sums"):
+        return table
+    sums = ColumnSums()
+    table = _Watched.apply(_full(table), sums)
+    table.sums = sums  # type: ignore[attr-defined]
+    return table
+
+
+class _Watched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, sums: ColumnSums):
+        ctx.sums, ctx.n_concepts = sums, len(table)
+        ctx.set_materialize_grads(False)
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor | None):
+        grad, total = grads[0], ctx.sums.total(ctx.n_concepts)
+        return total if grad is None else grad if total is None else grad + total, None
 
 
 class _SparseAttend(torch.autograd.Function):
@@ -150,19 +190,17 @@ class _SparseAttend(torch.autograd.Function):
         context = None if values is None else weighted_rows(support.crow, support.col, acts, values)
         ctx.save_for_backward(query, keys, values, acts)
         ctx.support, ctx.probabilities = support, probabilities
-        ctx.shared = keys is values
+        ctx.sums = keys.sums, None if values is None else values.sums
         return acts, context
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
         grad_acts, grad_context = grads
         query, keys, values, acts = ctx.saved_tensors
-        # Unpacking makes two objects of one tensor.
-        values = keys if ctx.shared else values
         support: Support = ctx.support
         grad_context = grad_context if values is None else grad_context.contiguous()
-        row = support.row
-        d_query = d_keys = d_values = d_bias = None
+        row, col = support.row, support.col
+        d_query = d_bias = None
         centred = ctx.probabilities and (support.alpha != 2 or support.shard is not None)
         if values is not None and kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH and not centred:
             from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
@@ -184,37 +222,32 @@ class _SparseAttend(torch.autograd.Function):
             d_scores = support_gradient(d_acts, support, ctx.probabilities)
             if ctx.needs_input_grad[0]:
                 d_query = weighted_rows(support.crow, support.col, d_scores, keys)
-        if any(ctx.needs_input_grad[1:4]):
-            order, offsets = transpose(support.col, keys.shape[0])
-            token = row[order]
-            if ctx.shared:
-                # One pass serves both uses of the concepts: Σ_n a_ni dy_n + dz_ni q_n. Autograd adds the two
-                # gradients of the one tensor, so the second is None.
-                d_keys = weighted_rows(offsets, token, acts[order], grad_context, d_scores[order], query)
-            else:
-                d_keys = weighted_rows(offsets, token, d_scores[order], query)
-                d_values = None if values is None else weighted_rows(offsets, token, acts[order], grad_context)
-            if ctx.needs_input_grad[3]:
-                d_bias = torch.segment_reduce(d_scores[order], "sum", offsets=offsets)
-        return d_query, d_keys, d_values, d_bias, None, None
+        of_keys, of_values = ctx.sums
+        if ctx.needs_input_grad[1]:
+            of_keys.add(col, row, d_scores, query)
+        if ctx.needs_input_grad[2]:
+            of_values.add(col, row, acts, grad_context)
+        if ctx.needs_input_grad[3]:
+            order, offsets = transpose(col, keys.shape[0])
+            d_bias = torch.segment_reduce(d_scores[order], "sum", offsets=offsets)
+        return d_query, None, None, d_bias, None, None
 
 
 class _SparseWeigh(torch.autograd.Function):
     @staticmethod
     def forward(ctx, acts, values, crow, col, row):
         ctx.save_for_backward(acts, values, crow, col, row)
+        ctx.sums = values.sums
         return weighted_rows(crow, col, acts, values)
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
         acts, values, crow, col, row = ctx.saved_tensors
         grad = grads[0].contiguous()
-        d_acts = sampled_product(crow, col, grad, values) if ctx.needs_input_grad[0] else None
-        d_values = None
         if ctx.needs_input_grad[1]:
-            order, offsets = transpose(col, len(values))
-            d_values = weighted_rows(offsets, row[order], acts[order], grad)
-        return d_acts, d_values, None, None, None
+            ctx.sums.add(col, row, acts, grad)
+        d_acts = sampled_product(crow, col, grad, values) if ctx.needs_input_grad[0] else None
+        return d_acts, None, None, None, None
 
 
 def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: bool, alpha: float) -> Attention:
@@ -233,15 +266,8 @@ def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: b
     )
 
 
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _all_full(query, keys, values, bias):
-    """The arguments of `attend` in full precision; shared keys and values stay one tensor."""
-    full_keys = _full(keys)
-    full_values = full_keys if keys is values else None if values is None else _full(values)
-    return _full(query), full_keys, full_values, None if bias is None else _full(bias)
+def _full(tensor):
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.float()
 
 
 def _check(query, keys, values, bias) -> None:

@@ -1,7 +1,7 @@
 """Where scores and reconstructions come from: shared concepts under projections, or two separate matrices.
 
 Both structures offer the same few maps, so the SAE around them knows no difference:
-q = project_query(u), Z = q · keysᵀ (+ bias), context = P · values, x̂ − b_dec = project_context(context),
+q = project_query(u, T), Z = q · keysᵀ (+ bias), context = P · values, x̂ − b_dec = project_context(context),
 and their folded form W_enc, b_enc, W_dec.
 """
 
@@ -84,9 +84,13 @@ class CrossAttentionDictionary(nn.Module):
         """(d, d) W_q W_kᵀ, multiplied in `dtype`: rounded in half precision it would change the supports."""
         return self.W_k.T.to(dtype) if self.W_q is None else self.W_q.to(dtype) @ self.W_k.T.to(dtype)
 
-    def project_query(self, query: torch.Tensor) -> torch.Tensor:
-        """(N, d) u W_q W_kᵀ."""
-        return query @ self.query_map(query.dtype)
+    def project_query(self, query: torch.Tensor, turn: torch.Tensor | None = None) -> torch.Tensor:
+        """(..., d) u W_q W_kᵀ, or u T W_q W_kᵀ where there is a turn T, (d, d)."""
+        query_map = self.query_map(query.dtype)
+        if turn is None:
+            return query @ query_map
+        # Of many queries it is less work to multiply the two maps first, backwards even more so.
+        return query @ (turn @ query_map) if query.numel() > turn.numel() else query @ turn @ query_map
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """(N, d) context W_v."""
@@ -155,9 +159,9 @@ class MLPDictionary(nn.Module):
         """(d, d) the identity."""
         return torch.eye(self.W_enc.shape[0], dtype=dtype, device=self.W_enc.device)
 
-    def project_query(self, query: torch.Tensor) -> torch.Tensor:
-        """(N, d) u itself."""
-        return query
+    def project_query(self, query: torch.Tensor, turn: torch.Tensor | None = None) -> torch.Tensor:
+        """(..., d) u itself, or u T where there is a turn T, (d, d)."""
+        return query if turn is None else query @ turn
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """(N, d) the context itself."""

@@ -113,7 +113,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
 
         scale = self.output_scale
         keys, values, bias = self.W_enc.T, self.W_dec, self.b_enc
-        return Maps(unchanged, keys, values, bias, unchanged, self.W_pass, self.threshold, output_scale=scale)
+        return Maps(torch.matmul, keys, values, bias, unchanged, self.W_pass, self.threshold, output_scale=scale)
 
     def _finish(self, sae_out: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(sae_out + self.b_dec)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, weigh
+from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, watched, weigh
 from sae_lens_sparsemax.attention.rows import coo, entries, row_offsets, scale_columns, scale_rows
 from sae_lens_sparsemax.attention.shards import Shard
 from sae_lens_sparsemax.attention.traceable import full_precision
@@ -37,14 +37,15 @@ TURN_SCALE = 0.1
 class Maps(NamedTuple):
     """What lies between an SAE's input and its reconstruction.
 
-    project: queries (..., d) to what the keys are multiplied with. keys: (M, d). values: (M, d). bias: (M,) or None.
+    project: queries (..., d), and a turn of them (d, d), to what the keys are multiplied with.
+    keys: (M, d). values: (M, d). bias: (M,) or None.
     write: Σ f·value (..., d) to the reconstruction, less b_dec. W_pass: (looks after the first, d, d) or None.
     threshold: (M,) what activations must exceed in the end, or None. shard: where keys, values, bias and threshold are
     those of a rank's own concepts: M of them, the others on other ranks.
     output_scale: (M,) what activations are multiplied with before values are, or None.
     """
 
-    project: Callable[[torch.Tensor], torch.Tensor]
+    project: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     keys: torch.Tensor
     values: torch.Tensor
     bias: torch.Tensor | None
@@ -117,6 +118,8 @@ def read(
         limits: `max_density` of `attend`.
     """
     gate, n_looks = gate_of(cfg), cfg.passes + cfg.refinements
+    keys, values = watched(maps.keys, maps.values)
+    maps = maps._replace(keys=keys, values=values)
     # What the last look adds is weighed with the rest where some of that is dropped.
     needed = n_looks if with_context and maps.threshold is None else n_looks - 1
     found, context, first = [], None, None
@@ -247,7 +250,7 @@ def _further_query(
         query, factor = split_norm(residual, cfg.unit_norm_query)
         largest, least = (each.detach().abs().amax(-1, keepdim=True) for each in (sae_in, residual))
         factor = torch.where(least > EXPLAINED[sae_in.dtype] * largest, factor, torch.zeros_like(factor))
-        return maps.project(query @ maps.W_pass[look - 1].to(query.dtype)), factor
+        return maps.project(query, maps.W_pass[look - 1].to(query.dtype)), factor
 
 
 def _everyones(query: torch.Tensor, factor: torch.Tensor, shard: Shard | None) -> tuple[torch.Tensor, torch.Tensor]:

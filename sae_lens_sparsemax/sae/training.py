@@ -234,10 +234,10 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
             sae_in = sae_in - (b_dec - b_dec.detach())
         return sae_in, query, factor
 
-    def _project(self, query: torch.Tensor) -> torch.Tensor:
+    def _project(self, query: torch.Tensor, turn: torch.Tensor | None = None) -> torch.Tensor:
         # Scores of rounded queries select wrong concepts, so autocast stays out of here as of the scores.
         with full_precision(query):
-            return self.dictionary.project_query(query)
+            return self.dictionary.project_query(query, turn)
 
     def _finish(self, context: torch.Tensor) -> torch.Tensor:
         sae_out = self.hook_sae_recons(self.dictionary.project_context(context) + self.b_dec)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens_sparsemax.attention import selection
-from sae_lens_sparsemax.attention.cross_attention import attend
+from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, watched, weigh
 from sae_lens_sparsemax.attention.selection import select
 
 
@@ -62,6 +62,25 @@ def test_outputs_and_gradients_equal_the_plain_formulation(probabilities, shared
     torch.testing.assert_close(dense(ours.acts), acts, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours.context, context, rtol=0, atol=1e-12)
     for mine, autograds in zip(gradients(ours.acts, ours.context), gradients(acts, context), strict=True):
+        torch.testing.assert_close(mine, autograds, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_gradients_of_several_calls_are_summed_in_every_backward_pass_anew(shared):
+    query, keys, values, bias = example(shared=shared)
+    leaves = [query, keys, bias] if shared else [query, keys, values, bias]
+    once = watched(keys, values)
+    first, acts = attend(query, *once, bias), attend(2 * query, *once, bias).acts
+    row, col = acts.indices()
+    crow = torch.searchsorted(row, torch.arange(12))
+    scores, context = attend_on(3 * query, *once, bias, crow, col)
+    loss = (first.context * weigh(acts, once[1]) * context).sum() + scores.pow(2).sum() + once[0].sum()
+    one, two = (plain(factor * query, keys, values, bias, 1.0, False) for factor in (1, 2))
+    again = torch.where(two[0] != 0, 3 * query @ keys.T + bias, 0)
+    expected = (one[1] * two[1] * (again @ values)).sum() + again.pow(2).sum() + keys.sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.autograd.grad(loss, query, retain_graph=True)  # leaves sums of concepts that nobody asks for
+    for mine, autograds in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True):
         torch.testing.assert_close(mine, autograds, rtol=1e-10, atol=1e-10)
 
 

@@ -2,7 +2,13 @@
 
 import torch
 
-from sae_lens_sparsemax.attention.rows import coo, sampled_product, scale_rows, transpose, weighted_rows
+from sae_lens_sparsemax.attention.rows import (
+    coo,
+    sampled_product,
+    scale_rows,
+    transpose,
+    weighted_rows,
+)
 
 
 def test_weighted_rows_is_a_sparse_product():
@@ -12,12 +18,12 @@ def test_weighted_rows_is_a_sparse_product():
     torch.testing.assert_close(weighted_rows(offsets, index, weights, table), expected)
 
 
-def test_two_tables_are_summed_over_the_same_lists():
-    tables, weights = torch.randn(2, 5, 3), torch.randn(2, 3)
-    offsets, index = torch.tensor([0, 2, 2, 3]), torch.tensor([4, 1, 0])
-    both = weighted_rows(offsets, index, weights[0], tables[0], weights[1], tables[1])
-    apart = sum(weighted_rows(offsets, index, w, t) for w, t in zip(weights, tables, strict=True))
-    torch.testing.assert_close(both, apart)
+def test_gradients_of_a_matrix_are_those_of_its_entries():
+    index = torch.tensor([[0, 0, 2], [0, 2, 1]])
+    values, weight = torch.randn(3, requires_grad=True), torch.randn(3, 3)
+    for used in (coo(index, values, (3, 3)).to_dense() * weight, coo(index, values, (3, 3)) * weight.to_sparse()):
+        (grad,) = torch.autograd.grad(used.sum(), values)
+        torch.testing.assert_close(grad, weight[index[0], index[1]])
 
 
 def test_lists_of_a_matrix_scale_sample_and_transpose_as_the_matrix_does():

@@ -1,9 +1,9 @@
 """Weighted sums of table rows over many lists, long lists split and every sum in a fixed order.
 
-    out_l = Σ_j w_j · T[index_j]  ( + w'_j · T'[index_j] )            j in list l
+    out_l = Σ_j w_j · T[index_j]            j in list l
 
 Over CSR lists (a token's concepts) this is the context; over CSC lists (a concept's tokens) it is dL/d(keys) and
-dL/d(values), and with both terms at once dL/d(concepts) = Σ_n a_ni dy_n + dz_ni q_n, the token indices read once.
+dL/d(values), or with dy and q end to end in the table dL/d(concepts) = Σ_n a_ni dy_n + dz_ni q_n.
 
 A few concepts fire on a large share of the tokens, most on a handful, so one program per list would wait for the
 hottest. Lists are cut into segments of SEGMENT entries: the first segment of each list is summed by program l, every
@@ -33,8 +33,8 @@ ENTRIES = 8
 
 @triton.jit
 def _sum_segments(
-    offsets, index, weights, table, more_weights, more_table, further_offsets, list_of_further, out, partial,
-    n_lists, width, TWO: tl.constexpr, SEGMENT: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr,
+    offsets, index, weights, table, further_offsets, list_of_further, out, partial,
+    n_lists, width, SEGMENT: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     further = program - n_lists
@@ -57,11 +57,7 @@ def _sum_segments(
         at = tl.load(index + entry, mask=listed, other=0)[:, None] * width + dim[None, :]
         mask = listed[:, None] & inside[None, :]
         weight = tl.load(weights + entry, mask=listed, other=0.0)
-        terms = weight[:, None] * tl.load(table + at, mask=mask, other=0.0)
-        if TWO:
-            weight = tl.load(more_weights + entry, mask=listed, other=0.0)
-            terms += weight[:, None] * tl.load(more_table + at, mask=mask, other=0.0)
-        total += tl.sum(terms, 0)
+        total += tl.sum(weight[:, None] * tl.load(table + at, mask=mask, other=0.0), 0)
     if is_further:
         tl.store(partial + further * width + dim, total, mask=inside)
     else:
@@ -87,26 +83,18 @@ def _add_partial_rows(
 
 
 def weighted_rows(
-    offsets: torch.Tensor,
-    index: torch.Tensor,
-    weights: torch.Tensor,
-    table: torch.Tensor,
-    more_weights: torch.Tensor | None = None,
-    more_table: torch.Tensor | None = None,
+    offsets: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, table: torch.Tensor
 ) -> torch.Tensor:
-    """Σ_j w_j table[index_j] over each of L lists, plus the same over a second table where one is given.
+    """Σ_j w_j table[index_j] over each of L lists.
 
     Args:
-        offsets: (L + 1,) int64, where each list begins. index: (nnz,) int64, rows of the tables.
-        weights, more_weights: (nnz,) and table, more_table: (R, d), all of one float dtype.
+        offsets: (L + 1,) int64, where each list begins. index: (nnz,) int64, rows of the table.
+        weights: (nnz,) and table: (R, d), of one float dtype.
 
     Returns:
         (L, d) in the dtype of the table.
     """
     table, weights = table.contiguous(), weights.contiguous()
-    two = more_table is not None
-    second_weights = weights if more_weights is None else more_weights.contiguous()
-    second_table = table if more_table is None else more_table.contiguous()
     n_lists, width = len(offsets) - 1, table.shape[1]
     out = table.new_empty(n_lists, width)
     if out.numel() == 0:
@@ -121,8 +109,8 @@ def weighted_rows(
     n_blocks = triton.cdiv(width, block)
     with torch.cuda.device_of(table):
         _sum_segments[(n_lists + n_further, n_blocks)](
-            offsets, index, weights, table, second_weights, second_table, further_offsets, list_of_further,
-            out, partial, n_lists, width, TWO=two, SEGMENT=SEGMENT, ENTRIES=ENTRIES, BLOCK=block, num_warps=2,
+            offsets, index, weights, table, further_offsets, list_of_further,
+            out, partial, n_lists, width, SEGMENT=SEGMENT, ENTRIES=ENTRIES, BLOCK=block, num_warps=2,
         )  # fmt: skip
         if n_further:
             _add_partial_rows[(n_further, n_blocks)](
