@@ -5,6 +5,7 @@ Imports of size stand in the fixtures: the process that hands tests out to worke
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 # Modules of few tests that take long, as they start processes and browsers: begun first, or one of them runs on alone.
-LONG = ("trials", "training", "explore", "evaluation", "cli", "compare", "sae/test_sharding", "hosts")
+LONG = ("cli", "trials", "training", "sae/test_sharding", "sae/test_traced", "explore", "evaluation", "compare")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,12 +61,19 @@ def pytest_collectstart() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Before the first test: a process that has used CUDA is none to fork from, nor is the one that hands out tests."""
+    """Before the first test: figures are saved empty, and processes of tests are forked from here.
+
+    The process that hands out tests has none itself; one that has used CUDA is none to fork from.
+    """
+    if not session.items:
+        return
     import torch
+    from matplotlib.figure import Figure
 
     from tests.support.fresh_processes import serve_from_here
 
-    if session.items and not torch.cuda.is_available():
+    Figure.savefig = functools.wraps(Figure.savefig)(lambda *_, **__: None)
+    if not torch.cuda.is_available():
         serve_from_here()
 
 
@@ -75,6 +83,14 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_language_model import save_tiny_llama
 
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """What is saved of figures is what they show; laying one out takes a second, so other tests save nothing."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", Figure.savefig.__wrapped__)
 
 
 @pytest.fixture

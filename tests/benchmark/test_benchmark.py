@@ -15,6 +15,7 @@ from tests.benchmark.passes import Problem, gate_scale_for
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
 def test_it_prints_a_table_and_writes_figures_and_a_plot(tmp_path, capsys):
     everything = ["sparsemax", "probabilities", "mlp", "topk", "topk_sparse", "naive"]
     sizes = ["--d_sae", "64", "128", "--d_in", "8", "--tokens", "32", "16", "--support", "4"]

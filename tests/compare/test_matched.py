@@ -50,6 +50,7 @@ def test_runs_that_diverged_or_are_all_dead_are_no_points_and_equal_l0_are_avera
     assert mean_height([line], math.log(8), math.log(32)) == pytest.approx(0.55)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_tables_and_plots_show_mean_and_spread_over_seeds_at_the_same_l0(tmp_path):
     cfg = CompareConfig(
         arms=[Arm("a", "standard", "l1_coefficient", [1, 2], [1e-3])],

@@ -18,6 +18,7 @@ def test_panels_fill_rows_and_leave_no_empty_axes():
     assert tuple(figure.get_size_inches()) == (7.5, 2)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_figure_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     figure, _ = panels(1, 2, 1)
     with Image.open(save_figure(figure, tmp_path / "a.png")) as picture:

@@ -65,6 +65,7 @@ def test_an_empty_histogram_is_refused(tmp_path):
         log.plot_l0_histogram(torch.tensor([]), tmp_path / "h.png")
 
 
+@pytest.mark.usefixtures("pictures")
 def test_drawing_leaves_matplotlibs_settings_alone(tmp_path):
     settings = dict(matplotlib.rcParams)
     log.plot_l0_histogram(torch.tensor([1, 2, 3]), tmp_path / "h.png")

@@ -91,6 +91,7 @@ def test_values_that_are_not_finite_become_null(tmp_path):
     assert line["metrics/b"] is None
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("architecture", [pytest.param("topk", marks=pytest.mark.slow), "sparsemax"])
 def test_closing_draws_both_pictures(tmp_path, architecture):
     """For dense and for sparse activations."""

@@ -72,6 +72,7 @@ def without_times(path: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in read_metrics(path)]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_leaves_a_loadable_sae_a_log_and_pictures(tiny_model_folder, text_file, tmp_path):
     TextTrainingRunner(make_config(tiny_model_folder, text_file, tmp_path)).run()
 

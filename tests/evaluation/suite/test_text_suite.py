@@ -46,6 +46,7 @@ def folder(tmp_path, tiny_model_folder, text) -> Path:
     return tmp_path / "sae"
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder, text, tiny_model_folder):
     settings = {"datasets": {"all": {"path": str(text)}}, "n_tokens": 240, "n_prediction_tokens": 120, "batch_size": 4}
     result = evaluate_suite(str(folder), settings=settings, progress=False)
@@ -155,6 +156,7 @@ def labelled(tmp_path, labels, name="classes") -> str:
     return str(path)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_probes_tell_classes_and_sets_of_text_apart(folder, text, tmp_path, caplog):
     few, many = labelled(tmp_path, [1, 2] * 60), labelled(tmp_path, [3, 4, 5, None] * 30, "many")
     other = tmp_path / "other.txt"

@@ -67,6 +67,7 @@ class ThroughHook:
         return self.model.run_with_hooks(pixels, fwd_hooks=hooks)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder):
     result = evaluate_suite(str(folder), settings=SETTINGS, progress=False)
     groups = result.results["groups"]
