@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,11 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
     given = build(AppSettings, apply_overrides({}, overrides))
     with listen(given.port) as listener:
-        server = AppServer(open_session(options.path, given), options.path, listener)
+        session = open_session(options.path, given)
+        server = AppServer(session, options.path, listener)
+        if session.pages is None:
+            explore = shlex.join(["sparsemax-sae", "explore", options.path])
+            print(f"For examples and a page of each concept first: {explore}")
         print(f"Open in a browser: {server.url}  (Ctrl-C ends it)", flush=True)
         try:
             server.serve()

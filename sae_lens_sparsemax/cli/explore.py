@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,5 +56,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     output = options.output_path or (inside / "explore" if inside.is_dir() else Path("output/explore"))
     page = explore([options.path, *options.compare], output, given, names=options.names)
     if is_first():
+        pages = [] if output == inside / "explore" else ["--pages", str(output)]
         print(f"\nOpen in a browser: {page}")
+        print(f"On inputs of your own: {shlex.join(['sparsemax-sae', 'app', options.path, *pages])}")
     return 0

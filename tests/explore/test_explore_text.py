@@ -130,6 +130,8 @@ def test_the_command_writes_the_pages_beside_the_sae_and_says_where(text_world, 
     output = tmp_path / "pages"
     words = ["explore", str(text_world / "sae"), "--output_path", str(output), "--samples", "6", "--showcase", "1"]
     assert main(words) == 0
-    assert str(output / "index.html") in capsys.readouterr().out and (output / "concept.html").is_file()
+    told = capsys.readouterr().out
+    assert str(output / "index.html") in told and (output / "concept.html").is_file()
+    assert told.endswith(f"sparsemax-sae app {text_world / 'sae'} --pages {output}\n")
     assert main([*words, "--dataset_path", str(tmp_path / "gone.jsonl")]) == 2
     assert "gone.jsonl' could not be loaded" in capsys.readouterr().err

@@ -199,6 +199,8 @@ def test_a_text_in_a_browser(serve, chromium, text_world, text_pages):
     with page.context.expect_page() as opened:
         page.click("#chosen .concept-link")
     opened.value.wait_for_selector(f"h1:has-text('Concept {concept}')")
+    opened.value.click("nav >> text=App")
+    opened.value.wait_for_url(server.url)
     opened.value.close()
     page.fill("#n-tokens", "5")
     page.locator("#chosen input[type=range]").fill("4")

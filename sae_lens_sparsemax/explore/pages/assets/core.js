@@ -91,6 +91,9 @@ Object.assign(explorer, {
     const nav = entries.map(([name, text]) =>
       h("a", { href: target(name, sae).replace(/#$/, ""), "aria-current": name === page ? "page" : null }, text),
     );
+    // Where the app serves the pages.
+    const local = ["127.0.0.1", "localhost"].includes(location.hostname);
+    if (local && location.pathname.startsWith("/pages/")) nav.push(h("a", { href: "/" }, "App"));
     const many = site.saes.length > 1 && !["example", "compare"].includes(page);
     const saes = site.saes.map((one, k) =>
       h(
