@@ -97,9 +97,12 @@ class ColumnSums:
             return None
         col, row, weights, tables = zip(*parts, strict=True)
         order, offsets = transpose(torch.cat(col), n_columns)
-        first = accumulate(map(len, tables), initial=0)
-        index = torch.cat([each + start for each, start in zip(row, first, strict=False)])[order]
-        return weighted_rows(offsets, index, torch.cat(weights)[order], torch.cat(tables))
+        first = accumulate([0, *(len(table) for table in tables[:-1])])
+        index = torch.cat([each + start for each, start in zip(row, first, strict=True)])[order]
+        weights, table = torch.cat(weights)[order], torch.cat(tables)
+        # Nobody needs the single ones any more, and the sums are as much memory again.
+        del parts, tables
+        return weighted_rows(offsets, index, weights, table)
 
 
 def coo(index: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -13,7 +13,7 @@ The reconstruction stays linear in the activations that come out, which hooks an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ class Maps(NamedTuple):
     values: torch.Tensor
     bias: torch.Tensor | None
     write: Callable[[torch.Tensor], torch.Tensor]
-    W_pass: torch.Tensor | None
+    W_pass: torch.Tensor | Sequence[torch.Tensor] | None
     threshold: torch.Tensor | None
     shard: Shard | None = None
     output_scale: torch.Tensor | None = None
@@ -119,7 +119,9 @@ def read(
     """
     gate, n_looks = gate_of(cfg), cfg.passes + cfg.refinements
     keys, values = watched(maps.keys, maps.values)
-    maps = maps._replace(keys=keys, values=values)
+    # Picked one by one, each map's gradient would be as large as that of all.
+    W_pass = None if maps.W_pass is None else tuple(maps.W_pass)
+    maps = maps._replace(keys=keys, values=values, W_pass=W_pass)
     # What the last look adds is weighed with the rest where some of that is dropped.
     needed = n_looks if with_context and maps.threshold is None else n_looks - 1
     found, context, first = [], None, None
