@@ -4,6 +4,7 @@ torch's threads do not outlive a fork, so one that has used them is none to fork
 """
 
 import faulthandler
+import logging
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,7 @@ def _fork(_: bytes, command: list[str], descriptors: list[int]) -> int:
         return process
     try:
         faulthandler.disable()  # it would write to what is closed now
+        logging.root.handlers.clear()  # pytest's, which keep what is logged from being printed
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         for low, high in zip([2, *sorted(descriptors)], [*sorted(descriptors), os.sysconf("SC_OPEN_MAX")], strict=True):
