@@ -32,6 +32,9 @@ _DEVICES = ("device", "model_device", "llm_device", "act_store_device")
 class ParallelConfig:
     """How a run is spread over the processes that torchrun starts, one for each device.
 
+    `train_batch_size_tokens` stays that of all together; `n_batches_in_buffer` and `store_batch_size_…` are of each
+    process, which reads texts, images or stored activations of its own.
+
     Raises:
         ValueError: a number below 1.
     """
