@@ -1,5 +1,6 @@
 """Training over a mesh of ranks: the weights, gate and statistics of one process."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from sae_lens_sparsemax.sae import dictionaries
 from tests.support.ranks import ALL_MEMBERS, on_ranks
 from tests.support.small_sae import step_input
 
-WIDTH, N_CONCEPTS, BATCH, STEPS = 12, 101, 48, 12
+WIDTH, N_CONCEPTS, BATCH = 12, 101, 48
+STEPS = 30 if "TRIAL_RANKS" in os.environ else 12
 VARIANTS = {
     "default": {},
     "sparsemax": {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0},
