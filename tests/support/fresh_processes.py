@@ -3,6 +3,7 @@
 torch's threads do not outlive a fork, so one that has used them is none to fork from; and no start waits for imports.
 """
 
+import contextlib
 import faulthandler
 import logging
 import multiprocessing
@@ -35,8 +36,12 @@ def _fork(_: bytes, command: list[str], descriptors: list[int]) -> int:
         logging.root.handlers.clear()  # pytest's, which keep what is logged from being printed
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-        for low, high in zip([2, *sorted(descriptors)], [*sorted(descriptors), os.sysconf("SC_OPEN_MAX")], strict=True):
-            os.closerange(low + 1, high)
+        # Closed alone, their numbers would be given to other files, to which what still holds them would then write.
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in {int(each.name) for each in Path("/dev/fd").iterdir()} - {0, 1, 2, nowhere, *descriptors}:
+            with contextlib.suppress(OSError):  # that of the listing is closed
+                os.fstat(number)
+                os.dup2(nowhere, number)
         exec(command[-1])
     finally:
         os._exit(1)
