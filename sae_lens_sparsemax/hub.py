@@ -110,7 +110,8 @@ def upload_saes(
             folders[sae_id] = folder = Path(scratch) / str(number)
             described[sae_id] = _write_inference_form(sae_id, source, folder)
             if not isinstance(source, SAE):
-                own_labels(Path(source)), proposed_labels(Path(source))  # what is damaged is refused
+                for read in (own_labels, proposed_labels):
+                    read(Path(source))  # what is damaged is refused
                 beside = (Path(source) / name for name in (OWN, PROPOSED))
                 further |= {f"{sae_id}/{path.name}": path.read_bytes() for path in beside if path.is_file()}
         card = model_card(repo_id, described)
