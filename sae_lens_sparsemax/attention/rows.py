@@ -24,6 +24,10 @@ with warnings.catch_warnings():
 HAS_FAST_PRODUCTS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+# Bytes of a table whose rows a processor finds again in its caches, in whatever order they are asked for.
+CACHED = 2**24
+
+
 def row_offsets(row: torch.Tensor, n_rows: int) -> torch.Tensor:
     """(n_rows + 1,) where each row's entries begin once (nnz,) entries are sorted by their row."""
     crow = torch.zeros(n_rows + 1, dtype=torch.int64, device=row.device)
@@ -57,7 +61,7 @@ def weighted_rows(
 
 def sampled_product(crow: torch.Tensor, col: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(nnz,) the inner products left[row] · right[col] of (N, d) and (M, d) at the entries of CSR lists."""
-    if left.device.type == "cpu" and len(right) > len(left):
+    if left.device.type == "cpu" and right.nbytes > CACHED and len(col) > len(right) > len(left):
         # Rows of the larger table are read one after the other, those of the smaller one from the cache.
         order, offsets = transpose(col, len(right))
         row = torch.repeat_interleave(crow.diff(), output_size=len(col))

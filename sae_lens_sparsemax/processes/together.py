@@ -62,12 +62,12 @@ def gathered(value: Any, patiently: bool = False) -> list[Any]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, _patient_group() if patiently else None)
+    dist.all_gather_object(values, value, _patient_group(dist.group.WORLD) if patiently else None)
     return values
 
 
 @cache
-def _patient_group() -> Any:
+def _patient_group(_of: Any) -> Any:
     # Made where all ranks ask for it together: whoever waits for the others to make it notices none that has ended.
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
 

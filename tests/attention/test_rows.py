@@ -2,6 +2,7 @@
 
 import torch
 
+from sae_lens_sparsemax.attention import rows
 from sae_lens_sparsemax.attention.rows import (
     coo,
     sampled_product,
@@ -36,3 +37,15 @@ def test_lists_of_a_matrix_scale_sample_and_transpose_as_the_matrix_does():
     torch.testing.assert_close(sampled_product(crow, col, left, right), (left @ right.T)[row, col])
     order, offsets = transpose(col, 3)
     assert torch.equal(dense[row, col][order], torch.tensor([3.0, 2.0, -1.0, 4.0])) and offsets.tolist() == [0, 1, 2, 4]
+
+
+def test_products_sampled_in_the_order_of_a_large_table_are_the_same_to_the_bit(monkeypatch):
+    left, right = torch.randn(8, 37), torch.randn(50, 37)
+    is_sampled = torch.rand(8, 50) < 0.6
+    row, col = is_sampled.nonzero(as_tuple=True)
+    crow = torch.cat([torch.zeros(1, dtype=torch.int64), is_sampled.sum(1).cumsum(0)])
+    assert len(col) > len(right)
+    found = sampled_product(crow, col, left, right)
+    torch.testing.assert_close(found, (left @ right.T)[row, col])
+    monkeypatch.setattr(rows, "CACHED", 0)
+    assert torch.equal(sampled_product(crow, col, left, right), found)
