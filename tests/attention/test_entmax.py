@@ -21,18 +21,20 @@ BUDGETS = [1.0, 0.3, 30.0]
 
 def support_by_definition(z: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
     """z_(r) is in the support exactly if Σ_{j<r} (z_(j) − z_(r))^β < b; scores that tie cost each other nothing."""
-    mask = torch.zeros(z.shape, dtype=torch.bool)
-    for row, scores in enumerate(z.double()):
-        ranked = scores.sort(descending=True).values
-        # The cost grows with the rank, so the last that is affordable is found by halving.
-        affordable, not_affordable = 0, int(ranked.isfinite().sum())
-        while not_affordable - affordable > 1:
-            rank = (affordable + not_affordable) // 2
-            above = ranked[:rank] - ranked[rank]
-            cost = (above > 0).double() if math.isinf(alpha) else above.pow(1 / (alpha - 1))
-            affordable, not_affordable = (rank, not_affordable) if cost.sum() < budget else (affordable, rank)
-        mask[row] = scores >= ranked[affordable]
-    return mask
+    z = z.double().cpu()
+    ranked = z.sort(1, descending=True).values
+    rank = torch.arange(ranked.shape[1])
+    # The cost grows with the rank, so the last that is affordable is found by halving.
+    affordable = torch.zeros(len(ranked), 1, dtype=torch.int64)
+    not_affordable = ranked.isfinite().sum(1, keepdim=True)
+    for _ in range(ranked.shape[1].bit_length()):
+        middle = (affordable + not_affordable) // 2
+        above = torch.where(rank < middle, ranked - ranked.gather(1, middle), 0.0)
+        cost = (above > 0).double() if math.isinf(alpha) else above.pow(1 / (alpha - 1))
+        is_affordable = cost.sum(1, keepdim=True) < budget
+        affordable = torch.where(is_affordable, middle, affordable)
+        not_affordable = torch.where(is_affordable, not_affordable, middle)
+    return z >= ranked.gather(1, affordable)
 
 
 @pytest.mark.parametrize("max_active", [0.0, 1.0], ids=["whole rows", "two levels"])

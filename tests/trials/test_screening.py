@@ -11,27 +11,10 @@ import pytest
 import torch
 
 from sae_lens_sparsemax.attention import screening
+from tests.attention.test_entmax import ALPHAS, support_by_definition
 from tests.attention.test_screening import PAIRS, rescored, screened
 
 N_ROWS = int(os.environ.get("TRIAL_ROWS", "20000"))
-ALPHAS = [2.0, 2.5, 3.0, 5.0, 20.0, math.inf]
-
-
-def supports(scores: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
-    """`tests.attention.test_entmax.support_by_definition` for all rows at once."""
-    scores = scores.double()
-    ranked = scores.sort(1, descending=True).values
-    rank = torch.arange(ranked.shape[1])
-    affordable = torch.zeros(len(ranked), 1, dtype=torch.int64)
-    not_affordable = torch.full_like(affordable, ranked.shape[1])
-    for _ in range(ranked.shape[1].bit_length()):
-        middle = (affordable + not_affordable) // 2
-        above = torch.where(rank < middle, ranked - ranked.gather(1, middle), 0.0)
-        cost = (above > 0).double() if math.isinf(alpha) else above.pow(1 / (alpha - 1))
-        is_affordable = cost.sum(1, keepdim=True) < budget
-        affordable = torch.where(is_affordable, middle, affordable)
-        not_affordable = torch.where(is_affordable, not_affordable, middle)
-    return scores >= ranked.gather(1, affordable)
 
 
 @pytest.mark.slow
@@ -58,7 +41,7 @@ def test_no_row_of_many_differs(monkeypatch):
         if support is None:  # too large to be screened
             n_unscreened += len(query)
             continue
-        expected = supports(rescored(query, keys, shift), budget, alpha)
+        expected = support_by_definition(rescored(query, keys, shift), budget, alpha)
         found = torch.stack([support.row, support.col], 1)
         assert torch.equal(found, expected.nonzero()), (seed, name, alpha, budget)
         n_rows += len(query)
