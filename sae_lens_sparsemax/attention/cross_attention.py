@@ -24,16 +24,11 @@ import torch
 
 from sae_lens_sparsemax.attention import kernels
 from sae_lens_sparsemax.attention.gate import check_gate, gate, support_activations, support_gradient
-from sae_lens_sparsemax.attention.rows import (
-    ColumnSums,
-    coo,
-    row_offsets,
-    sampled_product,
-    transpose,
-    weighted_rows,
-)
+from sae_lens_sparsemax.attention.rows import ColumnSums, column_sums, row_offsets, sampled_product, weighted_rows
+from sae_lens_sparsemax.attention.screening import Screen
 from sae_lens_sparsemax.attention.selection import select, select_over
 from sae_lens_sparsemax.attention.shards import Shard
+from sae_lens_sparsemax.attention.sparse import coo
 from sae_lens_sparsemax.attention.support import Support, select_support
 from sae_lens_sparsemax.attention.traceable import full_precision
 
@@ -67,6 +62,7 @@ def attend(
     alpha: float = 2.0,
     max_density: float | None = None,
     shard: Shard | None = None,
+    screens: list[Screen] | None = None,
 ) -> Attention:
     """Cross-attention of queries over concepts with a sparse gate (the paper's Eq. 3, where that is sparsemax).
 
@@ -82,6 +78,7 @@ def attend(
         shard: where `keys` are a rank's own concepts, and other ranks, which hold the others, call with the same
             queries. What comes back is of the own concepts, over lists at any density, `context` and `counts` the own
             summands; only `tau` is of whole rows. All ranks ask for it together, and go backwards together.
+        screens: see `selection.select`.
 
     Returns:
         See Attention. Differentiable in query, keys, values and bias through `acts` and `context`; the selection
@@ -96,15 +93,15 @@ def attend(
         (keys, values), query, bias = watched(keys, values), _full(query), _full(bias)
         shift = None if bias is None else bias.detach()
         if shard is not None:
-            found = select_over(shard, query.detach(), keys.detach(), shift, gate_scale, alpha)
+            found = select_over(shard, query.detach(), keys.detach(), shift, gate_scale, alpha, screens)
         else:
-            found = select(query.detach(), keys.detach(), shift, gate_scale, alpha, max_density)
+            found = select(query.detach(), keys.detach(), shift, gate_scale, alpha, max_density, screens)
         if found is None:
             return _attend_dense(query, keys, values, bias, gate_scale, probabilities, alpha)
         support, score_std = found
-        acts, context = _SparseAttend.apply(query, keys, values, bias, support, probabilities)  # type: ignore[misc]
         shape = (query.shape[0], keys.shape[0])
         index = torch.stack([support.row, support.col])
+        acts, context = _SparseAttend.apply(query, keys, values, bias, support, index[0], probabilities)  # type: ignore[misc]
         return Attention(
             acts=coo(index, acts, shape),
             context=context,
@@ -120,13 +117,13 @@ def attend_on(
     keys: torch.Tensor,
     values: torch.Tensor | None,
     bias: torch.Tensor | None,
-    crow: torch.Tensor,
+    row: torch.Tensor,
     col: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scores of given supports, as activations, and their context: attention with its selection made already.
 
     Args:
-        query, keys, values, bias: as for `attend`. crow: (N + 1,) and col: (nnz,) the supports, as CSR lists.
+        query, keys, values, bias: as for `attend`. row, col: (nnz,) the entries of the supports, row by row.
 
     Returns:
         (nnz,) scores and (N, d) context, or None where no values were given.
@@ -134,10 +131,11 @@ def attend_on(
     with full_precision(query):
         (keys, values), query, bias = watched(keys, values), _full(query), _full(bias)
         with torch.no_grad():
+            crow = row_offsets(row, len(query))
             scores = sampled_product(crow, col, query, keys)
             scores = scores if bias is None else scores + bias[col]
         support = Support(crow, col, scores, scores.new_zeros(0), 1.0, 2.0)
-        return _SparseAttend.apply(query, keys, values, bias, support, False)  # type: ignore[no-any-return]
+        return _SparseAttend.apply(query, keys, values, bias, support, row, False)  # type: ignore[no-any-return]
 
 
 def weigh(acts: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -185,10 +183,10 @@ class _Watched(torch.autograd.Function):
 
 class _SparseAttend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, keys, values, bias, support: Support, probabilities: bool):  # noqa: ARG004
+    def forward(ctx, query, keys, values, bias, support: Support, row, probabilities: bool):  # noqa: ARG004
         acts = support_activations(support, probabilities)
         context = None if values is None else weighted_rows(support.crow, support.col, acts, values)
-        ctx.save_for_backward(query, keys, values, acts)
+        ctx.save_for_backward(query, keys, values, acts, row)
         ctx.support, ctx.probabilities = support, probabilities
         ctx.sums = keys.sums, None if values is None else values.sums
         return acts, context
@@ -196,10 +194,10 @@ class _SparseAttend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
         grad_acts, grad_context = grads
-        query, keys, values, acts = ctx.saved_tensors
+        query, keys, values, acts, row = ctx.saved_tensors
         support: Support = ctx.support
         grad_context = grad_context if values is None else grad_context.contiguous()
-        row, col = support.row, support.col
+        col = support.col
         d_query = d_bias = None
         centred = ctx.probabilities and (support.alpha != 2 or support.shard is not None)
         if values is not None and kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH and not centred:
@@ -228,9 +226,8 @@ class _SparseAttend(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             of_values.add(col, row, acts, grad_context)
         if ctx.needs_input_grad[3]:
-            order, offsets = transpose(col, keys.shape[0])
-            d_bias = torch.segment_reduce(d_scores[order], "sum", offsets=offsets)
-        return d_query, None, None, d_bias, None, None
+            d_bias = column_sums(col, d_scores, keys.shape[0])
+        return d_query, None, None, d_bias, None, None, None
 
 
 class _SparseWeigh(torch.autograd.Function):

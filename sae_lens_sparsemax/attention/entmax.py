@@ -83,23 +83,22 @@ def lower_bound(
 
 
 def in_support(
-    values: torch.Tensor, row: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float
+    values: torch.Tensor, crow: torch.Tensor, row: torch.Tensor, budget: float, alpha: float
 ) -> torch.Tensor:
     """Settle a superset of the supports, in float64.
 
     Args:
-        values: (nnz,) candidate scores in row order, every row's support among them. row: (nnz,) their rows.
-        row_max: (N,) float64 row maxima. budget: b. alpha: α > 2.
+        values: (nnz,) candidate scores, every row's support among them. crow: (N + 1,) their CSR offsets. row: (nnz,)
+            their rows. budget: b. alpha: α > 2.
 
     Returns:
         (nnz,) bool, whether each is in the support of its row.
     """
-    counts = torch.bincount(row, minlength=len(row_max))
-    first = counts.cumsum(0) - counts
-    place = torch.arange(len(row), device=row.device) - first[row]
+    counts = crow.diff()
+    place = torch.arange(len(row), device=row.device) - crow[row]
     widest = int(counts.max()) if len(row) else 0
-    if len(row_max) * widest <= MAX_PADDING * len(row):
-        scores = _matrix(len(row_max), widest, row, place, values)
+    if len(counts) * widest <= MAX_PADDING * len(row):
+        scores = _matrix(len(counts), widest, row, place, values)
         return values >= _least_from_below(scores, budget, exponent(alpha)).squeeze(1)[row]
     keep = torch.zeros_like(row, dtype=torch.bool)
     # Rows of a similar number of candidates together, as a matrix: padding doubles them at most.

@@ -29,10 +29,22 @@ CACHED = 2**24
 
 
 def row_offsets(row: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """(n_rows + 1,) where each row's entries begin once (nnz,) entries are sorted by their row."""
+    """(n_rows + 1,) where each row's entries begin, of (nnz,) rows of entries, in order."""
+    if row.is_cuda:
+        # Counting would ask the GPU for the largest row first.
+        return torch.searchsorted(row, torch.arange(n_rows + 1, device=row.device))
+    return _counted_offsets(row, n_rows)
+
+
+def _counted_offsets(row: torch.Tensor, n_rows: int) -> torch.Tensor:
     crow = torch.zeros(n_rows + 1, dtype=torch.int64, device=row.device)
     torch.cumsum(torch.bincount(row, minlength=n_rows), 0, out=crow[1:])
     return crow
+
+
+def row_counts(row: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """(n_rows,) how many of (nnz,) entries, in order, each row has."""
+    return row_offsets(row, n_rows).diff() if row.is_cuda else torch.bincount(row, minlength=n_rows)
 
 
 def weighted_rows(
@@ -40,17 +52,19 @@ def weighted_rows(
     index: torch.Tensor,
     weights: torch.Tensor,
     table: torch.Tensor,
+    uneven: bool = False,
 ) -> torch.Tensor:
     """(N, d) Σ_j w_j table[index_j] over each of N lists.
 
     Args:
         offsets: (N + 1,) where each list begins. index: (nnz,) rows of the table.
         weights: (nnz,) and table: (M, d), of one float dtype.
+        uneven: whether few lists may hold most of the entries, as those of concepts do.
     """
     if kernels.usable(table):
         from sae_lens_sparsemax.attention.kernels.weighted_rows import weighted_rows as run
 
-        return run(offsets, index, weights, table)
+        return run(offsets, index, weights, table, uneven)
     if table.device.type != "cpu" or not HAS_FAST_PRODUCTS:
         table, weights = table.detach(), weights.detach()  # or it keeps the books of a backward pass
         return embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
@@ -61,6 +75,10 @@ def weighted_rows(
 
 def sampled_product(crow: torch.Tensor, col: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(nnz,) the inner products left[row] · right[col] of (N, d) and (M, d) at the entries of CSR lists."""
+    if kernels.usable(left) and left.shape[1] <= kernels.MAX_WIDTH:
+        from sae_lens_sparsemax.attention.kernels.sampled_product import sampled_product as run
+
+        return run(crow, col, left, right)
     if left.device.type == "cpu" and right.nbytes > CACHED and len(col) > len(right) > len(left):
         # Rows of the larger table are read one after the other, those of the smaller one from the cache.
         order, offsets = transpose(col, len(right))
@@ -75,7 +93,18 @@ def sampled_product(crow: torch.Tensor, col: torch.Tensor, left: torch.Tensor, r
 
 def transpose(col: torch.Tensor, n_concepts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Order of the entries by concept, stable in the token, and (M + 1,) where each concept's begin."""
-    return torch.argsort(col, stable=True), row_offsets(col, n_concepts)
+    if col.is_cuda:
+        ranked, order = col.sort(stable=True)
+        return order, row_offsets(ranked, n_concepts)
+    return torch.argsort(col, stable=True), _counted_offsets(col, n_concepts)
+
+
+def column_sums(col: torch.Tensor, values: torch.Tensor, n_columns: int) -> torch.Tensor:
+    """(M,) sums of (nnz,) values, or (nnz, C) of which (M, C) are the sums, by their column, in a fixed order."""
+    if not col.is_cuda:
+        return values.new_zeros(n_columns, *values.shape[1:]).index_add_(0, col, values)
+    order, offsets = transpose(col, n_columns)
+    return torch.segment_reduce(values[order], "sum", offsets=offsets)
 
 
 class ColumnSums:
@@ -106,52 +135,7 @@ class ColumnSums:
         weights, table = torch.cat(weights)[order], torch.cat(tables)
         # Nobody needs the single ones any more, and the sums are as much memory again.
         del parts, tables
-        return weighted_rows(offsets, index, weights, table)
-
-
-def coo(index: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """The sparse COO matrix of (2, nnz) indices in row order, each once, and (nnz,) values."""
-    return _Coo.apply(index, values, shape)  # type: ignore[no-any-return]
-
-
-class _Coo(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, index, values, shape):
-        ctx.save_for_backward(index)
-        return torch.sparse_coo_tensor(index, values, shape, is_coalesced=True, check_invariants=False)
-
-    @staticmethod
-    def backward(ctx, *grads: torch.Tensor):
-        (index,), grad = ctx.saved_tensors, grads[0]
-        if not grad.is_sparse:
-            return None, grad[index[0], index[1]], None
-        grad = grad.coalesce()
-        # torch's own way looks every entry up, although gradients of values come with the indices of these.
-        if not torch.equal(grad.indices(), index):
-            pattern = torch.sparse_coo_tensor(index, index[0], grad.shape, is_coalesced=True, check_invariants=False)
-            grad = grad.sparse_mask(pattern)
-        return None, grad.values(), None
-
-
-def scale_rows(matrix: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """(N, M) sparse COO (coalesced) or dense, each row times its (N, 1) factor."""
-    if not matrix.is_sparse:
-        return matrix * factor
-    index = matrix.indices()
-    return coo(index, matrix.values() * factor.squeeze(-1)[index[0]], (matrix.shape[0], matrix.shape[1]))
-
-
-def scale_columns(matrix: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """(N, M) sparse COO (coalesced) or (..., M) dense, each column times its number of (M,), if there are any."""
-    if scale is None or not matrix.is_sparse:
-        return matrix if scale is None else matrix * scale
-    index = matrix.indices()
-    return coo(index, matrix.values() * scale[index[1]], (matrix.shape[0], matrix.shape[1]))
-
-
-def entries(matrix: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """(N, M) sparse COO (coalesced) with those of its (nnz,) entries that are to be kept."""
-    return coo(matrix.indices()[:, keep], matrix.values()[keep], (matrix.shape[0], matrix.shape[1]))
+        return weighted_rows(offsets, index, weights, table, uneven=True)
 
 
 def _csr(crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, n_columns: int) -> torch.Tensor:

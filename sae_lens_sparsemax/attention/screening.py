@@ -36,9 +36,10 @@ are left (the rest of the call is then scored in float32 throughout); devices wi
 A score of the sampled product may differ in its last bit from that of the whole product, and a support where scores
 nearly tie. So whether a call is screened is decided by the machine, its settings and the shapes alone, and whether it
 goes on by its input, never by a clock: a run resumed on the same machine ends with the same bits. For the same reason
-nothing is kept from call to call: a tensor's version does not tell of fused optimizers' steps or of changes of `.data`.
+the keys' roundings serve the passes of one reading and are made anew for the next: a tensor's version does not tell of
+fused optimizers' steps or of changes of `.data`.
 
-But: on a GPU it is not yet run; there it is chosen by what such devices are known to do, not by a measurement.
+But: where it pays was measured on one GPU, an H200, and on two cores with AMX; others go by these.
 """
 
 from __future__ import annotations
@@ -59,12 +60,14 @@ SCREEN: dict[str, bool | None] = {"cpu": None, "cuda": None}
 # On two cores with AMX, screening won at this width and drew at half of it; and keys must be converted, which fewer
 # tokens do not repay (an estimate).
 MIN_CONCEPTS, MIN_TOKENS = 24_576, 512
+# On an H200 it won with so many scores and drew with half as many, where launches take the time and not the product.
+MIN_SCORES_ON_GPU = 2**25
 # Tokens per block on the CPU: half-precision scores and keys together take no more memory than scores in float32 did.
 BLOCK_ROWS = 256
 CHUNK = 32
 # Above this share of candidates a product of everything is cheaper than one by one.
 MAX_CANDIDATES = 1 / 64
-# Keys converted at once, in cache.
+# Keys that torch converts at once, in cache.
 PIECE = 1024
 MAX_WIDTH, MAX_NORM = 2**14, 2.0**60
 UNIT, WIDER = 2.0**-8, 1 + 2.0**-7
@@ -80,24 +83,31 @@ def has_fast_bfloat16() -> bool:
 
 def is_worthwhile(n_tokens: int, n_concepts: int, device: torch.device) -> bool:
     """Whether screening is faster than float32 scores, by the device, torch's settings and the shapes."""
-    if n_tokens < MIN_TOKENS or n_concepts < MIN_CONCEPTS:
-        return False
     if device.type == "cuda":
+        if n_tokens * n_concepts < MIN_SCORES_ON_GPU:
+            return False
         # From Ampere on tensor cores multiply bfloat16 an order of magnitude faster than the other units do float32;
         # who allows TF32 has float32 products from tensor cores too, at half of bfloat16's rate.
         return torch.cuda.get_device_capability(device) >= (8, 0) and torch.get_float32_matmul_precision() == "highest"
-    if not has_fast_bfloat16():
+    if n_tokens < MIN_TOKENS or n_concepts < MIN_CONCEPTS or not has_fast_bfloat16():
         return False
     # Who allows float32 products in bfloat16 has them as fast already.
     products = getattr(torch.backends.mkldnn, "matmul", None)  # older versions of torch have no such setting
     return torch.backends.mkldnn.enabled and getattr(products, "fp32_precision", "") != "bf16"
 
 
-def screen_for(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None, block_rows: int) -> Screen | None:
+def screen_for(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    bias: torch.Tensor | None,
+    block_rows: int,
+    made: list[Screen] | None = None,
+) -> Screen | None:
     """The screen for queries (N, d) over keys (M, d) and bias (M,) or None; None where it is of no use.
 
     Args:
         block_rows: tokens per block of float32 scores.
+        made: where the screen of these keys, this bias and as many queries is, if there is one already, and is put.
     """
     (n_tokens, width), n_concepts = query.shape, len(keys)
     wanted = SCREEN.get(query.device.type, False)
@@ -105,8 +115,10 @@ def screen_for(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | Non
         wanted = is_worthwhile(n_tokens, n_concepts, query.device)
     if not wanted or query.dtype != torch.float32 or not 0 < width <= MAX_WIDTH or not n_tokens * n_concepts:
         return None
-    screen = Screen(keys, bias, min(n_tokens, BLOCK_ROWS if query.device.type == "cpu" else block_rows))
-    return screen if screen.is_safe else None
+    made = [] if made is None else made
+    if not made:
+        made.append(Screen(keys, bias, min(n_tokens, BLOCK_ROWS if query.device.type == "cpu" else block_rows)))
+    return made[0] if made[0].is_safe else None
 
 
 class Screen:
@@ -126,13 +138,14 @@ class Screen:
         self._underflow = 2.0**-63 * width**0.5
         self._rounded = keys.new_zeros(padded, width, dtype=torch.bfloat16)
         norm, lost = keys.new_zeros(2, padded)
-        for start in range(0, self._n_concepts, PIECE):
-            here = slice(start, min(start + PIECE, self._n_concepts))
+        piece = self._n_concepts if kernels.usable(keys) else PIECE
+        for start in range(0, self._n_concepts, piece):
+            here = slice(start, min(start + piece, self._n_concepts))
             _round(keys[here], self._rounded[here], norm[here], lost[here])
         # (C,) by chunk.
-        self._norm, self._lost = (_chunk_maxima(values) + self._underflow for values in (norm, lost))
-        self.share, self._extra = WIDER * UNIT, None
-        self.is_safe = bool(self._norm.amax() <= MAX_NORM)
+        norm, lost = (_chunk_maxima(values) + self._underflow for values in (norm, lost))
+        self.share, more = WIDER * UNIT, torch.zeros_like(norm)
+        self.is_safe = bool(norm.amax() <= MAX_NORM)
         self._rounded_bias = None
         if bias is not None:
             self._rounded_bias = keys.new_zeros(padded, dtype=torch.bfloat16)
@@ -140,8 +153,9 @@ class Screen:
             rounded = self._rounded_bias[: self._n_concepts].float()
             extra = keys.new_zeros(padded)
             extra[: self._n_concepts] = (bias - rounded).abs() + UNIT * rounded.abs()
-            self.share, self._extra = WIDER * (2 * UNIT + UNIT**2), _chunk_maxima(extra)
+            self.share, more = WIDER * (2 * UNIT + UNIT**2), WIDER * _chunk_maxima(extra)
             self.is_safe = self.is_safe and bool(bias.abs().amax() <= MAX_NORM**2)
+        self._of_chunk = torch.stack([norm, lost, more + (width + 1) * 2.0**-124])
         self._buffer = self._rounded.new_empty(padded * block_rows)
 
     def scores(self, query: torch.Tensor) -> torch.Tensor:
@@ -176,8 +190,7 @@ class Screen:
         if not bool(norm.amax() <= MAX_NORM):
             return None
         of_query = torch.stack([lost + (width + 1) * 2.0**-22 * norm, (1 + UNIT) * norm], 1)
-        extra = torch.zeros_like(self._norm) if self._extra is None else WIDER * self._extra
-        return WIDER * of_query, torch.stack([self._norm, self._lost, extra + (width + 1) * 2.0**-124])
+        return WIDER * of_query, self._of_chunk
 
     def select(self, query: torch.Tensor, budget: float, alpha: float) -> Support | None:
         """The supports of the block whose `scores` were made last; None where screening leaves too many candidates.
@@ -188,17 +201,15 @@ class Screen:
         found = self._candidates(query, budget, alpha)
         if found is None:
             return None
-        crow, row, col = found
+        crow, col = found
         values = sampled_product(crow, col, query, self._keys)
         if self._bias is not None:
             values += self._bias[col]
         row_max = torch.segment_reduce(values, "max", offsets=crow).double()
-        return settle(values, row, col, row_max, budget, alpha)
+        return settle(values, crow, col, row_max, budget, alpha)
 
-    def _candidates(
-        self, query: torch.Tensor, budget: float, alpha: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """crow (n + 1,), row and col (nnz,) of what the supports of the block may hold, in order; None if too much."""
+    def _candidates(self, query: torch.Tensor, budget: float, alpha: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """crow (n + 1,) and col (nnz,) of what the supports of the block may hold, in order; None if too much."""
         n = len(query)
         most = MAX_CANDIDATES * n * self._n_concepts
         if kernels.usable(query):
@@ -206,11 +217,7 @@ class Screen:
 
             terms = self._error_terms(query)
             scores = self._block(n)[: self._n_concepts].T
-            listed = None if terms is None else candidates(scores, *terms, CHUNK, self.share, budget, alpha, most)
-            if listed is None:
-                return None
-            crow, col = listed
-            return crow, torch.repeat_interleave(crow.diff(), output_size=len(col)), col
+            return None if terms is None else candidates(scores, *terms, CHUNK, self.share, budget, alpha, most)
         error = self.error(query)
         if error is None:
             return None
@@ -231,7 +238,7 @@ class Screen:
         if which.numel() > most:
             return None
         row, col = row[which], chunk[which] * CHUNK + place
-        return row_offsets(row, n), row, col
+        return row_offsets(row, n), col
 
 
 @contextmanager
@@ -251,6 +258,11 @@ def _float32_sums() -> Iterator[None]:
 
 def _round(rows: torch.Tensor, rounded: torch.Tensor, norm: torch.Tensor, lost: torch.Tensor) -> None:
     """Write (n, d) float32 rows in bfloat16, their norms and those of what rounding changed into given memory."""
+    if kernels.usable(rows) and rows.shape[1] <= kernels.MAX_WIDTH:
+        from sae_lens_sparsemax.attention.kernels.rounding import round_rows
+
+        round_rows(rows.contiguous(), rounded, norm, lost)
+        return
     rounded.copy_(rows)
     torch.linalg.vector_norm(rows, dim=1, out=norm)
     torch.linalg.vector_norm(rows - rounded, dim=1, out=lost)

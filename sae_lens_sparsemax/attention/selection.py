@@ -11,15 +11,16 @@ import torch
 
 from sae_lens_sparsemax.attention import entmax, screening
 from sae_lens_sparsemax.attention.rows import row_offsets
+from sae_lens_sparsemax.attention.screening import Screen
 from sae_lens_sparsemax.attention.shards import Shard
 from sae_lens_sparsemax.attention.support import Support, UnrankableScores, check_row_maxima, select_support
 
 # Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
 MIN_BLOCK_ROWS = 512
-# On a GPU a block must be large enough for its product to hide a handful of launches (an estimate, not measured).
+# On a GPU a block must be large enough for its product to hide a handful of launches.
 BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**27}
-# Share of concepts in the support above which matrix products beat lists; measured, see the benchmark.
-MAX_SPARSE_DENSITY = {"cpu": 0.12, "cuda": 0.01}
+# Share of concepts in the support above which matrix products beat lists; measured, on a GPU (an H200) up to this one.
+MAX_SPARSE_DENSITY = {"cpu": 0.12, "cuda": 0.1}
 
 
 def select(
@@ -29,6 +30,7 @@ def select(
     gate_scale: float = 1.0,
     alpha: float = 2.0,
     max_density: float | None = None,
+    screens: list[Screen] | None = None,
 ) -> tuple[Support, torch.Tensor] | None:
     """Supports of the scores Q Kᵀ + b, block of tokens by block, without gradient.
 
@@ -36,6 +38,7 @@ def select(
         query: (N, d), keys: (M, d), bias: (M,) or None, all float32 or all float64.
         gate_scale: g > 0. alpha: α >= 2, see `gate`.
         max_density: give up when a block's supports hold a larger share of the concepts; default by device.
+        screens: one list for all calls with the same keys, bias and number of queries, which then share a screen.
 
     Returns:
         The supports and the standard deviation of the scores of a sample of tokens, or None if it gave up.
@@ -45,7 +48,7 @@ def select(
         max_density = MAX_SPARSE_DENSITY.get(query.device.type, MAX_SPARSE_DENSITY["cuda"])
     block_scores = BLOCK_SCORES.get(query.device.type, BLOCK_SCORES["cuda"])
     block_rows = min(n_tokens, max(MIN_BLOCK_ROWS, block_scores // n_concepts))
-    screen = screening.screen_for(query, keys, bias, block_rows)
+    screen = screening.screen_for(query, keys, bias, block_rows, screens)
     buffer: torch.Tensor | None = None
     score_std = query.new_zeros(())
     parts: list[Support] = []
@@ -76,14 +79,20 @@ def select(
 
 
 def select_over(
-    shard: Shard, query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None, gate_scale: float, alpha: float
+    shard: Shard,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    bias: torch.Tensor | None,
+    gate_scale: float,
+    alpha: float,
+    screens: list[Screen] | None = None,
 ) -> tuple[Support, torch.Tensor]:
     """`select` where the rows go on on other ranks: the own part of the supports, which a rank may have none of."""
     n_tokens, n_concepts = query.shape[0], keys.shape[0]
     found, largest = None, -torch.inf
     if n_concepts:
         try:
-            found = select(query, keys, bias, gate_scale, alpha, max_density=1.0)
+            found = select(query, keys, bias, gate_scale, alpha, 1.0, screens)
         except UnrankableScores:
             largest = torch.inf  # for all ranks to learn
     if found is None:

@@ -89,8 +89,7 @@ class Support(NamedTuple):
     @property
     def row(self) -> torch.Tensor:
         """(nnz,) int64, the row of each entry."""
-        rows = torch.arange(len(self.crow) - 1, device=self.crow.device)
-        return torch.repeat_interleave(rows, self.counts, output_size=self.col.numel())
+        return torch.repeat_interleave(self.counts, output_size=self.col.numel())
 
 
 def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> Support:
@@ -152,7 +151,7 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
     which = found // chunk
     row = active_row[which]
     col = (active[which] - row * maxima.shape[1]) * chunk + found % chunk
-    return settle(values, row, col, row_max.double().squeeze(1), budget, alpha)
+    return settle(values, row_offsets(row, z.shape[0]), col, row_max.double().squeeze(1), budget, alpha)
 
 
 def threshold_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
@@ -169,18 +168,24 @@ def threshold_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, 
 
 
 def settle(
-    values: torch.Tensor, row: torch.Tensor, col: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float
+    values: torch.Tensor, crow: torch.Tensor, col: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float
 ) -> Support:
     """The supports among candidates that hold them, by a float64 computation on their scores.
 
     Args:
-        values: (nnz,) candidate scores, in the order of their rows and columns. row, col: (nnz,) where they stand.
+        values: (nnz,) candidate scores, in the order of their rows and columns. crow: (N + 1,) and col: (nnz,) where
+            they stand, as CSR lists.
         row_max: (N,) float64 the largest score of each row, which is a candidate too. budget: b. alpha: α >= 2.
     """
+    if kernels.usable(values):
+        from sae_lens_sparsemax.attention.kernels.settling import settle as run
+
+        return Support(*run(values, crow, col, row_max, budget, alpha), row_max, budget, alpha)
+    row = torch.repeat_interleave(crow.diff(), output_size=len(col))
     if alpha == 2:
-        keep = _michelot(values, row, row_max, budget)
+        keep = _michelot(values, crow, row, row_max, budget)
     else:
-        keep = entmax.in_support(values, row, row_max, budget, alpha)
+        keep = entmax.in_support(values, crow, row, budget, alpha)
     return Support(row_offsets(row[keep], len(row_max)), col[keep], values[keep], row_max, budget, alpha)
 
 
@@ -193,7 +198,8 @@ def check_row_maxima(row_max: torch.Tensor) -> None:
     Raises:
         UnrankableScores: giving how many rows there are of what kind.
     """
-    if not bool(torch.isfinite(row_max).all()):
+    # One sum tells, unless it overflows.
+    if not math.isfinite(row_max.sum().item()) and not bool(torch.isfinite(row_max).all()):
         padding = row_max == -torch.inf
         kinds = {"NaN or +inf": ~torch.isfinite(row_max) & ~padding, "nothing but -inf": padding}
         found = " and ".join(f"{kind} in {int(rows.sum())}" for kind, rows in kinds.items() if rows.any())
@@ -222,7 +228,7 @@ def _select_dense(z: torch.Tensor, row_max: torch.Tensor, bound: torch.Tensor, b
     row, values, row_max = found // z.shape[1], z.reshape(-1)[found], row_max.double().squeeze(1)
     col = found - row * z.shape[1]
     if alpha != 2:
-        return settle(values, row, col, row_max, budget, alpha)
+        return settle(values, row_offsets(row, z.shape[0]), col, row_max, budget, alpha)
     return Support(row_offsets(row, z.shape[0]), col, values, row_max, budget, alpha)
 
 
@@ -265,20 +271,21 @@ def _newton_from_left(shifted: torch.Tensor, budget: float) -> torch.Tensor:
     return bound
 
 
-def _michelot(values: torch.Tensor, row: torch.Tensor, row_max: torch.Tensor, budget: float) -> torch.Tensor:
+def _michelot(
+    values: torch.Tensor, crow: torch.Tensor, row: torch.Tensor, row_max: torch.Tensor, budget: float
+) -> torch.Tensor:
     """Settle a superset of the supports: τ of what is left, drop what is below it, until nothing drops.
 
-    Args: (nnz,) candidate scores in row order, (nnz,) their rows, (N,) float64 row maxima (which are candidates too).
+    Args: (nnz,) candidate scores, (N + 1,) their CSR offsets, (nnz,) their rows, (N,) float64 row maxima.
     Returns: (nnz,) bool, the supports.
     """
     shifted = values.double() - row_max[row]
-    offsets = row_offsets(row, len(row_max))
     keep = torch.ones_like(shifted)
     n_kept = len(keep)
     while True:
         # Sums of contiguous segments, in order: the same bits on every run, also on a GPU.
-        count = torch.segment_reduce(keep, "sum", offsets=offsets)
-        tau = (torch.segment_reduce(shifted * keep, "sum", offsets=offsets) - budget) / count
+        count = torch.segment_reduce(keep, "sum", offsets=crow)
+        tau = (torch.segment_reduce(shifted * keep, "sum", offsets=crow) - budget) / count
         torch.gt(shifted, tau[row], out=keep)
         still_kept = int(keep.sum())
         if still_kept == n_kept:

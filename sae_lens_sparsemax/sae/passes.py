@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import torch
 
 from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, watched, weigh
-from sae_lens_sparsemax.attention.rows import coo, entries, row_offsets, scale_columns, scale_rows
+from sae_lens_sparsemax.attention.rows import row_counts
+from sae_lens_sparsemax.attention.screening import Screen
 from sae_lens_sparsemax.attention.shards import Shard
+from sae_lens_sparsemax.attention.sparse import added, coo, entries, scale_columns, scale_rows, spread
 from sae_lens_sparsemax.attention.traceable import full_precision
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig, SparsemaxTrainingSAEConfig, gate_of
 from sae_lens_sparsemax.sae.encoding import dense_scores, gate_scores
@@ -125,25 +127,27 @@ def read(
     # What the last look adds is weighed with the rest where some of that is dropped.
     needed = n_looks if with_context and maps.threshold is None else n_looks - 1
     found, context, first = [], None, None
+    screens: list[Screen] = []
     for look in range(cfg.passes):
         if context is not None:
             query, factor = _further_query(sae_in, context, maps, cfg, look)
         query, factor = _everyones(query, factor, maps.shard)
         values = maps.unscaled_values if look < needed else None
-        attention = attend(query, maps.keys, values, maps.bias, shard=maps.shard, **gate, **limits)
+        attention = attend(query, maps.keys, values, maps.bias, shard=maps.shard, screens=screens, **gate, **limits)
         first = first or attention
         found.append(_without_explained(scale_rows(attention.acts, factor), factor))
         if look < needed:
-            added = maps.weighed(found[-1]) if attention.context is None else attention.context * factor
-            context = _own(added, maps.shard) + (0 if context is None else context)
+            more = maps.weighed(found[-1]) if attention.context is None else attention.context * factor
+            context = _own(more, maps.shard) + (0 if context is None else context)
     assert first is not None
-    acts = found[0] if len(found) == 1 else _sum(found)
+    screens.clear()
+    acts = found[0] if len(found) == 1 else added(found)
     for look in range(cfg.passes, n_looks):
         assert context is not None
         query, factor = _further_query(sae_in, context, maps, cfg, look)
         query, factor = _everyones(query, factor, maps.shard)
-        acts, added = _refine(acts, query, factor, maps, look < needed)
-        context = None if added is None else context + _own(added, maps.shard)
+        acts, more = _refine(acts, query, factor, maps, look < needed)
+        context = None if more is None else context + _own(more, maps.shard)
     selected, acts = acts, above(acts, maps.threshold)
     if with_context and maps.threshold is not None:
         context = _own(maps.weighed(acts), maps.shard)
@@ -214,10 +218,10 @@ def observed_activations(
         query, factor = _further_query(sae_in, maps.weighed(acts), maps, cfg, look)
         scores = dense_scores(query, maps.keys.T, maps.bias)
         if look < cfg.passes:
-            added = gate_scores(scores, cfg.gate, **gate_of(cfg))
+            more = gate_scores(scores, cfg.gate, **gate_of(cfg))
         else:
-            added = torch.where(acts != 0, scores, torch.zeros_like(scores))
-        acts = acts + added * factor
+            more = torch.where(acts != 0, scores, torch.zeros_like(scores))
+        acts = acts + more * factor
     return acts
 
 
@@ -276,38 +280,25 @@ def _refine(
     if acts.is_sparse:
         index, shape = acts.indices(), (acts.shape[0], acts.shape[1])
         values = maps.unscaled_values if with_context else None
-        scores, context = attend_on(query, maps.keys, values, maps.bias, row_offsets(index[0], len(acts)), index[1])
-        scores = scores * factor.squeeze(-1)[index[0]]
-        added, acts = coo(index, scores, shape), coo(index, acts.values() + scores, shape)
+        scores, context = attend_on(query, maps.keys, values, maps.bias, index[0], index[1])
+        scores = scores * spread(factor, index[0])
+        more, acts = coo(index, scores, shape), coo(index, acts.values() + scores, shape)
         context = None if context is None else context * factor
     else:
         scores = dense_scores(query, maps.keys.T, maps.bias) * factor
-        added = torch.where(acts != 0, scores, torch.zeros_like(scores))
-        acts = acts + added
-    return acts, maps.weighed(added) if with_context and context is None else context
+        more = torch.where(acts != 0, scores, torch.zeros_like(scores))
+        acts = acts + more
+    return acts, maps.weighed(more) if with_context and context is None else context
 
 
 def _without_explained(acts: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Sparse activations without the entries of rows that have nothing to be explained (x = 0 ties everything)."""
-    if not acts.is_sparse or bool((factor > 0).all()):
+    if not acts.is_sparse or not factor.numel() or factor.detach().min().item() > 0:
         return acts
     return entries(acts, factor.squeeze(-1)[acts.indices()[0]] > 0)
 
 
-def _sum(found: list[torch.Tensor]) -> torch.Tensor:
-    """The sum of activations, over the union of their entries if all are sparse, dense if one is."""
-    if not all(each.is_sparse for each in found):
-        return torch.stack([each.to_dense() for each in found]).sum(0)
-    n_rows, n_concepts = found[0].shape
-    place = torch.cat([each.indices()[0] * n_concepts + each.indices()[1] for each in found])
-    place, where = place.unique(return_inverse=True)
-    values = torch.cat([each.values() for each in found])
-    row = place // max(1, n_concepts)
-    summed = values.new_zeros(len(place)).index_add(0, where, values)
-    return coo(torch.stack([row, place - row * n_concepts]), summed, (n_rows, n_concepts))
-
-
 def _counts(acts: torch.Tensor) -> torch.Tensor:
     if acts.is_sparse:
-        return torch.bincount(acts.indices()[0], minlength=len(acts))
+        return row_counts(acts.indices()[0], len(acts))
     return acts.detach().count_nonzero(-1)

@@ -48,7 +48,7 @@ def check_finite(sae_in: torch.Tensor, hook_name: str | None, step: int | None =
         ValueError: naming the hook, the training step where there is one, and how many tokens are affected.
     """
     # A sum is one pass without a temporary; only when it is not finite is the culprit looked for.
-    if is_traced(sae_in) or torch.isfinite(sae_in.sum()):
+    if is_traced(sae_in) or math.isfinite(sae_in.sum().item()):
         return
     bad = ~torch.isfinite(sae_in).reshape(-1, sae_in.shape[-1]).all(-1)
     if not bad.any():
@@ -87,8 +87,10 @@ def split_norm(sae_in: torch.Tensor, unit_norm_query: bool) -> tuple[torch.Tenso
     norm = torch.linalg.vector_norm(sae_in, dim=-1, keepdim=True)
     ordinary = _ORDINARY_POWER[sae_in.dtype]
     # Squares that overflowed or vanished show in the norm, so ordinary rows, nearly all there are, need no second look.
-    if not is_traced(norm) and bool(((norm > 2.0**-ordinary) & (norm < 2.0**ordinary)).all()):
-        return sae_in / norm, norm
+    if not is_traced(norm) and norm.numel():
+        least, largest = torch.stack(norm.detach().aminmax()).tolist()
+        if least > 2.0**-ordinary and largest < 2.0**ordinary:
+            return sae_in / norm, norm
     scale = _power_of_two(sae_in)
     scaled = sae_in * scale
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from sae_lens_sparsemax.attention.rows import entries
+from sae_lens_sparsemax.attention.rows import column_sums
+from sae_lens_sparsemax.attention.sparse import entries
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 
 # Share of the newest batch in the mean.
@@ -30,13 +31,12 @@ def follow_mean(mean: torch.Tensor, acts: torch.Tensor, total: Callable[[torch.T
     over ranks that hold the same concepts.
     """
     acts = acts if acts.is_sparse else acts.reshape(-1, len(mean)).to_sparse()
-    col, values = acts.indices()[1], acts.values()
-    positive = values > 0
-    col, values = col[positive], values[positive]
-    count = total(torch.bincount(col, minlength=len(mean)))
     # Sums of half-precision numbers would stand still; what comes out is rounded once.
     wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
-    batch = total(torch.zeros_like(wide).index_add_(0, col, values.to(wide.dtype))) / count.clamp_min(1)
+    values = acts.values().to(wide.dtype)
+    sums = column_sums(acts.indices()[1], torch.stack([values.clamp_min(0), (values > 0).to(wide.dtype)], 1), len(mean))
+    batch, count = total(sums).unbind(1)
+    batch = batch / count.clamp_min(1)
     moved = torch.where(wide > 0, wide + _RATE * (batch - wide), batch)
     mean.copy_(torch.where(count > 0, moved, wide))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,8 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
         self.dictionary = build_dictionary(self.cfg, self.dtype, self.device, self.concepts_to_make())
         turns = passes.no_turns(self.cfg, self.dtype, self.device)
         self.turns = None if turns is None else nn.Parameter(turns)
-        self.b_dec = nn.Parameter(
-            torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device),
-            requires_grad=self.cfg.b_dec_init != "fixed_zeros",
-        )
+        b_dec = torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device)
+        self.b_dec = nn.Parameter(b_dec, requires_grad=self.cfg.b_dec_init != "fixed_zeros")
         self.register_buffer("mean_acts", mean_activations(self.cfg, self.dtype, self.device))
         ready = torch.tensor(self.cfg.b_dec_init != "first_batch_mean", device=self.device)
         self.register_buffer("b_dec_is_initialised", ready)
@@ -150,9 +149,9 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
         except UnrankableScores as error:
             problem = str(error)
         else:
-            if torch.isfinite(output.loss):
+            if math.isfinite(loss := output.loss.item()):
                 return output
-            problem = f"the loss must be finite, got {output.loss.item()}"
+            problem = f"the loss must be finite, got {loss}"
         raise ValueError(
             f"training step {step} came to nothing: {problem}; lower the learning rate or leave "
             f"out activations as large as there (up to {x.abs().max().item():.4g})"

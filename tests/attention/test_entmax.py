@@ -21,11 +21,11 @@ BUDGETS = [1.0, 0.3, 30.0]
 
 def support_by_definition(z: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
     """z_(r) is in the support exactly if Σ_{j<r} (z_(j) − z_(r))^β < b; scores that tie cost each other nothing."""
-    z = z.double().cpu()
+    z = z.double()
     ranked = z.sort(1, descending=True).values
-    rank = torch.arange(ranked.shape[1])
+    rank = torch.arange(ranked.shape[1], device=z.device)
     # The cost grows with the rank, so the last that is affordable is found by halving.
-    affordable = torch.zeros(len(ranked), 1, dtype=torch.int64)
+    affordable = torch.zeros(len(ranked), 1, dtype=torch.int64, device=z.device)
     not_affordable = ranked.isfinite().sum(1, keepdim=True)
     for _ in range(ranked.shape[1].bit_length()):
         middle = (affordable + not_affordable) // 2

@@ -79,7 +79,8 @@ PAIRS = {
 def rescored(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """(n, m) the float32 scores that a screened call would make of each candidate."""
     n, m = len(query), len(keys)
-    crow, col = torch.arange(0, n * m + 1, m), torch.arange(m).repeat(n)
+    crow = torch.arange(0, n * m + 1, m, device=query.device)
+    col = torch.arange(m, device=query.device).repeat(n)
     scores = sampled_product(crow, col, query, keys).view(n, m)
     return scores if bias is None else scores + bias
 
@@ -281,7 +282,7 @@ def test_whether_to_screen_is_a_matter_of_processor_settings_and_shapes(monkeypa
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @pytest.mark.usefixtures("precision_after")
 def test_a_gpu_screens_from_ampere_on_unless_float32_products_may_be_rounded(monkeypatch):
-    shape = (screening.MIN_TOKENS, screening.MIN_CONCEPTS, torch.device("cuda", 0))
+    gpu, many = torch.device("cuda", 0), screening.MIN_SCORES_ON_GPU
     for capability, precision, screens in [
         ((8, 0), "highest", True),
         ((7, 5), "highest", False),
@@ -289,7 +290,9 @@ def test_a_gpu_screens_from_ampere_on_unless_float32_products_may_be_rounded(mon
     ]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         torch.set_float32_matmul_precision(precision)
-        assert screening.is_worthwhile(*shape) is screens
+        assert screening.is_worthwhile(1024, many // 1024, gpu) is screens
+        assert screening.is_worthwhile(64, many // 64, gpu) is screens
+        assert not screening.is_worthwhile(1024, many // 1024 - 1, gpu)
 
 
 @pytest.mark.parametrize(("limit", "allowed"), [(None, True), ("AVX512_CORE_AMX", True), ("avx512_core_bf16", False)])

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.attention import screening
 from sae_lens_sparsemax.cli.main import keep_freed_memory
 from tests.benchmark.machine import machine
 from tests.benchmark.measure import median_seconds, peak_extra_bytes
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
+    screening.SCREEN[torch.device(args.device).type] = {"auto": None, "always": True, "never": False}[args.screening]
     problems = _problems(args)
     rows = [_measure(problem, args) for problem in tqdm(problems, desc="Benchmark", file=sys.stderr)]
     sys.stdout.write(f"{machine(args.device)}; fwd+bwd time / score product, peak extra memory / score matrix\n")
@@ -112,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--d_in", type=int, default=768, metavar="d")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--screening",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="whether a bfloat16 product finds candidates first (auto: where it is known to pay)",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument(
         "--only",

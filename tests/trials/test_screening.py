@@ -15,6 +15,8 @@ from tests.attention.test_entmax import ALPHAS, support_by_definition
 from tests.attention.test_screening import PAIRS, rescored, screened
 
 N_ROWS = int(os.environ.get("TRIAL_ROWS", "20000"))
+# A GPU, where there is one, takes many rows at once.
+DEVICE, ROWS_AT_ONCE = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 256)
 
 
 @pytest.mark.slow
@@ -28,13 +30,14 @@ def test_no_row_of_many_differs(monkeypatch):
         torch.manual_seed(seed)
         drawn = random.Random(seed)
         name, alpha, m = drawn.choice(sorted(PAIRS)), drawn.choice(ALPHAS), drawn.randint(1, 300)
-        query, keys = PAIRS[name](256, m, drawn.randint(1, 24))
+        query, keys = (each.to(DEVICE) for each in PAIRS[name](ROWS_AT_ONCE, m, drawn.randint(1, 24)))
         keys = keys * 10.0 ** drawn.choice([0, 0, 0, *range(-30, 31)])
         if not bool(keys.isfinite().all()):
             continue
         spread = float(rescored(query, keys, None).double().std(correction=0)) or 1.0
         bias = drawn.choice([None, None, 0.01, 1.0, 100.0])
-        shift = None if bias is None or not math.isfinite(spread * bias) else (bias * spread * torch.randn(m)).float()
+        noise = torch.randn(m, device=DEVICE)
+        shift = None if bias is None or not math.isfinite(spread * bias) else (bias * spread * noise).float()
         size = 30 if math.isinf(alpha) else min(max(spread, 1e-30), 1e30) ** (1 / (alpha - 1))
         budget = drawn.choice([1e-3, 0.1, 1.0, 10.0]) * size
         support = screened(query, keys, shift, budget, alpha)
@@ -45,4 +48,5 @@ def test_no_row_of_many_differs(monkeypatch):
         found = torch.stack([support.row, support.col], 1)
         assert torch.equal(found, expected.nonzero()), (seed, name, alpha, budget)
         n_rows += len(query)
+    assert n_rows >= N_ROWS
     print(f"{n_rows} rows through screening, {n_unscreened} too large for it")

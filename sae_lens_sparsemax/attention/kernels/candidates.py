@@ -8,7 +8,7 @@ two numbers of its row, a and c, and three of its chunk of columns, k, l and x.
    lists the chunks that may reach it.
 3. `_list_candidates`, once to count and once to write, around the prefix sum: reads the listed chunks again.
 
-But: as in `selection`, one program per row; not yet run on a GPU.
+But: as in `selection`, one program per row.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
@@ -21,15 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sae_lens_sparsemax.attention.kernels.selection import (
-    MAX_CHUNKS,
-    STRIP,
-    TILE,
-    _chunk_maxima,
-    _list,
-    _load_tile,
-    _lower_bound,
-)
+from sae_lens_sparsemax.attention.kernels.selection import MAX_CHUNKS, STRIP, _chunk_maxima, _list, _lower_bound
+from sae_lens_sparsemax.attention.kernels.settling import TILE, _load_tile
 
 # What adding the bound of the differences to the maximum in float64 may round up, generously.
 BOUND_ROUNDING = tl.constexpr(2.0**-50)

@@ -11,7 +11,7 @@ same matrix: O(nnz·d) reads, which is nearly all its time. The mean is known on
 (d_acts_i − c)·K_i and K_i side by side and combines them; c is the first entry's gradient, so that the two sums do
 not cancel when all gradients share a large common part. Centring d_scores itself is left to one elementwise pass.
 
-But: whole rows in registers, so d is at most MAX_WIDTH. Not yet timed on a GPU.
+But: whole rows in registers, so d is at most MAX_WIDTH.
 """
 
 # Kernels are not quite Python: launches take numbers for constexpr and options beyond the parameters, branches on

@@ -11,7 +11,7 @@ further one by a program of its own into a partial row, and a second kernel adds
 atomics: two runs give the same bits. O(nnz·d) reads and at most nnz / SEGMENT partial rows; the host never waits, as
 the number of further segments is bounded by nnz / SEGMENT and programs beyond the last find an empty list.
 
-But: not yet timed on a GPU.
+But: on an H200 no faster than cuSPARSE, whose sums have no fixed order.
 """
 
 # Kernels are not quite Python: launches take numbers for constexpr and options beyond the parameters, branches on
@@ -29,6 +29,8 @@ SEGMENT = 64
 # Columns per program: 768 = 3 · 256 wastes no lane, and each gathered piece is still 1 KiB of one row.
 MAX_BLOCK = 256
 ENTRIES = 8
+# A segment that no list exceeds.
+UNSPLIT = 2**30
 
 
 @triton.jit
@@ -83,13 +85,14 @@ def _add_partial_rows(
 
 
 def weighted_rows(
-    offsets: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, table: torch.Tensor
+    offsets: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, table: torch.Tensor, uneven: bool = True
 ) -> torch.Tensor:
     """Σ_j w_j table[index_j] over each of L lists.
 
     Args:
         offsets: (L + 1,) int64, where each list begins. index: (nnz,) int64, rows of the table.
         weights: (nnz,) and table: (R, d), of one float dtype.
+        uneven: whether to split long lists, which takes a few small operations more.
 
     Returns:
         (L, d) in the dtype of the table.
@@ -100,17 +103,22 @@ def weighted_rows(
     if out.numel() == 0:
         return out
 
-    further_offsets = torch.zeros_like(offsets)
-    torch.cumsum((offsets.diff() - 1).clamp_(min=0) // SEGMENT, 0, out=further_offsets[1:])
-    n_further = len(index) // SEGMENT
-    list_of_further = torch.searchsorted(further_offsets, torch.arange(n_further, device=index.device), right=True) - 1
-    partial = table.new_empty(n_further, width)
+    segment, n_further = SEGMENT, len(index) // SEGMENT if uneven else 0
+    if n_further:
+        further_offsets = torch.zeros_like(offsets)
+        torch.cumsum((offsets.diff() - 1).clamp_(min=0) // segment, 0, out=further_offsets[1:])
+        further = torch.arange(n_further, device=index.device)
+        list_of_further = torch.searchsorted(further_offsets, further, right=True) - 1
+        partial = table.new_empty(n_further, width)
+    else:
+        # Nothing reads or writes what no list is split into.
+        segment, further_offsets, list_of_further, partial = UNSPLIT, offsets, offsets, out
     block = min(MAX_BLOCK, triton.next_power_of_2(width))
     n_blocks = triton.cdiv(width, block)
     with torch.cuda.device_of(table):
         _sum_segments[(n_lists + n_further, n_blocks)](
             offsets, index, weights, table, further_offsets, list_of_further,
-            out, partial, n_lists, width, SEGMENT=SEGMENT, ENTRIES=ENTRIES, BLOCK=block, num_warps=2,
+            out, partial, n_lists, width, SEGMENT=segment, ENTRIES=ENTRIES, BLOCK=block, num_warps=2,
         )  # fmt: skip
         if n_further:
             _add_partial_rows[(n_further, n_blocks)](

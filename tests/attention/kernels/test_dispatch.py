@@ -9,6 +9,8 @@ from sae_lens_sparsemax.attention import cross_attention, kernels, rows, selecti
 from sae_lens_sparsemax.attention.cross_attention import attend
 from tests.attention.test_cross_attention import dense, example, plain
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 @pytest.fixture
 def always_kernels(monkeypatch):
@@ -36,9 +38,11 @@ def always_kernels(monkeypatch):
     ],
 )
 def test_outputs_and_gradients_equal_the_plain_formulation(always_kernels, probabilities, shared, n):
-    query, keys, values, bias = example(n=n, m=90, d=6, shared=shared, with_bias=n != 1)
+    given = example(n=n, m=90, d=6, shared=shared, with_bias=n != 1)
+    query, keys, values, bias = (t if t is None else t.detach().to(DEVICE).requires_grad_() for t in given)
+    values = keys if shared else values
     leaves = [t for t in (query, keys, None if shared else values, bias) if t is not None]
-    acts_weight, context_weight = torch.randn(n, 90, dtype=torch.float64), torch.randn(n, 6, dtype=torch.float64)
+    acts_weight, context_weight = (torch.randn(n, width, dtype=torch.float64, device=DEVICE) for width in (90, 6))
 
     def gradients(acts, context):
         loss = (dense(acts) * acts_weight).sum() + (context * context_weight).pow(2).sum()
@@ -76,7 +80,7 @@ def test_the_self_check_passes_and_sees_a_wrong_support(monkeypatch):
     pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
     from sae_lens_sparsemax.attention.kernels import selection
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(DEVICE)
     assert kernels._differences(device) is None
     right = selection.select
     monkeypatch.setattr(selection, "select", lambda z, b: right(z, 2 * b))

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.attention.support import Support, check_row_maxima, select_support
+from sae_lens_sparsemax.attention.support import Support, check_row_maxima, select_support, settle
 from tests.attention.test_entmax import ALPHAS, BUDGETS, support_by_definition
 from tests.attention.test_support import BAD_ROWS, DISTRIBUTIONS, sorted_support
 
 pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
-from sae_lens_sparsemax.attention.kernels import selection
+from sae_lens_sparsemax.attention.kernels import selection, settling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -72,6 +72,28 @@ def test_other_gates_equal_the_torch_path_and_the_definition(name: str, alpha: f
 def test_any_shape_equals_the_torch_path(n, m, scale, offset, budget, alpha, double, seed):
     z = scale * torch.randn(n, m, generator=torch.Generator().manual_seed(seed)) + offset
     check(z.double() if double else z, budget, alpha)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    m=st.integers(1, 700),
+    share=st.sampled_from([0.02, 0.5, 1.0]),
+    scale=st.sampled_from([1e-6, 0.3, 100.0]),
+    budget=st.sampled_from([0.1, 1.0, 7.0]),
+    alpha=st.sampled_from(ALPHAS),
+    double=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_candidates_in_lists_are_settled_as_in_the_matrix(m, share, scale, budget, alpha, double, seed):
+    torch.manual_seed(seed)
+    z = scale * torch.randn(3, m, dtype=torch.float64 if double else torch.float32)
+    listed = support_by_definition(z, budget, alpha) | (torch.rand(3, m) < share)
+    crow = torch.cat([torch.zeros(1, dtype=torch.int64), listed.sum(-1).cumsum(0)])
+    given = z[listed], crow, listed.nonzero()[:, 1], z.amax(-1).double()
+    found = [each.cpu() for each in settling.settle(*(each.to(DEVICE) for each in given), budget, alpha)]
+    for mine, torchs in zip(found, settle(*given, budget, alpha)[:3], strict=True):
+        assert mine.dtype == torchs.dtype
+        assert torch.equal(mine, torchs)
 
 
 def test_wide_rows_take_longer_chunks(monkeypatch):

@@ -37,8 +37,9 @@ def expected(offsets, index, weights, table):
 def test_lists_of_any_length_are_summed(lengths: list[int], width: int):
     offsets, index, weights = lists(lengths)
     table = torch.randn(30, width, dtype=torch.float64, device=DEVICE)
-    summed = weighted_rows(offsets, index, weights, table)
-    torch.testing.assert_close(summed, expected(offsets, index, weights, table))
+    for uneven in (True, False):
+        summed = weighted_rows(offsets, index, weights, table, uneven)
+        torch.testing.assert_close(summed, expected(offsets, index, weights, table))
 
 
 def test_no_lists_are_no_sums():
