@@ -70,6 +70,7 @@ def _differences(device: torch.device) -> str | None:
     from sae_lens_sparsemax.attention.kernels.sampled_product import sampled_product
     from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
     from sae_lens_sparsemax.attention.kernels.selection import select
+    from sae_lens_sparsemax.attention.kernels.settling import settle
     from sae_lens_sparsemax.attention.kernels.weighted_rows import weighted_rows
 
     generator = torch.Generator().manual_seed(0)
@@ -84,6 +85,13 @@ def _differences(device: torch.device) -> str | None:
         return "selection finds another support"
     if not torch.equal(found[2].cpu(), values):
         return "selection returns other scores"
+
+    listed = mask | (torch.rand(mask.shape, generator=generator) < 0.1)
+    crow = torch.cat([torch.zeros(1, dtype=torch.int64), listed.sum(-1).cumsum(0)])
+    candidates = (scores[listed], crow, listed.nonzero()[:, 1], scores.amax(-1).double())
+    settled = settle(*(each.to(device) for each in candidates), 1.0, 2.0)
+    if not all(torch.equal(one, other) for one, other in zip(settled, found[:3], strict=True)):
+        return "candidates settle to another support"
 
     crow, index, acts = found[:3]
     table, upstream = keys.to(device), d_context.to(device)
