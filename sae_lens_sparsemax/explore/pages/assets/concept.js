@@ -16,7 +16,7 @@
   /** The strongest examples; images by their mean over all patches or by their strongest one. */
   async function strongest(concept, highest) {
     if (!concept.m) {
-      const note = "In which its activation is highest, strongest first. The darker the shade, the higher the activation.";
+      const note = "In which its activation is highest, strongest first. The stronger the shade, the higher the activation.";
       return explorer.section("Contexts", note, await explorer.examples(concept.e, concept.e.length, true, highest));
     }
     const kinds = [
