@@ -77,8 +77,11 @@ UNIT, WIDER = 2.0**-8, 1 + 2.0**-7
 def has_fast_bfloat16() -> bool:
     """Whether this processor multiplies matrices of bfloat16 in units of their own (AMX), and may use them."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "DEFAULT")).upper()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16")) and (limit in ("DEFAULT", "ALL") or "AMX" in limit)
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities().get("amx_bf16")
+    else:  # torch up to 2.11; whatever has tiles multiplies bfloat16 in them
+        found = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return bool(found) and (limit in ("DEFAULT", "ALL") or "AMX" in limit)
 
 
 def is_worthwhile(n_tokens: int, n_concepts: int, device: torch.device) -> bool:

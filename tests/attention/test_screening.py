@@ -303,3 +303,9 @@ def test_a_processor_has_fast_bfloat16_where_the_matrix_unit_may_be_used(limit, 
     for present in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": present}, raising=False)  # noqa: B023
         assert screening.has_fast_bfloat16.__wrapped__() == (allowed and present)
+        with monkeypatch.context() as older:
+            older.delattr(torch.cpu, "get_capabilities")
+            older.setattr(torch.cpu, "_is_amx_tile_supported", lambda: present, raising=False)  # noqa: B023
+            assert screening.has_fast_bfloat16.__wrapped__() == (allowed and present)
+            older.delattr(torch.cpu, "_is_amx_tile_supported")
+            assert not screening.has_fast_bfloat16.__wrapped__()
