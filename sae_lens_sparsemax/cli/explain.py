@@ -20,10 +20,10 @@ examples:
   sparsemax-sae explain output/my_run --explainer ~/models/qwen --concepts "[3, 17, 250]"
 
 The SAE must have been explored; 'explore --examples 40' keeps enough to score on. Proposals are kept in
-explanations.json beside the SAE and shown in its pages with their score: the balanced accuracy with which the model
-tells, by the label alone, held-out texts on which the concept is active from others (0.5 is chance). A label in
-labels.csv in the SAE's folder (columns concept and label), which a person writes, wins. A command that was stopped
-goes on where it was.
+explanations.json beside the SAE (beside its pages where these lie elsewhere and are given) and shown in its pages with
+their score: the balanced accuracy with which the model tells, by the label alone, held-out texts on which the concept
+is active from others (0.5 is chance). A label in labels.csv in the SAE's folder (columns concept and label), which a
+person writes, wins. A command that was stopped goes on where it was.
 """
 
 

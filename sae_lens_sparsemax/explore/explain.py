@@ -78,7 +78,7 @@ def explain(
     """Propose and score labels, and keep them in `explanations.json` beside the SAE and in its pages.
 
     Args:
-        source: folder of an SAE that has been explored, or of its pages.
+        source: folder of an SAE that has been explored, or of its pages, beside which the file is then.
         settings: who proposes, and for which concepts.
         model: who proposes, in place of `settings.explainer`.
         progress: whether to show a progress bar.
