@@ -88,8 +88,8 @@ def _differences(device: torch.device) -> str | None:
 
     listed = mask | (torch.rand(mask.shape, generator=generator) < 0.1)
     crow = torch.cat([torch.zeros(1, dtype=torch.int64), listed.sum(-1).cumsum(0)])
-    candidates = (scores[listed], crow, listed.nonzero()[:, 1], scores.amax(-1).double())
-    settled = settle(*(each.to(device) for each in candidates), 1.0, 2.0)
+    given, crow, col_listed = scores[listed].to(device), crow.to(device), listed.nonzero()[:, 1].to(device)
+    settled = settle(given, crow, col_listed, scores.amax(-1).double().to(device), 1.0, 2.0)
     if not all(torch.equal(one, other) for one, other in zip(settled, found[:3], strict=True)):
         return "candidates settle to another support"
 

@@ -20,6 +20,8 @@ def by_kernels(monkeypatch):
     monkeypatch.setattr(screening, "MAX_CANDIDATES", 1.0)
     # All else is torch's.
     monkeypatch.setattr(screening, "kernels", SimpleNamespace(usable=lambda _: True, MAX_WIDTH=8192))
+    # The interpreter takes a while for a program a key; how these are rounded is a test of its own.
+    monkeypatch.setattr(screening, "_by_kernel", lambda rows: False)
     build = screening.Screen.__init__
 
     def build_for_kernels(self, *args):
@@ -74,8 +76,8 @@ def test_the_candidates_are_those_that_torch_lists(alpha, by_kernels, monkeypatc
         crow, col = (each.cpu() for each in screen._candidates(query.to(DEVICE), budget, alpha))
         assert int(crow[-1]) < 1000
         listed.append({(row, int(c)) for row in range(4) for c in col[crow[row] : crow[row + 1]]})
-    # Bounds of τ differ by a little from one way of finding them to the other, and by what roundings lost.
-    assert len(listed[0] ^ listed[1]) <= 0.3 * len(listed[1])
+    # Bounds of τ differ by a little from one way of finding them to the other.
+    assert len(listed[0] ^ listed[1]) <= 0.2 * len(listed[1])
 
 
 def test_too_many_candidates_are_refused_before_they_are_listed(by_kernels, monkeypatch):
