@@ -79,7 +79,7 @@ def has_fast_bfloat16() -> bool:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "DEFAULT")).upper()
     if hasattr(torch.cpu, "get_capabilities"):
         found = torch.cpu.get_capabilities().get("amx_bf16")
-    else:  # torch up to 2.11; whatever has tiles multiplies bfloat16 in them
+    else:  # older versions of torch; whatever has tiles multiplies bfloat16 in them
         found = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     return bool(found) and (limit in ("DEFAULT", "ALL") or "AMX" in limit)
 
