@@ -53,9 +53,13 @@ class PatchGeometry:
     def box(self) -> Box:
         """What the whole grid covers; it reaches beyond the image where the processor padded."""
         (rows, columns), size = self.grid, self.patch_size
-        x, y = (self.image_size[axis] / self.resized_size[axis] for axis in (0, 1))
         dx, dy = self.crop_offset
-        return Box(dx * x, dy * y, (columns * size + dx) * x, (rows * size + dy) * y)
+
+        def original(at: int, axis: int) -> float:
+            # Whole numbers are multiplied first, so that an edge on a pixel's is exactly there.
+            return at * self.image_size[axis] / self.resized_size[axis]
+
+        return Box(original(dx, 0), original(dy, 1), original(columns * size + dx, 0), original(rows * size + dy, 1))
 
     def mask(self, patch_values: torch.Tensor | np.ndarray, interpolation: Interpolation = "nearest") -> np.ndarray:
         """Values of the patches, such as activations of a concept, as an image over the original one.

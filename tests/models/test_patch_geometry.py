@@ -1,5 +1,6 @@
 """Patches against what the processors really do: pixels that carry their own coordinates, and a bright region."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,10 +41,9 @@ def coordinates(width: int, height: int) -> Image.Image:
 
 def box_of(geometry: PatchGeometry, index: int) -> Box:
     """What one patch covers of the original image."""
-    (left, top, right, bottom), (rows, columns) = geometry.box, geometry.grid
-    row, column = divmod(index, columns)
-    width, height = (right - left) / columns, (bottom - top) / rows
-    return Box(left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height)
+    row, column = divmod(index, geometry.grid[1])
+    (left, top), size = geometry.crop_offset, geometry.patch_size
+    return replace(geometry, crop_offset=(left + column * size, top + row * size), grid=(1, 1)).box
 
 
 def processed(processor, image: Image.Image) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_each_patch_holds_the_pixels_of_its_box(name, width, height):
         x, y, there = patch.reshape(3, -1)
         left, top, right, bottom = box_of(geometry, index)
         if not there.any():
-            assert right <= 1e-9 or bottom <= 1e-9 or left >= width - 1e-9 or top >= height - 1e-9
+            assert right <= 0 or bottom <= 0 or left >= width or top >= height
             continue
         x, y = x[there > 0], y[there > 0]
         # All pixels seen touch the box, and they reach to its edges, up to what a single sample misses.
