@@ -200,7 +200,7 @@ class _SparseAttend(torch.autograd.Function):
         col = support.col
         d_query = d_bias = None
         centred = ctx.probabilities and (support.alpha != 2 or support.shard is not None)
-        if values is not None and kernels.usable(values) and values.shape[1] <= kernels.MAX_WIDTH and not centred:
+        if values is not None and kernels.can_hold_rows(values) and not centred:
             from sae_lens_sparsemax.attention.kernels.score_gradients import score_gradients
 
             d_scores, d_query = score_gradients(

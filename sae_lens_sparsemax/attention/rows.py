@@ -42,6 +42,11 @@ def _counted_offsets(row: torch.Tensor, n_rows: int) -> torch.Tensor:
     return crow
 
 
+def entry_rows(crow: torch.Tensor, n_entries: int) -> torch.Tensor:
+    """(n_entries,) the row of each entry, of (N + 1,) CSR offsets."""
+    return torch.repeat_interleave(crow.diff(), output_size=n_entries)
+
+
 def row_counts(row: torch.Tensor, n_rows: int) -> torch.Tensor:
     """(n_rows,) how many of (nnz,) entries, in order, each row has."""
     return row_offsets(row, n_rows).diff() if row.is_cuda else torch.bincount(row, minlength=n_rows)
@@ -75,14 +80,14 @@ def weighted_rows(
 
 def sampled_product(crow: torch.Tensor, col: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """(nnz,) the inner products left[row] · right[col] of (N, d) and (M, d) at the entries of CSR lists."""
-    if kernels.usable(left) and left.shape[1] <= kernels.MAX_WIDTH:
+    if kernels.can_hold_rows(left):
         from sae_lens_sparsemax.attention.kernels.sampled_product import sampled_product as run
 
         return run(crow, col, left, right)
     if left.device.type == "cpu" and right.nbytes > CACHED and len(col) > len(right) > len(left):
         # Rows of the larger table are read one after the other, those of the smaller one from the cache.
         order, offsets = transpose(col, len(right))
-        row = torch.repeat_interleave(crow.diff(), output_size=len(col))
+        row = entry_rows(crow, len(col))
         by_column = torch.sparse.sampled_addmm(
             _csr(offsets, row[order], left.new_zeros(len(col)), len(left)), right, left.T
         )

@@ -141,7 +141,7 @@ class Screen:
         self._underflow = 2.0**-63 * width**0.5
         self._rounded = keys.new_zeros(padded, width, dtype=torch.bfloat16)
         norm, lost = keys.new_zeros(2, padded)
-        piece = self._n_concepts if _by_kernel(keys) else PIECE
+        piece = self._n_concepts if kernels.can_hold_rows(keys) else PIECE
         for start in range(0, self._n_concepts, piece):
             here = slice(start, min(start + piece, self._n_concepts))
             _round(keys[here], self._rounded[here], norm[here], lost[here])
@@ -259,13 +259,9 @@ def _float32_sums() -> Iterator[None]:
         products.allow_bf16_reduced_precision_reduction = True if in_parts else (True, False)
 
 
-def _by_kernel(rows: torch.Tensor) -> bool:
-    return kernels.usable(rows) and rows.shape[1] <= kernels.MAX_WIDTH
-
-
 def _round(rows: torch.Tensor, rounded: torch.Tensor, norm: torch.Tensor, lost: torch.Tensor) -> None:
     """Write (n, d) float32 rows in bfloat16, their norms and those of what rounding changed into given memory."""
-    if _by_kernel(rows):
+    if kernels.can_hold_rows(rows):
         from sae_lens_sparsemax.attention.kernels.rounding import round_rows
 
         round_rows(rows.contiguous(), rounded, norm, lost)

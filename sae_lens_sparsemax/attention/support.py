@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from sae_lens_sparsemax.attention import entmax, kernels
-from sae_lens_sparsemax.attention.rows import row_offsets
+from sae_lens_sparsemax.attention.rows import entry_rows, row_offsets
 from sae_lens_sparsemax.attention.shards import Shard
 
 # Scores per chunk, in rows of fewer than WIDE scores and in wider ones: the maxima of short chunks bound τ tightly and
@@ -89,7 +89,7 @@ class Support(NamedTuple):
     @property
     def row(self) -> torch.Tensor:
         """(nnz,) int64, the row of each entry."""
-        return torch.repeat_interleave(self.counts, output_size=self.col.numel())
+        return entry_rows(self.crow, len(self.col))
 
 
 def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> Support:
@@ -181,7 +181,7 @@ def settle(
         from sae_lens_sparsemax.attention.kernels.settling import settle as run
 
         return Support(*run(values, crow, col, row_max, budget, alpha), row_max, budget, alpha)
-    row = torch.repeat_interleave(crow.diff(), output_size=len(col))
+    row = entry_rows(crow, len(col))
     if alpha == 2:
         keep = _michelot(values, crow, row, row_max, budget)
     else:

@@ -43,6 +43,11 @@ def usable(tensor: torch.Tensor) -> bool:
     )
 
 
+def can_hold_rows(table: torch.Tensor) -> bool:
+    """Whether the kernels can serve a call that holds whole rows of (N, d) in registers."""
+    return usable(table) and table.shape[1] <= MAX_WIDTH
+
+
 @functools.cache
 def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None

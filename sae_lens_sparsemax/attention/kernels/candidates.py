@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from sae_lens_sparsemax.attention.kernels.selection import MAX_CHUNKS, STRIP, _chunk_maxima, _list, _lower_bound
-from sae_lens_sparsemax.attention.kernels.settling import TILE, _load_tile
+from sae_lens_sparsemax.attention.kernels.settling import TILE, _load_tile, as_rule
 
 # What adding the bound of the differences to the maximum in float64 may round up, generously.
 BOUND_ROUNDING = tl.constexpr(2.0**-50)
@@ -114,7 +114,7 @@ def candidates(
     maxima = of_row.new_empty(n_rows, n_chunks)
     active, n_active = crow.new_empty(n_rows, n_chunks, dtype=torch.int32), crow.new_empty(n_rows, dtype=torch.int32)
     bound, counts = of_row.new_empty(n_rows, dtype=torch.float64), crow.new_zeros(n_rows)
-    rule = torch.tensor([budget, 1 / (alpha - 1), share], dtype=torch.float64, device=scores.device)
+    rule = as_rule(budget, alpha, scores.device, share)
     stride, strip, tile = scores.stride(0), max(1, STRIP // chunk), max(TILE, chunk)
     with torch.cuda.device_of(scores):
         _chunk_maxima[(n_rows, triton.cdiv(n_chunks, strip))](

@@ -25,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sae_lens_sparsemax.attention.entmax import exponent
+
 # Scores per tile of listed chunks: 8 registers of 128 threads, where float64 doubles what a tile takes.
 TILE = 1024
 # Candidates per tile where these are listed themselves: usually all of a row's.
@@ -210,6 +212,6 @@ def supports(
     return crow, col, values
 
 
-def as_rule(budget: float, alpha: float, device: torch.device) -> torch.Tensor:
-    """(2,) b and β; float arguments would reach the kernels rounded to float32."""
-    return torch.tensor([budget, 1 / (alpha - 1)], dtype=torch.float64, device=device)
+def as_rule(budget: float, alpha: float, device: torch.device, *further: float) -> torch.Tensor:
+    """b, β and what else there is; float arguments would reach the kernels rounded to float32."""
+    return torch.tensor([budget, exponent(alpha), *further], dtype=torch.float64, device=device)

@@ -19,9 +19,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def by_kernels(monkeypatch):
     monkeypatch.setattr(screening, "MAX_CANDIDATES", 1.0)
     # All else is torch's.
-    monkeypatch.setattr(screening, "kernels", SimpleNamespace(usable=lambda _: True, MAX_WIDTH=8192))
     # The interpreter takes a while for a program a key; how these are rounded is a test of its own.
-    monkeypatch.setattr(screening, "_by_kernel", lambda rows: False)
+    used = SimpleNamespace(usable=lambda _: True, can_hold_rows=lambda _: False)
+    monkeypatch.setattr(screening, "kernels", used)
     build = screening.Screen.__init__
 
     def build_for_kernels(self, *args):
@@ -69,7 +69,7 @@ def test_the_candidates_are_those_that_torch_lists(alpha, by_kernels, monkeypatc
     budget = 5.0 if math.isinf(alpha) else 1.0
     listed = []
     for with_kernels in (True, False):
-        used = SimpleNamespace(usable=lambda _, usable=with_kernels: usable, MAX_WIDTH=8192)
+        used = SimpleNamespace(usable=lambda _, usable=with_kernels: usable, can_hold_rows=lambda _: False)
         monkeypatch.setattr(screening, "kernels", used)
         screen = screening.Screen(keys.to(DEVICE), None, 4)
         screen.scores(query.to(DEVICE))
