@@ -17,7 +17,7 @@ EPILOG = """\
 examples:
   sparsemax-sae app output/quickstart
   sparsemax-sae app output/mini_clip_cifar10 --words classes.txt
-  sparsemax-sae app user/repository:sae_id --pages output/explore
+  sparsemax-sae app user/repository:sae_id
 
 It shows what explore wrote of the SAE, where that has run, to browsers on this machine alone, until Ctrl-C.
 """

@@ -29,7 +29,7 @@ person writes, wins. A command that was stopped goes on where it was.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments."""
-    parser.add_argument("path", help="folder of an SAE that has been explored, or of its pages")
+    parser.add_argument("path", help="folder or user/repository:id of an SAE that was explored, or folder of its pages")
 
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands

@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of an SAE or checkpoint, or user/repository:id on the hub")
     parser.add_argument("--compare", nargs="+", default=[], metavar="PATH", help="more SAEs to show beside it")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call them (default: parts of their paths)")
-    parser.add_argument("--output_path", type=Path, help="folder to write (default: explore inside PATH)")
+    place = "folder to write (default: explore inside PATH, for an SAE on the hub inside output/user/repository/id)"
+    parser.add_argument("--output_path", type=Path, help=place)
 
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
@@ -44,6 +45,7 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Explore as the options say; returns the exit status."""
+    from sae_lens_sparsemax.explore.explored import PAGES, place_of
     from sae_lens_sparsemax.explore.run import explore
     from sae_lens_sparsemax.explore.settings import ExploreSettings
     from sae_lens_sparsemax.processes.together import is_first, together
@@ -52,11 +54,11 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
     with together():
         given = build(ExploreSettings, apply_overrides({}, overrides))
-    inside = Path(options.path).expanduser()
-    output = options.output_path or (inside / "explore" if inside.is_dir() else Path("output/explore"))
+    inside = place_of(options.path) / PAGES
+    output = options.output_path or inside
     page = explore([options.path, *options.compare], output, given, names=options.names)
     if is_first():
-        pages = [] if output == inside / "explore" else ["--pages", str(output)]
+        pages = [] if output == inside else ["--pages", str(output)]
         print(f"\nOpen in a browser: {page}")
         print(f"On inputs of your own: {shlex.join(['sparsemax-sae', 'app', options.path, *pages])}")
     return 0

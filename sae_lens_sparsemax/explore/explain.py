@@ -19,7 +19,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.explainers import LanguageModel, clean_label, open_explainer
-from sae_lens_sparsemax.explore.explored import Explored, find_explored
+from sae_lens_sparsemax.explore.explored import Explored, open_explored, place_of
 from sae_lens_sparsemax.explore.labels import PROPOSED, show_labels
 from sae_lens_sparsemax.explore.pages.scripts import read_script
 from sae_lens_sparsemax.files import only_writer, read_object, save_json
@@ -78,7 +78,8 @@ def explain(
     """Propose and score labels, and keep them in `explanations.json` beside the SAE and in its pages.
 
     Args:
-        source: folder of an SAE that has been explored, or of its pages, beside which the file is then.
+        source: folder of an SAE that has been explored, or `user/repository:id`, or the folder of its pages, beside
+            which the file is then.
         settings: who proposes, and for which concepts.
         model: who proposes, in place of `settings.explainer`.
         progress: whether to show a progress bar.
@@ -87,12 +88,12 @@ def explain(
         All proposals in the file, also those of an earlier call that was interrupted, which are not made again.
 
     Raises:
-        ValueError: there are no pages, they are of images, the model cannot be reached, a concept is none, or the file
-            holds proposals made otherwise.
+        ValueError: there are no pages, they are of another SAE or of images, the model cannot be reached, a concept is
+            none, or the file holds proposals made otherwise.
     """
-    pages = find_explored(source)
+    pages = open_explored(source)
     if pages is None:
-        raise must_be("path", "the folder of an SAE that has been explored ('sparsemax-sae explore')", str(source))
+        raise must_be("path", "an SAE that has been explored ('sparsemax-sae explore')", str(source))
     if pages.site["kind"] != "text":
         raise must_be("path", "an SAE on text, whose examples a language model can read", str(source))
     if model is None and settings.explainer is None:
@@ -101,7 +102,7 @@ def explain(
         if getattr(settings, name) < 1:
             raise must_be(name, "at least 1", getattr(settings, name))
     concepts = _chosen(pages, settings)
-    folder = Path(source).expanduser()
+    folder = place_of(source)
     folder = pages.folder.parent if folder == pages.folder else folder
     with only_writer(folder, "path", ".explaining.lock"):
         model = model or open_explainer(
@@ -113,6 +114,7 @@ def explain(
         head: dict[str, Any] = {
             "model": model.name, "scored_by": "detection, balanced accuracy", "n_shown": settings.n_shown,
             "n_scored": settings.n_scored, "seed": settings.seed, "dataset": pages.summary["dataset"],
+            "sae": pages.summary.get("id"),
         }  # fmt: skip
         path = folder / PROPOSED
         found = _earlier(path, head, settings.overwrite)
@@ -159,6 +161,7 @@ def _earlier(path: Path, head: dict[str, Any], overwrite: bool) -> dict[int, Pro
         return {}
     values = read_object(path)
     concepts = values.pop("concepts", {})
+    values.setdefault("sae", head["sae"])  # which an earlier version did not note
     if values != head:
         differing = sorted(key for key in values.keys() | head.keys() if values.get(key) != head.get(key))
         raise ValueError(f"{str(path)!r} holds proposals with another {differing[0]}; overwrite replaces them.")

@@ -1,13 +1,22 @@
 """What `explore` has gathered, read back from its folder of pages, so that nothing is computed twice."""
 
+import logging
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from sae_lens import SAE
+
 from sae_lens_sparsemax.explore.pages.scripts import decode_levels, read_script
 from sae_lens_sparsemax.explore.pages.site import MANIFEST
+from sae_lens_sparsemax.models.at_hook import load_sae, require_sae
 from sae_lens_sparsemax.settings.sentences import must_be
+
+logger = logging.getLogger(__name__)
+PAGES = "explore"
+"""The folder of an SAE's pages inside its own."""
 
 
 class Example(NamedTuple):
@@ -86,9 +95,44 @@ class Explored:
         return {concept: label for concept, label in enumerate(guesses) if label}
 
 
-def find_explored(folder: Path | str) -> Explored | None:
-    """The pages in a folder, or in the folder `explore` of an SAE's; None where there are none."""
-    folder = Path(folder).expanduser()
+def place_of(source: Path | str) -> Path:
+    """Where pages and labels of an SAE lie on this machine: its folder, or `output/RELEASE/ID` for one on the hub."""
+    folder, (release, colon, sae_id) = Path(source).expanduser(), str(source).partition(":")
+    return folder if folder.exists() or not colon else Path("output", release, sae_id)
+
+
+def find_explored(source: Path | str) -> Explored | None:
+    """The pages in a folder, or in the place of an SAE; None where there are none."""
+    place = place_of(source)
     return next(
-        (Explored(each) for each in (folder, folder / "explore") if (each / "data" / f"{MANIFEST}.js").is_file()), None
+        (Explored(each) for each in (place, place / PAGES) if (each / "data" / f"{MANIFEST}.js").is_file()), None
     )
+
+
+def find_explored_of(found: Explored, sae: SAE[Any]) -> Explored | None:
+    """Of pages, which may be of several SAEs, those of this one, told by the norms of its decoder; None if of none."""
+    norms = sae.W_dec.detach().float().norm(dim=-1).cpu()
+    for number in range(len(found.site["saes"])):
+        pages = Explored(found.folder, number)
+        told = torch.tensor([norm or 0.0 for norm in pages.table["norm"]])
+        if told.shape == norms.shape and torch.allclose(told, norms, rtol=2e-3, atol=1e-6):
+            return pages
+    return None
+
+
+def open_explored(source: Path | str) -> Explored | None:
+    """The pages in a folder of pages as they are, or those of an SAE in a folder or on the hub; None where it has none.
+
+    Raises:
+        ValueError: there is neither, or the pages are of another SAE.
+    """
+    found, place = find_explored(source), place_of(source)
+    if found is not None and found.folder == place:
+        return found
+    require_sae(str(source))
+    if found is None:
+        return None
+    mine = find_explored_of(found, load_sae(str(source)))
+    if mine is None:
+        raise ValueError(f"The pages in {str(found.folder)!r} are of another SAE; explore {str(source)!r} again.")
+    return mine

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from sae_lens_sparsemax.explore.explored import Example, Explored, find_explored
+from sae_lens_sparsemax.explore.explored import PAGES, Example, Explored, open_explored, place_of
 from sae_lens_sparsemax.explore.labels import Label, labels_of
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.files import atomic_directory, atomic_file, require_writable
@@ -65,7 +65,7 @@ def export(source: str | Path, output: str | Path | None = None, settings: Expor
     """Write what the pages of an SAE say in another format; an SAE without pages is explored first.
 
     Args:
-        source: folder of an SAE, or of pages.
+        source: folder of an SAE, `user/repository:id` on the hub, or the folder of pages.
         output: the file or, for `saedashboard` and `neuronpedia`, the new or empty folder to write; by default one
             named after the format, beside the pages.
         settings: what to write.
@@ -74,28 +74,26 @@ def export(source: str | Path, output: str | Path | None = None, settings: Expor
         Where it is.
 
     Raises:
-        ValueError: there is neither, the format does not fit (images are written as tables alone), or the place cannot
-            be written to.
+        ValueError: there is neither, the pages are of another SAE, the format does not fit (images are written as
+            tables alone), or the place cannot be written to.
     """
-    settings, source = settings or ExportSettings(), Path(source).expanduser()
+    settings, place = settings or ExportSettings(), place_of(source)
     if settings.format not in get_args(Format):
         raise must_be_one_of("format", settings.format, get_args(Format))
-    if not source.is_dir():
-        raise must_be("path", "the folder of an SAE or of pages", str(source))
     is_table = settings.format in ("csv", "parquet")
-    pages = find_explored(source)
+    pages = open_explored(source)
     name = f"concepts.{settings.format}" if is_table else settings.format
-    path = Path(output).expanduser() if output else (source if pages is None else pages.folder.parent) / name
+    path = Path(output).expanduser() if output else (place if pages is None else pages.folder.parent) / name
     if path.is_dir() and (is_table or any(path.iterdir())):
         raise must_be("output_path", "a file" if is_table else "a new or empty folder", str(path))
     require_writable(path.parent, "output_path")
     if pages is None:
-        pages = Explored(explore([str(source)], source / "explore").parent)
+        pages = Explored(explore([str(source)], place / PAGES).parent)
     if settings.number:
-        pages = Explored(pages.folder, settings.number)
+        pages, source = Explored(pages.folder, settings.number), pages.folder
     if not is_table and pages.site["kind"] != "text":
         raise must_be("format", "csv or parquet for an SAE on images", settings.format)
-    labels = labels_of(source)
+    labels = labels_of(source, pages)
     if is_table:
         table = concept_table(pages, labels)
         with atomic_file(path) as new:

@@ -5,20 +5,20 @@ never written here; `explanations.json` holds what `explain` proposes, with scor
 its pages. A person's label wins.
 """
 
-import contextlib
 import csv
-from collections.abc import Mapping
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from sae_lens_sparsemax.explore.explored import Explored, find_explored
+from sae_lens_sparsemax.explore.explored import Explored, place_of
 from sae_lens_sparsemax.explore.pages.scripts import script
-from sae_lens_sparsemax.files import atomic_file, read_object, reading
+from sae_lens_sparsemax.files import atomic_file, read_object, reading, reason
 from sae_lens_sparsemax.settings.sentences import must_be
 
+logger = logging.getLogger(__name__)
 OWN = "labels.csv"
 """A person's labels."""
 PROPOSED = "explanations.json"
@@ -35,29 +35,41 @@ class Label(NamedTuple):
     """Of a proposal: its balanced accuracy at telling where the concept is active, 0.5 being chance."""
 
 
-def labels_of(source: Path | str) -> dict[int, Label]:
-    """The best label of each concept that has one, from the folder of an SAE or of its pages, or `user/repository:id`.
+def labels_of(source: Path | str, pages: Explored | None = None) -> dict[int, Label]:
+    """The best label of each concept that has one.
+
+    Args:
+        source: the folder of an SAE or of its pages, or `user/repository:id` on the hub.
+        pages: its pages, whose guesses are taken where nobody says better.
 
     Raises:
         ValueError: a file with labels is damaged.
     """
-    folder = _downloaded(str(source))
-    pages = find_explored(folder)
+    folders = [*_downloaded(str(source)), place_of(source)]
+    if pages is not None and pages.folder == folders[-1] and pages.number == 0:  # others' labels lie with themselves
+        folders.append(pages.folder.parent)
     guessed = {} if pages is None else {c: Label(text, "explore") for c, text in pages.labels().items()}
-    folders = dict.fromkeys([folder, folder if pages is None else pages.folder.parent])
-    proposed = {c: label for each in folders for c, label in proposed_labels(each).items()}
+    proposed = {c: label for each in folders for c, label in proposed_labels(each, pages).items()}
     return guessed | proposed | {c: label for each in folders for c, label in own_labels(each).items()}
 
 
-def _downloaded(source: str) -> Path:
-    """The folder that may hold labels, to which those of an SAE on the hub are fetched."""
-    folder, (repo_id, colon, sae_id) = Path(source).expanduser(), source.partition(":")
-    if folder.exists() or not colon or repo_id.count("/") != 1:
-        return folder
+def _downloaded(source: str) -> set[Path]:
+    """The folder to which labels that lie beside an SAE on the hub are fetched; a hub that fails is warned of."""
+    repo_id, colon, sae_id = source.partition(":")
+    if not colon or repo_id.count("/") != 1 or Path(source).expanduser().exists():
+        return set()
+    found = set()
     for name in (OWN, PROPOSED):
-        with contextlib.suppress(EntryNotFoundError, HfHubHTTPError):
-            folder = Path(hf_hub_download(repo_id, f"{sae_id}/{name}")).parent
-    return folder
+        try:
+            found.add(Path(hf_hub_download(repo_id, f"{sae_id}/{name}")).parent)
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):  # the hub could not be asked
+                logger.warning("Labels of %s are not shown, as the hub cannot be reached: %s", source, reason(error))
+                break
+        except (HfHubHTTPError, OSError) as error:
+            logger.warning("Labels of %s are not shown, as the hub gives none: %s", source, reason(error))
+            break
+    return found
 
 
 def shown_label(label: Label) -> str:
@@ -67,16 +79,15 @@ def shown_label(label: Label) -> str:
     return f"{label.text} (proposed" + (f", {label.score:.0%} right)" if label.score is not None else ")")
 
 
-def over_guesses(source: Path | str, guessed: Mapping[int, str]) -> dict[int, str]:
-    """What is shown of each concept: what lies beside its SAE if more than a guess, over what was guessed."""
-    return {**guessed, **{c: shown_label(label) for c, label in labels_of(source).items() if label.by != "explore"}}
+def shown_labels(source: Path | str, pages: Explored | None) -> dict[int, str]:
+    """What pages and app show of each concept that has a label."""
+    return {c: shown_label(label) for c, label in labels_of(source, pages).items()}
 
 
 def show_labels(pages: Explored, source: Path | str) -> None:
     """Put the best label of each concept into the table of an SAE's pages; what `explore` guessed stays beside it."""
-    guesses = pages.table.get("guess", pages.table["label"])
-    shown = over_guesses(source, dict(enumerate(guesses)))
-    pages.table |= {"label": [shown[c] for c in range(len(guesses))], "guess": guesses}
+    guesses, best = pages.table.get("guess", pages.table["label"]), shown_labels(source, pages)
+    pages.table |= {"label": [best.get(c, guess) for c, guess in enumerate(guesses)], "guess": guesses}
     with atomic_file(pages.folder / "data" / f"{pages.number}/table.js") as new:
         new.write_text(script(f"{pages.number}/table", pages.table), encoding="ascii")
 
@@ -92,11 +103,14 @@ def own_labels(folder: Path) -> dict[int, Label]:
         return {int(row["concept"]): Label(row["label"].strip(), "person") for row in rows if row["label"].strip()}
 
 
-def proposed_labels(folder: Path) -> dict[int, Label]:
-    """What `explain` proposed, from `explanations.json`."""
+def proposed_labels(folder: Path, pages: Explored | None = None) -> dict[int, Label]:
+    """What `explain` proposed, from `explanations.json`; nothing, with a warning, if it did so for another SAE."""
     if not (path := folder / PROPOSED).is_file():
         return {}
     values = read_object(path)
     with reading(path):
+        if pages is not None and values.get("sae") not in (None, pages.summary.get("id")):
+            logger.warning("The labels in %s were proposed for another SAE and are not shown.", path)
+            return {}
         found = values["concepts"].items()
         return {int(c): Label(str(each["label"]), values["model"], each["score"]) for c, each in found if each["label"]}

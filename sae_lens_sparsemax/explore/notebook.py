@@ -71,7 +71,8 @@ def concepts_of(
     if n is not None and n < 1:
         raise must_be("n", "at least 1", n)
     if labels is None:
-        named = labels_of(sae) if isinstance(sae, str | Path) else {}
+        from_disk = isinstance(sae, str | Path)
+        named = labels_of(sae, open_pages(str(sae), sae_opened, None)) if from_disk else {}
         labels = {concept: label.text for concept, label in named.items()}
     samples = list(given) if isinstance(given, list | tuple) else [given]
     if not samples:

@@ -22,7 +22,7 @@ from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream, guess_names
 from sae_lens_sparsemax.explore.weights import nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.files import atomic_directory, only_writer
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.at_hook import load_sae, require_sae
 from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
@@ -66,6 +66,8 @@ def explore(
     with one_failure_ends_all("with the same command"), ExitStack() as stack:
         if names is not None and len(names) != len(paths):
             raise must_be("names", f"as many as the {len(paths)} SAEs", list(names))
+        for path in paths:
+            require_sae(path)
         settings, output = settings or ExploreSettings(), Path(output).expanduser()
         here = dataclasses.replace(settings, device=own_device(settings.device))
         # Files are gathered beside the folder, which is replaced as a whole.

@@ -59,6 +59,21 @@ _METADATA: dict[str, Any] = {
 }  # fmt: skip
 
 
+def require_sae(source: str) -> None:
+    """Refuse what is neither the folder of an SAE nor named as one on the hub is, without loading it.
+
+    Raises:
+        ValueError: there is no such folder, or no SAE in it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / SAE_CFG_FILENAME).is_file():
+            raise ValueError(f"The folder {source!r} holds no SAE: it has no {SAE_CFG_FILENAME}.")
+    elif ":" not in source:
+        near = similar_path(folder, lambda entry: (entry / SAE_CFG_FILENAME).is_file())
+        raise ValueError(f"There is no folder {shown(source)}; an SAE on the hub is named user/repository:id{near}")
+
+
 def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
     """Load an SAE from a folder (inference SAE or training checkpoint), or from ``release_or_repo:id``.
 
@@ -66,10 +81,9 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
         ValueError: there is no SAE, its files are damaged, its architecture is not registered, or its weights are not
             finite.
     """
+    require_sae(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if not (folder / SAE_CFG_FILENAME).is_file():
-            raise ValueError(f"The folder {source!r} holds no SAE: it has no {SAE_CFG_FILENAME}.")
         verify_checksums(folder, others=True)
         values = read_object(folder / SAE_CFG_FILENAME)
         with reading(folder / SAE_CFG_FILENAME):
@@ -78,10 +92,7 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
         with reading(folder):
             sae = SAE.load_from_disk(folder, device=device)
     else:
-        release, colon, sae_id = source.partition(":")
-        if not colon:
-            near = similar_path(folder, lambda entry: (entry / SAE_CFG_FILENAME).is_file())
-            raise ValueError(f"There is no folder {shown(source)}; an SAE on the hub is named user/repository:id{near}")
+        release, _, sae_id = source.partition(":")
         with reading(source):
             try:
                 sae = SAE.from_pretrained(release, sae_id, device=device)

@@ -88,7 +88,7 @@ def test_a_label_is_proposed_scored_kept_and_shown(sae, server, capsys):
     shown = re.sub("<<|>>", "", asked[0])
     assert sum(text in shown for text in held_out) <= kept["n"] - 2  # text repeats itself here, contexts do not
     assert read(sae / "explore", "0/table")["label"][concept] == "Stones and rivers (proposed, 100% right)"
-    assert labels_of(sae)[concept].score == 1 and labels_of(sae / "explore")[concept].by == "stub"
+    assert labels_of(sae)[concept].score == 1 and labels_of(sae / "explore", pages)[concept].by == "stub"
 
     n_asked = len(asked)
     assert main([*words, "--concepts", f"[{concept}]"]) == 0 and len(asked) == n_asked  # nothing is asked twice
@@ -119,7 +119,7 @@ def test_what_was_proposed_before_a_failure_is_kept_and_not_asked_again(sae, ser
     assert len(kept) == 4 and {each["score"] for each in kept.values()} == {None}  # neither yes nor no
 
 
-def test_wrong_input_is_refused_in_a_sentence(sae, image_pages, server, capsys, tmp_path):
+def test_wrong_input_is_refused_in_a_sentence(sae, text_world, image_pages, server, capsys, tmp_path):
     redirecting = server(lambda _: (302, ""))
     for words, message in (
         ([str(sae)], "explainer must be a language model"),
@@ -132,7 +132,8 @@ def test_wrong_input_is_refused_in_a_sentence(sae, image_pages, server, capsys, 
         ([str(sae), "--explainer", "http://[::1]:9/v1", "--concepts", "[96]"], "concepts must be between 0 and 95"),
         ([str(sae), "--explainer", "quickstart", "--n_scored", "0"], "n_scored must be at least 1"),
         ([str(image_pages), "--explainer", "quickstart"], "path must be an SAE on text"),
-        ([str(tmp_path), "--explainer", "quickstart"], "path must be the folder of an SAE that has been explored"),
+        ([str(tmp_path), "--explainer", "quickstart"], "holds no SAE"),
+        ([str(text_world / "sae"), "--explainer", "quickstart"], "path must be an SAE that has been explored"),
     ):
         assert main(["explain", *words]) == 2
         said = capsys.readouterr().err

@@ -6,10 +6,13 @@ import shutil
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.explore.explored import Explored, find_explored
 from sae_lens_sparsemax.explore.export import ExportSettings, export
+from sae_lens_sparsemax.explore.labels import labels_of
+from sae_lens_sparsemax.explore.notebook import concepts_of
 from tests.explore.test_explore_images import read
 
 # Names and types that the classes of SAEDashboard 0.8 take: batch, feature and activation.
@@ -103,6 +106,24 @@ def test_neuronpedia_gets_its_folder(sae_with_pages, tmp_path):
     assert lines(place / "model.jsonl")[0]["id"] == "gpt2-small" and lines(place / "release.jsonl")
 
 
+def test_pages_of_another_sae_are_refused_and_its_labels_not_shown(sae_with_pages, tmp_path, capsys, caplog):
+    again = tmp_path / "sae"
+    shutil.copytree(sae_with_pages, again)
+    weights = load_file(again / "sae_weights.safetensors")
+    save_file({name: value * 2 for name, value in weights.items()}, again / "sae_weights.safetensors")
+    (again / "checksums.json").unlink(missing_ok=True)
+    for command in (["export"], ["explain", "--explainer", "x"]):
+        assert main([command[0], str(again), *command[1:]]) == 2
+        assert "are of another SAE" in capsys.readouterr().err
+    assert set(concepts_of("river", again)["label"]) <= {"=mine", "proposed", ""}  # no guesses of the other
+    pages = find_explored(sae_with_pages)
+    proposals = json.loads((again / "explanations.json").read_text())
+    for told, shown in ((pages.summary["id"], True), ("another", False)):
+        (again / "explanations.json").write_text(json.dumps(proposals | {"sae": told}))
+        assert (4 in {c for c, label in labels_of(again, pages).items() if label.by == "some model"}) is shown
+    assert "proposed for another SAE" in caplog.text
+
+
 def test_what_cannot_be_exported_is_said_in_a_sentence(image_pages, tmp_path, capsys):
     table = pd.read_csv(export(image_pages, tmp_path / "images.csv", ExportSettings(number=1)))
     assert table["example_1"][0] == f"images/{Explored(image_pages, 1).examples(0)[0].sample}.jpg"
@@ -115,4 +136,4 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(image_pages, tmp_path, ca
         assert main(["export", str(image_pages), "--output_path", str(tmp_path / "x"), *words]) == 2
         assert message in capsys.readouterr().err
     assert main(["export", str(tmp_path / "gone")]) == 2
-    assert "path must be the folder of an SAE or of pages" in capsys.readouterr().err
+    assert "There is no folder" in capsys.readouterr().err

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from huggingface_hub import constants, hf_api
 from huggingface_hub.errors import EntryNotFoundError
 from sae_lens import SAE, TopKSAE, TopKSAEConfig, TrainingSAE, upload_saes_to_huggingface
 
@@ -15,21 +14,6 @@ from sae_lens_sparsemax import SparsemaxSAE
 from sae_lens_sparsemax.explore.labels import Label, labels_of
 from sae_lens_sparsemax.hub import model_card, upload_saes
 from tests.support.host_training import HOOK, new_config, trainer_of
-from tests.support.hub_server import running_hub
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with running_hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(hf_api.api, "endpoint", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_of_the_loopback")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield running
 
 
 def assert_equal_outputs(one, other, x):

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 from sae_lens import SAE
 
@@ -17,8 +16,7 @@ from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.data.images import class_names_of, image_column_of, label_column_of, load_image_dataset
 from sae_lens_sparsemax.data.loading import is_local
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
-from sae_lens_sparsemax.explore.explored import Explored, find_explored
-from sae_lens_sparsemax.explore.labels import over_guesses
+from sae_lens_sparsemax.explore.explored import Explored, find_explored, find_explored_of
 from sae_lens_sparsemax.models.at_hook import TextAtHook
 from sae_lens_sparsemax.settings.sentences import must_be
 
@@ -66,22 +64,12 @@ def open_pages(source: str, sae: SAE[Any], folder: str | None) -> Explored | Non
         if folder is not None:
             raise must_be("pages", "a folder that explore wrote", folder)
         return None
-    norms = sae.W_dec.detach().float().norm(dim=-1).cpu()
-    for number in range(len(found.site["saes"])):
-        pages = Explored(found.folder, number)
-        told = torch.tensor([norm or 0.0 for norm in pages.table["norm"]])
-        if told.shape == norms.shape and torch.allclose(told, norms, rtol=2e-3, atol=1e-6):
-            return pages
-    if folder is not None:
+    mine = find_explored_of(found, sae)
+    if mine is None and folder is not None:
         raise must_be("pages", "a folder that explore wrote of this SAE", folder)
-    logger.warning("The pages in %s are of another SAE and are not shown; run explore again.", found.folder)
-    return None
-
-
-def shown_labels(source: str, pages: Explored | None) -> dict[int, str]:
-    """What is known of each concept, from what lies beside the SAE and from its pages."""
-    guessed = {} if pages is None else {c: text for c, text in enumerate(pages.table["label"]) if text}
-    return over_guesses(source, guessed)
+    if mine is None:
+        logger.warning("The pages in %s are of another SAE and are not shown; run explore again.", found.folder)
+    return mine
 
 
 def opening_texts(at_hook: TextAtHook) -> list[Given]:

@@ -25,10 +25,10 @@ from sae_lens_sparsemax.explore.app.opening import (
     open_pages,
     opening_images,
     opening_texts,
-    shown_labels,
 )
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.explored import Explored
+from sae_lens_sparsemax.explore.labels import shown_labels
 from sae_lens_sparsemax.explore.settings import AppSettings
 from sae_lens_sparsemax.explore.steering import class_probabilities, next_token_probabilities, steered_text
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
