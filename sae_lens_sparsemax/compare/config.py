@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from sae_lens.config import SAETrainerConfig
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
-from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig
 
+from sae_lens_sparsemax.compare.arm import Arm
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.evaluation.probing import Pooling
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
@@ -44,43 +43,6 @@ class EvalDataset:
     """Column that holds the documents; a blank line separates those of a `.txt` file."""
     held_out: bool = False
     """Take the held-out documents of the training text instead of `path`."""
-
-
-@dataclass
-class Arm:
-    """One line of the plots: an architecture and the values of the field that sets its sparsity."""
-
-    name: str
-    """Label in tables and plots."""
-    architecture: str
-    """Name of a training architecture registered with SAELens."""
-    sparsity_field: str
-    """Field of the SAE's config that is varied: `k`, `target_l0`, `l1_coefficient`, …"""
-    sparsities: list[int | float]
-    """Values of that field."""
-    lrs: list[float]
-    """Learning rates; every value of the sparsity field is trained at each, and the best is reported."""
-    one_lr: bool | None = None
-    """Whether all values of the sparsity field are reported at the same rate, as they should be where the rate
-    moves L0; by default for fields that are coefficients. See `selection`."""
-    steps_factor: float = 1.0
-    """How many times the comparison's `steps` it is trained, its learning rate's schedule stretched as much: so that
-    an architecture whose step costs less can be given as many more. It goes on with further activations, unless
-    `n_training_tokens` says how many there are; fields of `sae` that count steps stay as they are."""
-    sae: dict[str, Any] = field(default_factory=dict)
-    """Other fields of the SAE's config, without `d_in`, `device` and what `CompareConfig` sets."""
-
-    def __post_init__(self) -> None:
-        if self.one_lr is None:
-            self.one_lr = self.sparsity_field.endswith("coefficient")
-
-    def sae_config(self, sparsity: float, **common: Any) -> TrainingSAEConfig:
-        """The SAE's config at one value of the sparsity field; `common` are fields all arms share."""
-        if self.architecture not in SAE_TRAINING_CLASS_REGISTRY:
-            raise must_be_one_of(f"arms.{self.name}.architecture", self.architecture, SAE_TRAINING_CLASS_REGISTRY)
-        config_class = get_sae_training_class(self.architecture)[1]
-        # The type of the field decides whether 32 is a whole number, as TopK's k must be.
-        return build(config_class, {**common, **self.sae, self.sparsity_field: sparsity}, f"arms.{self.name}.sae")
 
 
 @dataclass

@@ -16,7 +16,8 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_sparsemax.compare.config import Arm, CompareConfig, fingerprint
+from sae_lens_sparsemax.compare.arm import Arm
+from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint
 from sae_lens_sparsemax.compare.sources import ComparedActivations, Metrics
 from sae_lens_sparsemax.files import atomic_directory, load_json, save_json, verify_checksums, write_checksums
 from sae_lens_sparsemax.models.at_hook import load_sae

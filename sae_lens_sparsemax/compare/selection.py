@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_lens_sparsemax.compare.config import Arm, CompareConfig
+from sae_lens_sparsemax.compare.arm import Arm
+from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.sources import VALIDATION
 from sae_lens_sparsemax.evaluation.probing import KS

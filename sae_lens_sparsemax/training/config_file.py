@@ -198,12 +198,11 @@ def sae_class(given: Any) -> type[TrainingSAEConfig]:
 def _build_sae(values: Mapping[str, Any]) -> TrainingSAEConfig:
     given = values["sae"]
     config_class = sae_class(given)
-    settings = {key: value for key, value in given.items() if key not in {"architecture", "preset"}}
+    settings = {key: value for key, value in given.items() if key != "architecture"}
     # Null takes out a key of the file that belongs to another architecture than the one now asked for.
     own = {field.name for field in dataclasses.fields(config_class)}
-    settings = {key: value for key, value in settings.items() if value is not None or key in own}
-    if "preset" in given:
-        settings = {**_preset(given["preset"], config_class), **settings}
+    settings = {key: value for key, value in settings.items() if value is not None or key in {*own, "preset"}}
+    settings = with_preset(settings, config_class.architecture())
     for key in ("device", "dtype"):
         if key in values:
             settings.setdefault(key, convert(values[key], str, key))
@@ -211,10 +210,17 @@ def _build_sae(values: Mapping[str, Any]) -> TrainingSAEConfig:
     return build(config_class, {"d_in": 0, **settings}, "sae")
 
 
-def _preset(name: Any, config_class: type[TrainingSAEConfig]) -> dict[str, Any]:
-    if config_class.architecture() != ARCHITECTURE:
-        architecture = config_class.architecture()
-        raise must_be("sae.architecture", f"{ARCHITECTURE!r}, to which sae.preset belongs", architecture)
+def with_preset(given: Mapping[str, Any], architecture: str, place: str = "sae") -> dict[str, Any]:
+    """The keys of a group of an SAE's settings, those of its `preset` among them; keys that are given win.
+
+    Raises:
+        ValueError: the preset is none, or of another architecture; names it as a key of `place`.
+    """
+    if "preset" not in given:
+        return dict(given)
+    if architecture != ARCHITECTURE:
+        raise must_be(f"{place}.architecture", f"{ARCHITECTURE!r}, to which {place}.preset belongs", architecture)
+    name = given["preset"]
     if not isinstance(name, str) or name not in PRESETS:
-        raise must_be_one_of("sae.preset", name, PRESETS)
-    return dict(PRESETS[name])
+        raise must_be_one_of(f"{place}.preset", name, PRESETS)
+    return {**PRESETS[name], **{key: value for key, value in given.items() if key != "preset"}}

@@ -2,7 +2,9 @@ import copy
 
 import pytest
 
-from sae_lens_sparsemax.compare.config import Arm, CompareConfig, config_from_yaml
+from sae_lens_sparsemax import PRESETS
+from sae_lens_sparsemax.compare.arm import Arm
+from sae_lens_sparsemax.compare.config import CompareConfig, config_from_yaml
 from sae_lens_sparsemax.settings.checking import build
 
 SETTINGS = {
@@ -41,6 +43,7 @@ def changed(*path, to):
         ),
         (changed("arms", 0, "sparsity_field", to="kk"), r"arms\.a\.sae\.kk is not a valid key"),
         (changed("arms", 0, "sae", to={"use_sparse": True}), r"did you mean arms\.a\.sae\.use_sparse_activations"),
+        (changed("arms", 0, "sae", to={"preset": "paper"}), r"arms\.a\.sae\.architecture must be 'sparsemax'"),
         (changed("arms", 0, "lrs", to=[]), "arms.a must be given at least one value of each"),
         (changed("arms", to=[{"name": "a"}]), r"arms\.0\.architecture must be given"),
         (changed("arms", to=SETTINGS["arms"] * 2), r"names that differ from each other, got \['a', 'a'\]"),
@@ -107,3 +110,11 @@ def test_sparsities_have_the_type_that_the_architecture_wants(kind):
     architecture, name, wanted = kind
     value = getattr(Arm("a", architecture, name, [], []).sae_config(8.0, d_in=4, d_sae=16), name)
     assert type(value) is wanted and value == 8
+
+
+def test_an_arm_takes_a_preset_and_is_known_by_what_it_holds():
+    given = {"name": "a", "architecture": "sparsemax", "sparsity_field": "target_l0", "sparsities": [4], "lrs": [1e-3]}
+    arm = Arm(**given, sae={"preset": "sparsemax", "passes": 3})
+    assert arm.sae == {**PRESETS["sparsemax"], "passes": 3} and arm.sae_config(4, d_in=8, d_sae=16).alpha == 2
+    with pytest.raises(ValueError, match=r"arms\.a\.sae\.preset must be one of .*did you mean 'features'"):
+        Arm(**given, sae={"preset": "feature"})

@@ -3,7 +3,8 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from sae_lens_sparsemax.compare.config import Arm, CompareConfig
+from sae_lens_sparsemax.compare.arm import Arm
+from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.report import spread_below_one, write_plots, write_tables
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import at_l0, best_points, lines, matched_values, mean_height

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from sae_lens_sparsemax.compare.config import Arm, CompareConfig
+from sae_lens_sparsemax.compare.arm import Arm
+from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.runs import RunResult
 from sae_lens_sparsemax.compare.selection import best_points
 
