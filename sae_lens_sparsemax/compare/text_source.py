@@ -90,6 +90,7 @@ class TextSource(CapturedActivations):
         self._raw_probes: dict[tuple[str, str], ProbeScores] = {}
         recorded = (
             "model_name", "model_class_name", "hook_name", "context_size", "prepend_bos", "exclude_special_tokens",
+            "dataset_path", "dataset_split", "dataset_config",
         )  # fmt: skip
         self.metadata: dict[str, Any] = {key: getattr(cfg, key) for key in recorded}
         self.capture()

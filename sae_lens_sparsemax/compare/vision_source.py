@@ -53,6 +53,8 @@ class VisionSource(CapturedActivations):
             "model_from_pretrained_kwargs": self.images.model_from_pretrained_kwargs,
             "hook_name": self.hook_name,
             "tokens": self.images.tokens,
+            "image_column": self.images.image_column,
+            **{key: getattr(cfg, key) for key in ("dataset_path", "dataset_split", "dataset_config")},
             **model_metadata(self.model),
         }
         self.capture()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
+from torch import nn
 
 from sae_lens_sparsemax.explore.pages.scripts import decode_levels, read_script
 from sae_lens_sparsemax.explore.pages.site import MANIFEST
@@ -17,6 +18,7 @@ from sae_lens_sparsemax.settings.sentences import must_be
 logger = logging.getLogger(__name__)
 PAGES = "explore"
 """The folder of an SAE's pages inside its own."""
+_PROBED = 64
 
 
 class Example(NamedTuple):
@@ -109,13 +111,23 @@ def find_explored(source: Path | str) -> Explored | None:
     )
 
 
+def probe(rows: torch.Tensor) -> torch.Tensor:
+    """(n,) what tells a decoder from others, norms aside: cosines of some of its (d_sae, d_in) rows with one vector."""
+    some = rows[:: max(1, len(rows) // _PROBED)].detach().float().cpu()
+    return nn.functional.cosine_similarity(some, torch.arange(1.0, rows.shape[1] + 1).cos()[None], dim=-1)
+
+
 def find_explored_of(found: Explored, sae: SAE[Any]) -> Explored | None:
-    """Of pages, which may be of several SAEs, those of this one, told by the norms of its decoder; None if of none."""
-    norms = sae.W_dec.detach().float().norm(dim=-1).cpu()
+    """Of pages, which may be of several SAEs, those of this one, told by its decoder; None if they are of none."""
+    norms, mine = sae.W_dec.detach().float().norm(dim=-1).cpu(), probe(sae.W_dec)
     for number in range(len(found.site["saes"])):
         pages = Explored(found.folder, number)
-        told = torch.tensor([norm or 0.0 for norm in pages.table["norm"]])
-        if told.shape == norms.shape and torch.allclose(told, norms, rtol=2e-3, atol=1e-6):
+        told = torch.tensor([norm or 0.0 for norm in pages.table["norm"]], dtype=torch.float32)
+        # Pages of earlier versions kept the norms alone.
+        cosines = torch.tensor(pages.summary.get("probe") or mine.tolist(), dtype=torch.float32)
+        if told.shape != norms.shape or cosines.shape != mine.shape:
+            continue
+        if torch.allclose(told, norms, rtol=2e-3, atol=1e-6) and torch.allclose(cosines, mine, rtol=0, atol=2e-3):
             return pages
     return None
 

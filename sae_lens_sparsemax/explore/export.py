@@ -99,7 +99,7 @@ def export(source: str | Path, output: str | Path | None = None, settings: Expor
         with atomic_file(path) as new:
             if settings.format == "csv":
                 # Tokens hold line ends of every kind, which pandas does not put into quotes by itself.
-                table.to_csv(new, index=False, quoting=csv.QUOTE_NONNUMERIC)
+                table.map(_no_formula).to_csv(new, index=False, quoting=csv.QUOTE_NONNUMERIC)
             else:
                 table.to_parquet(new, index=False)
         return path
@@ -135,6 +135,11 @@ def concept_table(pages: Explored, labels: Mapping[int, Label] | None = None) ->
     for place in range(_EXAMPLES_IN_TABLE):
         found[f"example_{place + 1}"] = [shown[place] if place < len(shown) else None for shown in best]
     return found
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell as pages write it too: spreadsheets would run a text that begins so as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _shown(pages: Explored, example: Example) -> str:

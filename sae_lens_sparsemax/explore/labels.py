@@ -25,6 +25,9 @@ PROPOSED = "explanations.json"
 """Those that a language model proposed."""
 
 
+_CHANCE = 0.5
+
+
 class Label(NamedTuple):
     """What a concept is about, and who says so."""
 
@@ -80,8 +83,14 @@ def shown_label(label: Label) -> str:
 
 
 def shown_labels(source: Path | str, pages: Explored | None) -> dict[int, str]:
-    """What pages and app show of each concept that has a label."""
-    return {c: shown_label(label) for c, label in labels_of(source, pages).items()}
+    """What pages and app show of each concept that has a label; a guess where a proposal is no better than chance."""
+    guesses = {} if pages is None else pages.labels()
+
+    def text(c: int, label: Label) -> str:
+        is_proposal = label.by not in ("person", "explore")
+        return guesses[c] if c in guesses and is_proposal and (label.score or 0) <= _CHANCE else shown_label(label)
+
+    return {c: text(c, label) for c, label in labels_of(source, pages).items()}
 
 
 def show_labels(pages: Explored, source: Path | str) -> None:

@@ -9,13 +9,13 @@ import pandas as pd
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.data.class_names import known_words, require_known
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.evaluation.naming import embed_words
-from sae_lens_sparsemax.explore.app.opening import known_classes, open_pages
+from sae_lens_sparsemax.explore.app.opening import distinct_classes, offered_classes, open_pages, take_outliers
 from sae_lens_sparsemax.explore.concepts import ImageConcepts, TextConcepts, concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.labels import labels_of
-from sae_lens_sparsemax.explore.steering import SteeredText, as_changes, class_probabilities, steered_text
+from sae_lens_sparsemax.explore.steering import SteeredText, as_changes, as_whole, class_probabilities, steered_text
+from sae_lens_sparsemax.files import reason
 from sae_lens_sparsemax.models.at_hook import TextAtHook, load_sae, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
@@ -67,12 +67,14 @@ def concepts_of(
     Raises:
         ValueError: nothing is given or it is of another kind, it cannot be read, or model and SAE do not fit.
     """
+    pages = None
     at_hook, sae_opened = _opened(sae, model, device)
-    if n is not None and n < 1:
+    if isinstance(sae, str | Path) and (pages := open_pages(str(sae), sae_opened, None)) is not None:
+        take_outliers(sae_opened, pages)
+    if n is not None and as_whole(n, "n") < 1:
         raise must_be("n", "at least 1", n)
     if labels is None:
-        from_disk = isinstance(sae, str | Path)
-        named = labels_of(sae, open_pages(str(sae), sae_opened, None)) if from_disk else {}
+        named = labels_of(sae, pages) if isinstance(sae, str | Path) else {}
         labels = {concept: label.text for concept, label in named.items()}
     samples = list(given) if isinstance(given, list | tuple) else [given]
     if not samples:
@@ -134,11 +136,12 @@ def steer(
     if not vit.classifies:
         raise must_be("model", "a CLIP or SigLIP model with its tokenizer to classify with", type(vit.model).__name__)
     if classes is not None:
-        require_known(vit.tokenizer, list(classes))
-        names = list(classes)
+        names = distinct_classes(vit.tokenizer, classes)
     else:
         pages = open_pages(str(source), sae, None) if isinstance(source, str | Path) else None
-        names = known_words(vit.tokenizer, known_classes(sae, pages))
+        names = offered_classes(vit.tokenizer, sae, pages)
+    if not names:
+        raise must_be("classes", "given, as no classes of this SAE's images are known", classes)
     image = _image(given)
     before, after = class_probabilities(at_hook, vit.preprocess(image), embed_words(vit, names), edit)
     scores = pd.DataFrame({"label": names, "before": before.numpy(), "after": after.numpy()})
@@ -176,11 +179,14 @@ def _text(given: Any) -> str:
 def _image(given: Any) -> Image.Image:
     if isinstance(given, Image.Image):
         return as_rgb(given)
+    wanted = "an image (PIL's) or the path of one, as this SAE's model sees images"
+    if not (isinstance(given, str | Path) or hasattr(given, "read")):
+        raise must_be("given", wanted, type(given).__name__)
     try:
         with Image.open(given) as image:
             return as_rgb(image)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise must_be("given", "an image or the path of one, as this SAE's model sees images", given) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{must_be('given', wanted, given)}: {reason(error)}") from error
 
 
 def _table(found: TextConcepts | ImageConcepts, sample: int, n: int | None) -> pd.DataFrame:
@@ -192,7 +198,7 @@ def _table(found: TextConcepts | ImageConcepts, sample: int, n: int | None) -> p
     concept = order[active]
     table = pd.DataFrame({"sample": sample, "position": position.numpy()})
     if isinstance(found, TextConcepts):
-        table["token"] = [found.tokens[place] for place in position.tolist()]
+        table["token"] = pd.Series([found.tokens[place] for place in position.tolist()], dtype=object)
     else:
         patch = table["position"].astype("Int64") - found.n_prefix_tokens
         columns = found.geometry.grid[1] if found.geometry else 1

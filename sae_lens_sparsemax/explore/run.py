@@ -12,7 +12,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
-from sae_lens_sparsemax.explore.explored import Explored
+from sae_lens_sparsemax.explore.explored import Explored, probe
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.interest import concept_map, interest
 from sae_lens_sparsemax.explore.labels import show_labels
@@ -146,6 +146,7 @@ def _report(
         stream=stream,
         statistics=statistics,
         norms=norms,
+        probe=probe(rows),
         near=nearest_concepts(rows, _NEIGHBOURS, progress=progress),
         cofiring=cofiring_concepts(statistics.cofiring, _NEIGHBOURS, progress=progress),
         interest=promise,

@@ -3,6 +3,7 @@
 The change itself is `models.splice.change_concepts`: x + decode(f') - decode(f) at every token that the SAE reads.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from sae_lens_sparsemax.models.language_models import NO_NEXT_TOKENS, predicts_n
 from sae_lens_sparsemax.models.splice import Change, Edit, change_concepts
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.settings.sentences import must_be
+
+_SEEDS = 2**63
 
 
 class SteeredText(NamedTuple):
@@ -38,10 +41,33 @@ class BeforeAfter(NamedTuple):
 
 
 def as_changes(changes: Mapping[int, Change | float]) -> dict[int, Change]:
-    """Changes by concept; a number is what is added to the activation at every token."""
-    return {
-        int(c): change if isinstance(change, Change) else Change(add=float(change)) for c, change in changes.items()
-    }
+    """Changes by concept; a number is what is added to the activation at every token.
+
+    Raises:
+        ValueError: they are no mapping from whole numbers to numbers or changes.
+    """
+    if not isinstance(changes, Mapping):
+        raise must_be("changes", "a mapping from concepts to changes", changes)
+    done = {}
+    for concept, change in changes.items():
+        c = as_whole(concept, "a concept in changes")
+        try:
+            done[c] = Change(*map(float, change)) if isinstance(change, Change) else Change(add=float(change))
+        except (TypeError, ValueError) as error:
+            raise must_be(f"the change of concept {c}", "a number or a Change of numbers", change) from error
+    return done
+
+
+def as_whole(value: Any, name: str) -> int:
+    """A whole number of any type, numpy's and torch's too.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise must_be(name, "a whole number", value) from error
 
 
 @torch.no_grad()
@@ -122,10 +148,12 @@ def steered_text(
     """
     if not prompt.strip():
         raise must_be("prompt", "a text that is not empty", prompt)
-    if max_new_tokens < 1:
+    if as_whole(max_new_tokens, "max_new_tokens") < 1:
         raise must_be("max_new_tokens", "at least 1", max_new_tokens)
-    if not 0 <= temperature < float("inf"):
+    if not (isinstance(temperature, float | int) and 0 <= temperature < float("inf")):
         raise must_be("temperature", "0 or a positive number", temperature)
+    if not 0 <= as_whole(seed, "seed") < _SEEDS:
+        raise must_be("seed", f"between 0 and {_SEEDS - 1}", seed)
     if not predicts_next_tokens(at_hook.model):
         raise ValueError(f"steer needs a model that goes on with a text; {NO_NEXT_TOKENS}.")
     edit, n_edits = change_concepts(at_hook.sae, changes), 0

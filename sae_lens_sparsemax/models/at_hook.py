@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
@@ -21,7 +21,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
-from sae_lens_sparsemax.files import read_object, reading, refuse_not_finite, tensor_shapes, verify_checksums
+from sae_lens_sparsemax.files import read_object, reading, reason, refuse_not_finite, tensor_shapes, verify_checksums
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.language_models import (
     check_width,
@@ -93,12 +93,16 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
             sae = SAE.load_from_disk(folder, device=device)
     else:
         release, _, sae_id = source.partition(":")
+        sae, failure = None, None
         with reading(source):
             try:
                 sae = SAE.from_pretrained(release, sae_id, device=device)
-            except HfHubHTTPError as error:
-                raise ValueError(str(error)) from error
-            _check_config(sae.cfg.to_dict())
+                _check_config(sae.cfg.to_dict())
+            except (HfHubHTTPError, EntryNotFoundError) as error:
+                failure = error
+        if sae is None or failure is not None:
+            assert failure is not None
+            raise ValueError(f"The SAE {source!r} cannot be had from the hub: {reason(failure)}") from failure
     refuse_not_finite(sae.state_dict(), f"the weights of the SAE {source!r}")
     return sae
 

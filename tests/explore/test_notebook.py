@@ -108,6 +108,13 @@ def test_a_change_that_the_model_would_not_see_and_wrong_input_are_refused(langu
         ("max_new_tokens must be at least 1, got 0", PROMPT, {"max_new_tokens": 0}),
         ("max_new_tokens must be at most", PROMPT, {"max_new_tokens": 10**6}),
         ("temperature must be 0 or a positive", PROMPT, {"temperature": -1}),
+        ("temperature must be 0 or a positive", PROMPT, {"temperature": "hot"}),
+        ("max_new_tokens must be a whole number, got 2.5", PROMPT, {"max_new_tokens": 2.5}),
+        ("seed must be between 0 and", PROMPT, {"seed": 2**70}),
+        ("changes must be a mapping", PROMPT, {"changes": [5]}),
+        ("a concept in changes must be a whole number, got 1.7", PROMPT, {"changes": {1.7: 1.0}}),
+        ("the change of concept 5 must be a number or a Change", PROMPT, {"changes": {5: "x"}}),
+        ("the change of concept 5 must be a number or a Change", PROMPT, {"changes": {5: Change("x")}}),
         ("classes must be left out", PROMPT, {"classes": ["cat"]}),
         ("given must be a text", photo(), {}),
         ("prompt must be a text that is not empty", " ", {}),
@@ -115,8 +122,15 @@ def test_a_change_that_the_model_would_not_see_and_wrong_input_are_refused(langu
     ):
         with pytest.raises(ValueError, match=message):
             steer(given, sae, **({"changes": {1: 1.0}, "model": model} | arguments))
-    with pytest.raises(ValueError, match="given must be an image or the path of one"):
-        concepts_of("a text", clip_and_sae[1], clip_and_sae[0])
+    for given, message in (
+        ("a text", "given must be an image .* or the path of one, .*: .*No such file"),
+        (torch.zeros(3), "given must be an image .*, got 'Tensor'"),
+        (Image.new("RGB", (5000, 10)), "too narrow"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            concepts_of(given, clip_and_sae[1], clip_and_sae[0])
+    with pytest.raises(ValueError, match="n must be a whole number, got 1.5"):
+        concepts_of(PROMPT, sae, model, n=1.5)
     with pytest.raises(ValueError, match="model must be a CLIP or SigLIP model"):
         steer(photo(), clip_and_sae[1], {BRIGHT: Change(0)}, clip_and_sae[0])
     with pytest.raises(ValueError, match="model must be a model with hooks"):
@@ -141,6 +155,13 @@ def test_an_image_has_the_probabilities_of_its_classes_without_and_with_a_change
     offered = steer(io.BytesIO(base64.b64decode(given)), tmp_path, {strongest: 1.0}).scores.set_index("label")["before"]
     assert set(offered.index) == set(CLASSES) and offered.index[0] == "red moon"
     assert offered[[*shown]].tolist() == pytest.approx([*shown.values()], rel=1e-4)
-    with pytest.raises(ValueError, match="classes must be words that the model's tokenizer knows, got 'zebra'"):
-        steer(photo(), sae, {strongest: 1.0}, classes=["red", "zebra"])
+    twice = steer(photo(), sae, {strongest: 500.0}, classes=["red", "red ", "blue", "green"])[0]
+    pd.testing.assert_frame_equal(twice, scores)
+    for classes, message in (
+        (["red", "zebra"], "classes must be words that the model's tokenizer knows, got 'zebra'"),
+        ("red", "classes must be a list of names, got 'red'"),
+        ([], "classes must be at least one name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            steer(photo(), sae, {strongest: 1.0}, classes=classes)
     pd.testing.assert_series_equal(scores["before"], scores["before"].sort_values(ascending=False, ignore_index=True))

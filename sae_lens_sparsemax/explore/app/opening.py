@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from sae_lens import SAE
 
-from sae_lens_sparsemax.data.class_names import require_known, shipped_words
+from sae_lens_sparsemax.data.class_names import known_words, require_known, shipped_words
 from sae_lens_sparsemax.data.drawings import CLASSES, drawing
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.data.images import class_names_of, image_column_of, label_column_of, load_image_dataset
@@ -72,6 +72,12 @@ def open_pages(source: str, sae: SAE[Any], folder: str | None) -> Explored | Non
     return mine
 
 
+def take_outliers(sae: SAE[Any], pages: Explored) -> None:
+    """Leave out the tokens of huge norm that `explore` found to be outliers, where the training has set no limit."""
+    if sae.cfg.metadata.max_norm is None and pages.summary.get("max_norm") is not None:
+        sae.cfg.metadata.max_norm = pages.summary["max_norm"]
+
+
 def opening_texts(at_hook: TextAtHook) -> list[Given]:
     """Texts to begin with, as far as they fit into the contexts that the SAE was trained on."""
     room = at_hook.sae.cfg.metadata.context_size
@@ -81,15 +87,28 @@ def opening_texts(at_hook: TextAtHook) -> list[Given]:
 
 def opening_images(sae: SAE[Any], pages: Explored | None) -> list[Given]:
     """Images to begin with: those of the pages, or of the training if they are at hand, or drawings."""
-    if pages is not None and pages.site["kind"] == "image":
+    if pages is not None and pages.site["kind"] == "image" and pages.site["showcase"]:
         names = [f"{number}.jpg" for number in pages.site["showcase"][:_N_IMAGES]]
-        return [Given(name, _base64((pages.folder / "images" / name).read_bytes())) for name in names]
+        # What is kept for the pages was made smaller and packed: the model sees it a little otherwise.
+        return [
+            Given(f"the pages' copy of {name}", _base64((pages.folder / "images" / name).read_bytes()))
+            for name in names
+        ]
     images, _ = _of_training(sae)
     given = []
     for number, image in enumerate(images or [drawing("validation", number)[0] for number in _DRAWINGS]):
         image.thumbnail((_SIDE, _SIDE))
         given.append(Given(f"example {number + 1}", _png(image)))
     return given
+
+
+def offered_classes(tokenizer: Any, sae: SAE[Any], pages: Explored | None) -> list[str]:
+    """Classes that a model knows, to choose from; none where it knows fewer than two of what an image may show."""
+    try:
+        known = known_words(tokenizer, known_classes(sae, pages))
+    except ValueError:  # it knows none of them
+        return []
+    return known if len(known) > 1 else []
 
 
 def known_classes(sae: SAE[Any], pages: Explored | None) -> list[str]:
@@ -108,13 +127,26 @@ def checked_classes(tokenizer: Any, classes: list[str]) -> list[str]:
     Raises:
         ValueError: they are too many or too long, or the model does not know one of them.
     """
-    classes = list(dict.fromkeys(name.strip() for name in classes if name.strip()))
-    if not 1 <= len(classes) <= MOST_CLASSES:
-        raise must_be("classes", f"from 1 to {MOST_CLASSES} names", len(classes))
-    if (long := next((name for name in classes if len(name) > _LONGEST_CLASS), None)) is not None:
+    if len({*classes}) > MOST_CLASSES:
+        raise must_be("classes", f"from 1 to {MOST_CLASSES} names", len({*classes}))
+    if (long := next((name for name in classes if len(name.strip()) > _LONGEST_CLASS), None)) is not None:
         raise must_be("a class", f"at most {_LONGEST_CLASS} characters", long)
-    require_known(tokenizer, classes)
-    return classes
+    return distinct_classes(tokenizer, classes)
+
+
+def distinct_classes(tokenizer: Any, classes: Sequence[str]) -> list[str]:
+    """Classes to choose from, each once.
+
+    Raises:
+        ValueError: they are no list of names, or the model does not know one of them.
+    """
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise must_be("classes", "a list of names", classes)
+    names = list(dict.fromkeys(name.strip() for name in classes if name.strip()))
+    if not names:
+        raise must_be("classes", "at least one name", list(classes))
+    require_known(tokenizer, names)
+    return names
 
 
 def _of_training(sae: SAE[Any]) -> tuple[list[Image.Image], list[str]]:

@@ -21,10 +21,11 @@ from sae_lens_sparsemax.explore.app.opening import (
     Given,
     as_opening,
     checked_classes,
-    known_classes,
+    offered_classes,
     open_pages,
     opening_images,
     opening_texts,
+    take_outliers,
 )
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.explored import Explored
@@ -127,7 +128,7 @@ class ImageSession:
 
     def _classes(self, classes: list[str] | None) -> tuple[list[str], torch.Tensor | None]:
         """Names and embeddings of the classes that an image may show."""
-        if classes is None or self.word_embeds is None:
+        if classes is None or self.model.tokenizer is None:
             return self.words, self.word_embeds
         classes = checked_classes(self.model.tokenizer, classes)
         return classes, self._embed(tuple(classes))
@@ -225,7 +226,7 @@ def _image(given: str) -> Image.Image:
     try:
         return decode_image({"bytes": base64.b64decode(given, validate=True), "path": None}, _MOST_PIXELS)
     except ValueError as error:
-        raise ValueError(f"This file is no image that can be read (PNG, JPEG, WebP and GIF can): {error}") from error
+        raise ValueError(f"This file cannot be taken for an image: {error}") from error
 
 
 def open_session(source: str, settings: AppSettings | None = None) -> Session:
@@ -249,6 +250,8 @@ def open_session(source: str, settings: AppSettings | None = None) -> Session:
     if model_class_name != VISION_MODEL_CLASS:
         if settings.words is not None:
             raise ValueError("Words are for CLIP to choose from; a language model chooses among its tokens.")
+        if pages is not None:
+            take_outliers(sae, pages)
         at_hook = open_text(sae, settings.model_name, model_class_name, device=device)
         return TextSession(at_hook.model, sae, labels, pages)
     name = settings.model_name or meta.model_name
@@ -258,7 +261,10 @@ def open_session(source: str, settings: AppSettings | None = None) -> Session:
         if settings.words is not None:
             raise ValueError(f"Words need a model with a text tower and its tokenizer; {name!r} has none.")
         return ImageSession(vit, sae, labels=labels, pages=pages, examples=examples)
-    words = known_words(vit.tokenizer, read_words(settings.words) if settings.words else known_classes(sae, pages))
+    if settings.words:
+        words = known_words(vit.tokenizer, read_words(settings.words))
+    else:
+        words = offered_classes(vit.tokenizer, sae, pages)
     return ImageSession(vit, sae, words, labels, pages, examples=examples)
 
 

@@ -37,6 +37,8 @@ class SAEReport:
     """What was gathered."""
     norms: torch.Tensor
     """Norm of each decoder row, shape (d_sae,)."""
+    probe: torch.Tensor
+    """See `explored.probe`."""
     near: Neighbours
     """Nearest concepts by the cosine of decoder rows."""
     cofiring: Neighbours

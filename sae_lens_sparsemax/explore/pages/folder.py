@@ -18,7 +18,7 @@ from sae_lens_sparsemax.explore.pages.concepts import (
     write_map,
     write_table,
 )
-from sae_lens_sparsemax.explore.pages.scripts import Fit, fit_examples, write_script
+from sae_lens_sparsemax.explore.pages.scripts import Fit, fit_examples, rounded, write_script
 from sae_lens_sparsemax.explore.pages.site import MANIFEST, PLOTLY, summary, write_pages, write_showcase
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
@@ -66,7 +66,8 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
         write_script(folder, f"{number}/failures", _failures(report, unclear))
         outliers = _outliers(report)
         known = summary(report.name, report.architecture, report.stream.describe(), report.statistics)
-        summaries.append(known | {"id": _identity(report), "outliers": outliers})
+        told = [rounded(cosine) for cosine in report.probe.tolist()]
+        summaries.append(known | {"id": _identity(report), "probe": told, "outliers": outliers})
     grid = (stream.patch_grid, stream.n_prefix_tokens) if isinstance(stream, ImageStream) else ((0, 0), 0)
     # What all pages know.
     site = {

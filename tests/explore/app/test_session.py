@@ -117,7 +117,7 @@ def test_a_token_without_concepts_says_why(language_model_and_sae, monkeypatch):
 
 def test_what_is_no_input_is_refused(image_session, language_model_and_sae):
     for given in ("%%%", base64.b64encode(b"not an image").decode(), encoded(photo())[:100]):
-        with pytest.raises(ValueError, match="no image that can be read"):
+        with pytest.raises(ValueError, match="cannot be taken for an image"):
             image_session.inspect(given, None, {})
     with pytest.raises(ValueError, match="too narrow"):
         image_session.inspect(encoded(Image.new("L", (500, 2))), None, {})
