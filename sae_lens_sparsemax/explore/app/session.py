@@ -17,6 +17,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.data.class_names import known_words, read_words
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.evaluation.naming import embed_words
+from sae_lens_sparsemax.explore.app.answers import concepts_at, first_passes_at, outcomes, spikes
 from sae_lens_sparsemax.explore.app.opening import (
     Given,
     as_opening,
@@ -33,15 +34,13 @@ from sae_lens_sparsemax.explore.labels import shown_labels
 from sae_lens_sparsemax.explore.settings import AppSettings
 from sae_lens_sparsemax.explore.steering import class_probabilities, next_token_probabilities, steered_text
 from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
-from sae_lens_sparsemax.models.encoding import hook_name_of, top_concepts
+from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import predicts_next_tokens
 from sae_lens_sparsemax.models.splice import Change, change_concepts
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, VisionAtHook, open_vision
 from sae_lens_sparsemax.settings.sentences import must_be
 
-_N_CONCEPTS = 12
-_N_OUTCOMES = 8
 _MOST_PIXELS = 50_000_000
 
 
@@ -151,9 +150,9 @@ class ImageSession:
             raise ValueError(f"There is no patch {position}; this image has {n_patches}.")
         acts = found.of_image() if position is None else found.patch_acts[position]
         token = found.n_prefix_tokens + position if position is not None else 0 if found.n_prefix_tokens else None
-        passes = _first_passes(found.first_passes, token)
+        passes = first_passes_at(found.first_passes, token)
         places = found.patch_acts if geometry else found.feature_acts[:0]
-        answer = _concepts(acts, places, changes, passes, self.labels)
+        answer = concepts_at(acts, places, changes, passes, self.labels)
         answer |= {
             "position": position,
             "size": image.size,
@@ -161,11 +160,11 @@ class ImageSession:
             "grid": geometry.grid if geometry else None,
             "outcomes": None,
         }
-        answer["peaks"] = _spikes(found.feature_acts.abs().amax(0))
+        answer["peaks"] = spikes(found.feature_acts.abs().amax(0))
         if word_embeds is not None:
             pixels = self.model.preprocess(image)
             scores = class_probabilities(self.at_hook, pixels, word_embeds, edit if changes else None)
-            answer["outcomes"] = _outcomes(*scores, lambda indices: [words[i] for i in indices])
+            answer["outcomes"] = outcomes(*scores, lambda indices: [words[i] for i in indices])
         return answer
 
 
@@ -203,18 +202,18 @@ class TextSession:
         position = n_tokens - 1 if position is None else position
         if not 0 <= position < n_tokens:
             raise ValueError(f"There is no token {position}; this text has {n_tokens}.")
-        passes = _first_passes(found.first_passes, position)
-        answer = _concepts(found.feature_acts[position], found.feature_acts, changes, passes, self.labels)
+        passes = first_passes_at(found.first_passes, position)
+        answer = concepts_at(found.feature_acts[position], found.feature_acts, changes, passes, self.labels)
         left_out = [next((why for why, mask in found.left_out.items() if mask[i]), None) for i in range(n_tokens)]
         answer |= {"position": position, "tokens": found.tokens, "left_out": left_out, "outcomes": None}
-        answer["peaks"] = _spikes(found.feature_acts.abs().amax(0))
+        answer["peaks"] = spikes(found.feature_acts.abs().amax(0))
         if not self.has_outcomes:
             return answer
         next_tokens = next_token_probabilities(
             self.at_hook, found.token_ids[None], found.is_read[None], position, edit if changes else None
         )
-        outcomes = _outcomes(*next_tokens, lambda indices: [self.at_hook.token_text(i) for i in indices])
-        return answer | {"outcomes": outcomes}
+        texts = outcomes(*next_tokens, lambda indices: [self.at_hook.token_text(i) for i in indices])
+        return answer | {"outcomes": texts}
 
 
 def _image(given: str) -> Image.Image:
@@ -266,57 +265,3 @@ def open_session(source: str, settings: AppSettings | None = None) -> Session:
     else:
         words = offered_classes(vit.tokenizer, sae, pages)
     return ImageSession(vit, sae, words, labels, pages, examples=examples)
-
-
-def _first_passes(first_passes: torch.Tensor | None, token: int | None) -> dict[int, int]:
-    """From active concept to the pass that first selected it, at a token or, for None, at any; empty for one pass."""
-    if first_passes is None:
-        return {}
-    (row, col), number = first_passes.indices(), first_passes.values()
-    here = torch.ones_like(row, dtype=torch.bool) if token is None else row == token
-    pairs = zip(col[here].tolist(), number[here].tolist(), strict=True)
-    # Of several tokens' passes the first is left, as it comes last.
-    return dict(sorted(pairs, key=lambda pair: -pair[1]))
-
-
-def _concepts(
-    acts: torch.Tensor,
-    places: torch.Tensor,
-    changes: Mapping[int, Change],
-    passes: Mapping[int, int],
-    labels: Mapping[int, str],
-) -> dict[str, Any]:
-    """Active concepts at a position, and where else in the input the top ones and the changed ones are."""
-    shown = list(dict.fromkeys([*top_concepts(acts, _N_CONCEPTS), *(c for c in changes if 0 <= c < len(acts))]))
-    spikes = _spikes(acts)
-    return {
-        "d_sae": len(acts),
-        "n_active": len(spikes),
-        "spikes": spikes,
-        "concepts": [
-            {
-                "concept": concept,
-                "label": labels.get(concept, ""),
-                "act": float(acts[concept]),
-                "pass": passes.get(concept) if acts[concept] else None,
-                "places": places[:, concept].tolist(),
-            }
-            for concept in shown
-        ],
-    }
-
-
-def _spikes(acts: torch.Tensor) -> list[tuple[int, float]]:
-    """Concepts that are active, and how strongly."""
-    active = acts.nonzero().flatten()
-    return list(zip(active.tolist(), acts[active].tolist(), strict=True))
-
-
-def _outcomes(before: torch.Tensor, after: torch.Tensor, labels_of: Any) -> list[dict[str, Any]]:
-    """The likeliest outcomes before or after a change, likeliest before first."""
-    n = min(_N_OUTCOMES, len(before))
-    indices = sorted({*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}, key=lambda i: -before[i])
-    return [
-        {"label": label, "before": float(before[i]), "after": float(after[i])}
-        for i, label in zip(indices, labels_of(indices), strict=True)
-    ]

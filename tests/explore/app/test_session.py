@@ -9,9 +9,9 @@ from PIL import Image
 from sae_lens_sparsemax.data.drawings import CLASSES
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
+from sae_lens_sparsemax.explore.app.answers import first_passes_at as first_of
 from sae_lens_sparsemax.explore.app.opening import known_classes, open_pages, opening_images
 from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession, open_session
-from sae_lens_sparsemax.explore.app.session import _first_passes as first_of
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.labels import shown_labels
 from sae_lens_sparsemax.models.at_hook import load_sae
