@@ -21,6 +21,8 @@ FULL = 61
 _BYTES_PER_CONCEPT = 900
 _BYTES_PER_EXAMPLE = 40
 _BYTES_PER_TOKEN = 2
+# What it takes once more where texts can be searched, besides its active tokens again.
+_BYTES_PER_SEARCHED = 17
 
 
 def write_script(folder: Path, name: str, payload: Any) -> int:
@@ -104,7 +106,9 @@ class Fit(NamedTuple):
     """All samples among them, growing, int64."""
 
 
-def fit_examples(kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: int, always: torch.Tensor) -> Fit:
+def fit_examples(
+    kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: int, always: torch.Tensor, *, searched: bool = False
+) -> Fit:
     """The largest number of examples of each concept, at least one, whose pages and samples fit into `n_bytes`.
 
     Args:
@@ -112,7 +116,10 @@ def fit_examples(kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: i
         bytes_per_sample: What an image or a context takes.
         n_bytes: What there is.
         always: Samples that are shown in any case.
+        searched: Whether the examples are written once more, by sample, for the search in texts.
     """
+    per_example = _BYTES_PER_EXAMPLE + (_BYTES_PER_SEARCHED if searched else 0)
+    per_token = _BYTES_PER_TOKEN * (2 if searched else 1)
     n_active_tokens = [(kind.levels != 0).sum(-1) for kind in kinds]
     most = kinds[0].sample.shape[1]
     for k in range(most, 0, -1):
@@ -120,8 +127,8 @@ def fit_examples(kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: i
         mine = [kind.sample[:, :n][kind.sample[:, :n] >= 0] for kind, n in zip(kinds, n_examples, strict=True)]
         samples = torch.cat([*mine, always]).unique()
         size = len(samples) * bytes_per_sample + len(kinds[0].sample) * _BYTES_PER_CONCEPT
-        size += sum(map(len, mine)) * _BYTES_PER_EXAMPLE
-        size += sum(int(n[:, :m].sum()) for n, m in zip(n_active_tokens, n_examples, strict=True)) * _BYTES_PER_TOKEN
+        size += sum(map(len, mine)) * per_example
+        size += sum(int(n[:, :m].sum()) for n, m in zip(n_active_tokens, n_examples, strict=True)) * per_token
         if size <= n_bytes or k == 1:
             return Fit(n_examples, samples)
     raise AssertionError("there is at least one example")
