@@ -40,7 +40,7 @@
     return found.sort((a, b) => (b[1] ?? -Infinity) - (a[1] ?? -Infinity) || a[0] - b[0]);
   };
 
-  /** A list of concepts, of which the first few are shown at once. */
+  /** A list of concepts, of which the first few are shown at once, if they are active at what was looked for. */
   const conceptList = (sae, table, concepts) => {
     if (!concepts.length) return h("p", { class: "quiet" }, "It is not among the examples of any concept.");
     const line = ([concept, value]) =>
@@ -51,19 +51,20 @@
         h("span", { class: "quiet" }, value === null ? " not active there " : ` ${number(value)} `),
         h("span", { class: "label" }, table.label[concept]),
       );
-    const list = h("ol", { class: "neighbours" }, concepts.slice(0, CONCEPTS_SHOWN).map(line));
-    const rest = concepts.slice(CONCEPTS_SHOWN);
+    const first = concepts.slice(0, CONCEPTS_SHOWN).filter(([, value]) => value !== null);
+    const list = h("ol", { class: "neighbours" }, first.map(line));
+    const rest = concepts.slice(first.length);
     const button = h(
       "button",
       {
         class: "more",
         onclick: () => {
           list.append(...rest.map(line));
-          list.children[CONCEPTS_SHOWN].querySelector("a").focus();
+          list.children[first.length].querySelector("a").focus();
           button.remove();
         },
       },
-      `${count(rest.length)} more concepts`,
+      `${count(rest.length)} ${first.length ? "more concepts" : "concepts, not active there"}`,
     );
     return [list, rest.length ? button : null];
   };

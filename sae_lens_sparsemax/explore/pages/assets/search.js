@@ -58,14 +58,15 @@
     return documents;
   };
 
-  /** Tokens of a document on which a piece of text that begins at one of these places lies. */
+  /** Tokens of a document on which a piece of text lies that begins at these places, which grow. */
   explorer.tokensAt = ({ text, starts }, places, length) => {
     const found = new Set();
-    for (const at of places)
-      for (let t = 0; t < starts.length; t++) {
-        const end = starts[t + 1] ?? text.length;
-        if (starts[t] < at + length && end > at && text.slice(starts[t], end).trim()) found.add(t);
-      }
+    let first = 0; // the last token that begins no later
+    for (const at of places) {
+      while (starts[first + 1] <= at) first++;
+      for (let t = first; starts[t] < at + length; t++)
+        if (text.slice(starts[t], starts[t + 1] ?? text.length).trim()) found.add(t);
+    }
     return found;
   };
 
