@@ -73,14 +73,21 @@ def encode_levels(levels: torch.Tensor) -> str:
     `levels.js` reads it. For each active token: the gap to the active token before it, then its activation in 61 steps
     of the peak, each as one of 62 digits. `+` skips 61 tokens more, and `-` stands before a negative activation.
     """
-    parts, last = [], -1
-    tokens = levels.nonzero().flatten().tolist()
-    for token, level in zip(tokens, levels[tokens].tolist(), strict=True):
+    return encode_all_levels(levels[None])[0]
+
+
+def encode_all_levels(levels: torch.Tensor) -> list[str]:
+    """The same of many examples, shape (n_examples, n_tokens): at once, since there may be a million of them."""
+    texts, last_row, last = [""] * len(levels), -1, -1
+    rows, tokens = levels.nonzero().T
+    for row, token, level in zip(rows.tolist(), tokens.tolist(), levels[rows, tokens].tolist(), strict=True):
+        if row != last_row:
+            last_row, last = row, -1
         skips, gap = divmod(token - last - 1, FULL)
         step = max(1, round(abs(level) / LEVELS * FULL))
-        parts.append("+" * skips + DIGITS[gap] + ("-" if level < 0 else "") + DIGITS[step])
+        texts[row] += "+" * skips + DIGITS[gap] + ("-" if level < 0 else "") + DIGITS[step]
         last = token
-    return "".join(parts)
+    return texts
 
 
 def decode_levels(text: str, n_tokens: int) -> list[float]:

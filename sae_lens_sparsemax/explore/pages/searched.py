@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.pages.concepts import SHARD
-from sae_lens_sparsemax.explore.pages.scripts import encode_levels, rounded, write_script
+from sae_lens_sparsemax.explore.pages.scripts import encode_all_levels, rounded, write_script
 from sae_lens_sparsemax.explore.pages.shown_samples import CONTEXT_SHARD
 from sae_lens_sparsemax.explore.samples import TopExamples
 
@@ -42,11 +42,11 @@ def write_active(
     For each context that is an example: every concept that has it among its examples of any kind, once, with its peak
     and its activations, as concepts' own pages have them, one after the other in one list.
     """
-    columns = []
+    entries = []
     for kind, (examples, n) in enumerate(zip(kinds, n_examples, strict=True)):
         concept, place = (examples.sample[:, :n] >= 0).nonzero().T
-        columns.append(torch.stack([examples.sample[concept, place], concept, torch.full_like(concept, kind), place]))
-    sample, concept, kind, place = torch.cat(columns, dim=1)
+        entries.append(torch.stack([examples.sample[concept, place], concept, torch.full_like(concept, kind), place]))
+    sample, concept, kind, place = torch.cat(entries, dim=1)
     # By context, and of each by concept; an example of several kinds stands in the first of them.
     order = concept.argsort(stable=True)
     order = order[sample[order].argsort(stable=True)]
@@ -58,7 +58,13 @@ def write_active(
     for shard in tqdm(shards, desc="Search", disable=not progress, leave=False):
         lines: dict[int, list[Any]] = {}
         mine = parts.get(shard, order[:0])
-        for s, c, k, i in torch.stack([sample, concept, kind, place])[:, mine].T.tolist():
-            found = kinds[k]
-            lines.setdefault(s, []).extend((c, rounded(found.peak[c, i].item()), encode_levels(found.levels[c, i])))
+        levels = kinds[0].levels.new_empty(len(mine), kinds[0].levels.shape[-1])
+        peaks = kinds[0].peak.new_empty(len(mine))
+        for k, examples in enumerate(kinds):
+            here = kind[mine] == k
+            at = (concept[mine][here], place[mine][here])
+            levels[here], peaks[here] = examples.levels[at], examples.peak[at]
+        columns = (sample[mine].tolist(), concept[mine].tolist(), peaks.tolist(), encode_all_levels(levels))
+        for number, c, peak, text in zip(*columns, strict=True):
+            lines.setdefault(number, []).extend((c, rounded(peak), text))
         write_script(folder, f"{sae}/active-{shard}", lines)
