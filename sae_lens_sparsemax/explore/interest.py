@@ -28,9 +28,10 @@ def interest(statistics: ConceptStatistics, norms: torch.Tensor) -> torch.Tensor
     """How much each concept promises to him who looks at it first, from 0 to 1.
 
     The product of five shares: rarity, 1 less its frequency over `FREQUENT`; evidence, its samples over `MIN_IMAGES`;
-    strength s / (s + median of s) with s = largest activation x norm of the decoder row; concentration, 1 less the
-    share of a sample's tokens that its activation is spread over, on average over its examples; and, where images have
-    classes, clarity, 1 less the entropy over them in units of its maximum.
+    strength s / (s + median of s over the concepts that fire) with s = the median, over its strongest kept examples, of
+    the largest activation in each x norm of the decoder row; concentration, 1 less the share of a sample's tokens that
+    its activation is spread over, on average over its examples; and, where images have classes, clarity, 1 less the
+    entropy over them in units of its maximum. Of an even number the lower of the two middle values is the median.
 
     Args:
         statistics: What was gathered.
@@ -42,7 +43,7 @@ def interest(statistics: ConceptStatistics, norms: torch.Tensor) -> torch.Tensor
     alive = statistics.n_active > 0
     rarity = (1 - statistics.frequency() / FREQUENT).clamp(min=0)
     evidence = (statistics.n_active_samples / MIN_IMAGES).clamp(max=1)
-    strength = torch.where(alive, statistics.highest.abs() * norms, 0)
+    strength = _strength(statistics) * norms
     middle = strength[alive].median() if alive.any() else torch.ones(())
     found = rarity * evidence * strength / (strength + middle).clamp(min=torch.finfo(strength.dtype).tiny)
     found *= torch.cat([_concentration(levels) for levels in statistics.examples.levels.split(_BLOCK)])
@@ -50,6 +51,16 @@ def interest(statistics: ConceptStatistics, norms: torch.Tensor) -> torch.Tensor
         most = torch.tensor(float(len(statistics.classes.n_images))).log2()
         found *= 1 - (statistics.classes.entropy() / most).clamp(0, 1).nan_to_num(1)
     return torch.where(alive, found, 0)
+
+
+def _strength(statistics: ConceptStatistics) -> torch.Tensor:
+    """Median of the largest activations in each concept's strongest examples, shape (d_sae,); 0 where there are none.
+
+    The largest activation of all would be led by concepts that are strong once and weak ever after.
+    """
+    examples = statistics.examples if statistics.by_highest is None else statistics.by_highest
+    largest = torch.where(examples.sample >= 0, examples.score.abs(), torch.nan)
+    return largest.nanmedian(-1).values.nan_to_num(0)
 
 
 def _concentration(levels: torch.Tensor) -> torch.Tensor:

@@ -28,8 +28,8 @@ class ExploreSettings(ContextSettings, ImageSettings):
     examples: int | None = None
     """Examples kept of each concept; by default 12."""
     drawn_examples: int = 8
-    """Examples of each concept that are drawn from all images or contexts on which it is active, shown in four parts
-    from strong to weak; 0 leaves them out."""
+    """Examples of each concept that are drawn at random from all images or contexts on which it is active; these are
+    shown from strong to weak, in quarters of those drawn. 0 leaves them out."""
     showcase: int = 24
     """Images or contexts that get a page of their own."""
     megabytes: int = 200

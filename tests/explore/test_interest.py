@@ -17,7 +17,8 @@ def test_interest_is_the_product_of_its_shares():
     norms = sae.W_dec.detach().norm(dim=-1)
     found = interest(statistics, norms)
     fires = (acts != 0).any((0, 1))
-    strength = acts.amax((0, 1)) * norms
+    largest = acts.amax(1).masked_fill(~(acts != 0).any(1), torch.nan)
+    strength = largest.nanmedian(0).values.nan_to_num(0) * norms
     for concept in fires.nonzero().flatten().tolist():
         mine = acts[..., concept][(acts[..., concept] != 0).any(1)]
         spread = mine.sum(1).square() / (stream.n_tokens * mine.square().sum(1))
@@ -32,6 +33,39 @@ def test_interest_is_the_product_of_its_shares():
         )  # fmt: skip
         assert found[concept].item() == pytest.approx(expected.item(), rel=0.02, abs=1e-6)
     assert (found[~fires] == 0).all() and (found > 0).any()
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_concept_that_is_strong_once_does_not_lead(kind):
+    sae, stream = inference_sae(), RandomStream(kind=kind)
+    statistics = gather(sae, stream, n_examples=6, n_showcase=0, progress=False)
+    norms = sae.W_dec.detach().norm(dim=-1)
+    before = interest(statistics, norms)
+    order = before.argsort(descending=True)
+    leader, other = order[0], order[5]
+    # Strong once, as strong as ever in its other examples: what led before still leads, and by as much.
+    statistics.highest[other] = 1000 * statistics.highest[leader]
+    kept = statistics.examples if statistics.by_highest is None else statistics.by_highest
+    kept.score[other, 0] = statistics.highest[other]
+    torch.testing.assert_close(interest(statistics, norms), before)
+    # Strong in all of them: it is stronger than it was.
+    kept.score[other] = statistics.highest[other]
+    assert interest(statistics, norms)[other] > before[other]
+
+
+def test_a_concept_of_few_examples_is_as_strong_as_the_lower_of_the_middle_ones():
+    sae, stream = inference_sae(), RandomStream(kind="text")
+    statistics = gather(sae, stream, n_examples=6, n_showcase=0, progress=False)
+    norms = sae.W_dec.detach().norm(dim=-1)
+    concept = int(interest(statistics, norms).argmax())
+    examples = statistics.examples
+    examples.sample[concept, 2:], examples.score[concept, 2:] = -1, -torch.inf
+    examples.levels[concept, 2:] = 0
+    two = interest(statistics, norms)[concept].item()
+    examples.score[concept, 0] *= 1000
+    assert interest(statistics, norms)[concept].item() == pytest.approx(two) and two > 0
+    examples.score[concept, 1] *= 1000
+    assert interest(statistics, norms)[concept].item() > two
 
 
 @pytest.mark.parametrize("has_sklearn", [True, False])

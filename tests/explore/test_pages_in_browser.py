@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from sae_lens_sparsemax.explore.pages.scripts import decode_levels, read_script, write_script
 from tests.explore.test_explore_images import row_of
 from tests.support.sites import BRIGHT, DEAD, HOSTILE, HOSTILE_CLASS, bright_square
 
@@ -110,6 +112,130 @@ def test_concepts_are_found_for_words_that_their_examples_peak_on(texts):
     assert sum(any(peak.strip() in word for word in ("the", "river")) for peak in peaks) >= hits
     texts.open("index.html").get_by_label("Find concepts for a text").fill("nowhere")
     page.get_by_text("No concept matches").wait_for()
+
+
+# Each stands in a context of its own, over several tokens of it, and on no peak of a concept.
+ODD_TEXTS = [
+    "zebra <img src=x onerror=alert(1)> İx",
+    r"a.*+?^${}()|[\]\\d zig",
+    "🙂👩‍👧 smile",
+    "שלום עולם",
+    "ΟΔΥΣΣΕΥΣ &amp; ς",
+]
+
+
+@pytest.fixture
+def odd_texts(chromium: Any, text_pages: Path, tmp_path: Path) -> Iterator[tuple[Reader, list[tuple[str, int]]]]:
+    """Pages with those texts in place of tokens on which a concept is active but none peaks, and where they stand."""
+    folder = tmp_path / "pages"
+    shutil.copytree(text_pages, folder)
+    found, contexts, n = read_script(folder, "0/found"), read_script(folder, "contexts-0"), 32
+    active, places = read_script(folder, "0/active-0"), []
+    for number, line in active.items():
+        peaks = set(found.get(number, [])[1::2])
+        at = {t for levels in line[2::3] for t, level in enumerate(decode_levels(levels, n)) if level}
+        free = [t for t in range(1, n - 2) if not peaks & {t, t + 1, t + 2} and t in at]
+        if free and len(places) < len(ODD_TEXTS):
+            text, t = ODD_TEXTS[len(places)], free[0]
+            contexts[number][t : t + 3] = [f" {text[:4]}", text[4:], "\n  tail"]
+            places.append((number, t))
+    assert len(places) == len(ODD_TEXTS)
+    write_script(folder, "contexts-0", contexts)
+    for opened in reader(chromium, folder):
+        yield opened, places
+
+
+def rows_of_contexts(page: Any) -> Any:
+    page.wait_for_selector("#contexts [role=status][aria-busy=false]")
+    return page.locator("#contexts .example")
+
+
+@pytest.mark.parametrize("k", range(len(ODD_TEXTS)))
+def test_a_text_is_found_where_no_concept_peaks_with_the_concepts_active_there(odd_texts, k):
+    texts, places = odd_texts
+    (number, first), text = places[k], ODD_TEXTS[k]
+    page = texts.open("index.html")
+    page.get_by_label("Find concepts for a text").fill(f"  {text.swapcase() if k != 2 else text}   tail")
+    page.get_by_text("Contexts that contain this text").wait_for()
+    rows = rows_of_contexts(page)
+    assert rows.count() == 1 and rows.locator(".value").inner_text() == number
+    assert "1 of " in page.locator("#contexts [role=status]").inner_text()
+    marked = "".join(rows.locator("mark").all_text_contents())
+    assert marked == f"{text}↵  tail"
+    line = read_script(texts.folder, "0/active-0")[number]
+    expected = {}
+    for concept, peak, levels in zip(line[::3], line[1::3], line[2::3], strict=True):
+        there = [level * peak for level in decode_levels(levels, 32)[first : first + 3] if level]
+        expected[concept] = max(there, default=None)
+    at_once = rows.locator(".neighbours li").count()
+    assert 0 < at_once == min(5, sum(v is not None for v in expected.values()))
+    if len(expected) > at_once:
+        rows.get_by_role("button", name="more concepts").click()
+    told = {}
+    for item in rows.locator(".neighbours li").all():
+        value = item.locator(".quiet").inner_text().strip()
+        told[int(item.locator("a").inner_text()[1:])] = None if value == "not active there" else float(value)
+    assert told == {c: v and pytest.approx(v, rel=0.01) for c, v in expected.items()}
+    assert any(v is not None for v in told.values())
+    values = [value for value in told.values() if value is not None]
+    assert values == sorted(values, reverse=True) and list(told.values())[: len(values)] == values
+    assert page.locator("main img").count() == 0
+    link = rows.locator(".neighbours a").first
+    concept = link.inner_text()
+    link.click()
+    page.wait_for_selector("main[data-ready] .example")
+    assert f"Concept {concept[1:]}" in page.locator("h1").inner_text()
+
+
+def test_a_search_in_contexts_says_how_many_it_shows_and_typing_again_ends_it(texts):
+    page = texts.open("index.html")
+    assert not any("contexts-" in url or "active-" in url for url in texts.requests)
+    field = page.get_by_label("Find concepts for a text")
+    field.fill("THE   river")
+    assert rows_of_contexts(page).count() == 20
+    kept = read_script(texts.folder, "contexts-0").values()
+    n = sum("the river" in " ".join("".join(tokens).split()) for tokens in kept)
+    said = page.locator("#contexts [role=status]").inner_text()
+    assert f"{n} of {len(kept)} contexts" in said and "the first 20 are shown" in said
+    assert page.get_by_text("Concepts whose strongest examples peak on these words").is_visible()
+    page.get_by_role("link", name=f"{n} contexts contain this text").click()
+    assert page.evaluate("document.activeElement.id") == "contexts"
+    page.get_by_role("button", name="Show 20 more").click()
+    page.locator("#contexts .example").nth(20).wait_for()
+    assert page.get_by_role("button", name="Show 20 more").is_visible() == (n > 40)
+    field.fill("the")
+    field.fill("nowhere at all")
+    page.get_by_text("None of ").wait_for()
+    assert rows_of_contexts(page).count() == 0
+    field.fill("")
+    page.locator("#contexts").wait_for(state="hidden")
+    assert len(shown(page)) == 50
+
+
+def test_pages_of_earlier_versions_are_searched_by_peaks_alone(chromium, text_pages, tmp_path):
+    folder = tmp_path / "pages"
+    shutil.copytree(text_pages, folder)
+    site = read_script(folder, "explore")
+    del site["contextShards"]
+    write_script(folder, "explore", site)
+    for path in folder.glob("data/0/active-*.js"):
+        path.unlink()
+    for opened in reader(chromium, folder):
+        page = opened.open("index.html")
+        page.get_by_label("Find concepts for a text").fill("river")
+        page.wait_for_selector("th[data-key='match']")
+        assert shown(page) and page.locator("#contexts").count() == 0
+
+
+@pytest.mark.parametrize("viewport", [PHONE, LAPTOP])
+def test_found_contexts_are_no_wider_than_the_screen(chromium, text_pages, viewport):
+    for opened in reader(chromium, text_pages, viewport):
+        page = opened.open("index.html")
+        page.get_by_label("Find concepts for a text").fill("img src=x")
+        rows = rows_of_contexts(page)
+        assert rows.count() > 10
+        rows.first.get_by_role("button", name="more", exact=True).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
 def test_bookmarks_and_notes_outlive_the_page_narrow_the_table_and_travel_as_a_file(images, tmp_path):
@@ -255,6 +381,9 @@ def test_images_are_shown_plain_or_hot_where_a_concept_fires_and_from_strong_to_
     page.get_by_role("button", name="plain").click()
     assert all(abs(red - blue) < 8 for red, _, blue in colours())  # the images are black and white
     assert page.locator(".strip:visible").count() == 5 and page.locator(".band").count() == 4
+    headings = page.locator(".band h3").all_inner_texts()
+    assert all("quarter of those drawn" in heading for heading in headings)
+    assert "drawn at random from all" in page.locator("section", has=page.locator(".band")).inner_text()
     page.get_by_role("button", name="strongest patch").click()
     assert "any one patch" in page.locator("section .note").first.inner_text()
     assert page.locator(".strip:visible").count() == 5

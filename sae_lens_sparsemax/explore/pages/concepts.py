@@ -104,21 +104,6 @@ def write_map(folder: Path, sae: int, found: ConceptMap) -> None:
     write_script(folder, f"{sae}/map", {"concept": found.concept.tolist(), "x": x, "y": y, "method": found.method})
 
 
-def write_found(folder: Path, sae: int, examples: TopExamples, n_examples: int) -> None:
-    """Write data/SAE/found.js: for each sample the concepts that it is an example of, each with its peak's token."""
-    peak = torch.cat([levels.abs().argmax(-1) for levels in examples.levels[:, :n_examples].split(SHARD)])
-    sample = examples.sample[:, :n_examples]
-    concept, place = (sample >= 0).nonzero().T
-    of = sample[concept, place]
-    order = of.argsort(stable=True)
-    pairs = torch.stack([concept, peak[concept, place]], -1)[order]
-    numbers, counts = of[order].unique_consecutive(return_counts=True)
-    groups = pairs.split(counts.tolist())
-    write_script(
-        folder, f"{sae}/found", {n: group.flatten().tolist() for n, group in zip(numbers.tolist(), groups, strict=True)}
-    )
-
-
 def write_concepts(folder: Path, sae: int, data: SAEReport, n_examples: list[int], *, progress: bool) -> None:
     """Write data/SAE/concepts-N.js, each with SHARD concepts."""
     d_sae = data.statistics.d_sae

@@ -14,11 +14,11 @@ from sae_lens_sparsemax.explore.pages.concepts import (
     SAEReport,
     class_labels,
     write_concepts,
-    write_found,
     write_map,
     write_table,
 )
 from sae_lens_sparsemax.explore.pages.scripts import Fit, fit_examples, rounded, write_script
+from sae_lens_sparsemax.explore.pages.searched import write_active, write_found
 from sae_lens_sparsemax.explore.pages.site import MANIFEST, PLOTLY, summary, write_pages, write_showcase
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
@@ -55,11 +55,15 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
         shown_samples.write_pictures(folder, stream, samples, side, progress=progress)
     else:
         tokens = shown_samples.write_contexts(folder, stream, samples, progress=progress)
+    context_shards = sorted({number // shown_samples.CONTEXT_SHARD for number in tokens})
     summaries = []
     for number, (report, fit) in enumerate(zip(reports, fits, strict=True)):
         labels, unclear = _labels(report, tokens)
         write_table(folder, number, report, labels, thumbnails=stream.kind == "image")
         write_found(folder, number, report.statistics.examples, fit.n_examples[0])
+        if stream.kind == "text":
+            kinds = report.statistics.all_examples
+            write_active(folder, number, kinds, fit.n_examples, context_shards, progress=progress)
         write_map(folder, number, report.map)
         write_concepts(folder, number, report, fit.n_examples, progress=progress)
         write_showcase(folder, number, report.statistics)
@@ -78,6 +82,8 @@ def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettin
         "prefix": grid[1],
         "shard": SHARD,
         "contextShard": shown_samples.CONTEXT_SHARD,
+        # The files of contexts; pages of earlier versions have no such list, and are searched by peaks alone.
+        "contextShards": context_shards,
         "showcase": showcase.tolist(),
         "titles": _titles(stream, tokens, showcase),
         "saes": summaries,
@@ -123,7 +129,11 @@ def _fit(
             each = stream.n_tokens * shown_samples.BYTES_PER_TOKEN
         else:
             each = shown_samples.bytes_per_image(stream, side, torch.arange(stream.n_samples))
-        fits = [fit_examples(report.statistics.all_examples, each, n_bytes, showcase) for report in reports]
+        searched = stream.kind == "text"
+        fits = [
+            fit_examples(report.statistics.all_examples, each, n_bytes, showcase, searched=searched)
+            for report in reports
+        ]
         if min(fit.n_examples[0] for fit in fits) >= min(wanted, _ENOUGH_EXAMPLES):
             break
     if (shown := min(fit.n_examples[0] for fit in fits)) < wanted:

@@ -21,6 +21,8 @@ FULL = 61
 _BYTES_PER_CONCEPT = 900
 _BYTES_PER_EXAMPLE = 40
 _BYTES_PER_TOKEN = 2
+# What it takes once more where texts can be searched, besides its active tokens again.
+_BYTES_PER_SEARCHED = 17
 
 
 def write_script(folder: Path, name: str, payload: Any) -> int:
@@ -71,14 +73,21 @@ def encode_levels(levels: torch.Tensor) -> str:
     `levels.js` reads it. For each active token: the gap to the active token before it, then its activation in 61 steps
     of the peak, each as one of 62 digits. `+` skips 61 tokens more, and `-` stands before a negative activation.
     """
-    parts, last = [], -1
-    tokens = levels.nonzero().flatten().tolist()
-    for token, level in zip(tokens, levels[tokens].tolist(), strict=True):
+    return encode_all_levels(levels[None])[0]
+
+
+def encode_all_levels(levels: torch.Tensor) -> list[str]:
+    """The same of many examples, shape (n_examples, n_tokens): at once, since there may be a million of them."""
+    texts, last_row, last = [""] * len(levels), -1, -1
+    rows, tokens = levels.nonzero().T
+    for row, token, level in zip(rows.tolist(), tokens.tolist(), levels[rows, tokens].tolist(), strict=True):
+        if row != last_row:
+            last_row, last = row, -1
         skips, gap = divmod(token - last - 1, FULL)
         step = max(1, round(abs(level) / LEVELS * FULL))
-        parts.append("+" * skips + DIGITS[gap] + ("-" if level < 0 else "") + DIGITS[step])
+        texts[row] += "+" * skips + DIGITS[gap] + ("-" if level < 0 else "") + DIGITS[step]
         last = token
-    return "".join(parts)
+    return texts
 
 
 def decode_levels(text: str, n_tokens: int) -> list[float]:
@@ -104,7 +113,9 @@ class Fit(NamedTuple):
     """All samples among them, growing, int64."""
 
 
-def fit_examples(kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: int, always: torch.Tensor) -> Fit:
+def fit_examples(
+    kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: int, always: torch.Tensor, *, searched: bool = False
+) -> Fit:
     """The largest number of examples of each concept, at least one, whose pages and samples fit into `n_bytes`.
 
     Args:
@@ -112,7 +123,10 @@ def fit_examples(kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: i
         bytes_per_sample: What an image or a context takes.
         n_bytes: What there is.
         always: Samples that are shown in any case.
+        searched: Whether the examples are written once more, by sample, for the search in texts.
     """
+    per_example = _BYTES_PER_EXAMPLE + (_BYTES_PER_SEARCHED if searched else 0)
+    per_token = _BYTES_PER_TOKEN * (2 if searched else 1)
     n_active_tokens = [(kind.levels != 0).sum(-1) for kind in kinds]
     most = kinds[0].sample.shape[1]
     for k in range(most, 0, -1):
@@ -120,8 +134,8 @@ def fit_examples(kinds: Sequence[TopExamples], bytes_per_sample: int, n_bytes: i
         mine = [kind.sample[:, :n][kind.sample[:, :n] >= 0] for kind, n in zip(kinds, n_examples, strict=True)]
         samples = torch.cat([*mine, always]).unique()
         size = len(samples) * bytes_per_sample + len(kinds[0].sample) * _BYTES_PER_CONCEPT
-        size += sum(map(len, mine)) * _BYTES_PER_EXAMPLE
-        size += sum(int(n[:, :m].sum()) for n, m in zip(n_active_tokens, n_examples, strict=True)) * _BYTES_PER_TOKEN
+        size += sum(map(len, mine)) * per_example
+        size += sum(int(n[:, :m].sum()) for n, m in zip(n_active_tokens, n_examples, strict=True)) * per_token
         if size <= n_bytes or k == 1:
             return Fit(n_examples, samples)
     raise AssertionError("there is at least one example")

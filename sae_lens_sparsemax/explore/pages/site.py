@@ -20,7 +20,7 @@ PLOTLY = "plotly.min.js"
 SHARED = ("charts", "levels", "pictures", "texts", "cards")
 """Scripts of all pages, and of the app, besides `base` and `core`."""
 _PAGES = {
-    "index": ("Concepts", ("plots", "notes", "search", "table")),
+    "index": ("Concepts", ("plots", "notes", "search", "contexts", "table")),
     "map": ("Map", ("plots",)),
     "concept": ("Concept", ("notes",)),
     "example": ("Example", ()),

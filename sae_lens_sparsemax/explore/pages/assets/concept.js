@@ -53,7 +53,8 @@
     if (!drawn.length || n_samples <= concept.e.length) return null;
     const images = explorer.site.kind === "image";
     const n = Math.min(4, drawn.length);
-    const names = n === 4 ? ["strongest quarter", "second quarter", "third quarter", "weakest quarter"] : [];
+    const share = drawn.length % 4 ? "part" : "quarter";
+    const names = n === 4 ? ["strongest", "second", "third", "weakest"].map((name) => `${name} ${share} of those drawn`) : [];
     const parts = [];
     for (let k = 0; k < n; k++) {
       const part = drawn.slice(Math.floor((k * drawn.length) / n), Math.floor(((k + 1) * drawn.length) / n));
@@ -70,7 +71,7 @@
     }
     return explorer.section(
       "From strong to weak",
-      `${drawn.length} drawn by chance from all ${count(n_samples)} ${images ? "images" : "contexts"} on which it is active: what it fires on when it is not at its strongest. All shades are relative to its largest activation.`,
+      `${drawn.length < n_samples ? `${drawn.length} drawn at random from all` : "All"} ${count(n_samples)} ${images ? "images" : "contexts"} on which it is active, strongest first. All shades are relative to its largest activation.`,
       h("div", { class: images ? "columns" : null, "data-count": 2 }, parts),
     );
   }

@@ -23,12 +23,19 @@ Object.assign(explorer, {
         waiting.resolve = resolve;
         const script = document.createElement("script");
         script.src = `data/${name}.js`;
+        script.onload = () => script.remove();
         script.onerror = () => reject(new Error(`The file data/${name}.js is missing.`));
         document.head.append(script);
       });
       explorer.waiting.set(name, waiting);
     }
     return explorer.waiting.get(name).promise;
+  },
+
+  /** Let go of the content of data/NAME.js; who needs it again loads it again. */
+  forget(name) {
+    explorer.received.delete(name);
+    explorer.waiting.delete(name);
   },
 
   table: (sae) => explorer.need(`${sae}/table`),

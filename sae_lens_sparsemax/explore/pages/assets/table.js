@@ -3,6 +3,8 @@
 {
   const { h, number, percent, count } = explorer;
   const ROWS = 50;
+  // Of those found for a text, since the contexts with it stand below.
+  const ROWS_FOUND = 15;
 
   const COLUMNS = [
     {
@@ -38,7 +40,7 @@
       key: "interest",
       name: "Interest",
       title:
-        "what to look at first, 0 to 1: not too frequent, seen on at least ten samples, strong, concentrated on few tokens of its examples and, with classes, on few of these",
+        "what to look at first, 0 to 1: not too frequent, seen on at least ten samples, strong in most of its examples, concentrated on few tokens of its examples and, with classes, on few of these",
       show: number,
     },
     { key: "near", name: "Nearest", title: "concept of the most similar decoder row, and their cosine", minor: true },
@@ -202,13 +204,24 @@
       "Next",
     );
 
+    const contexts = explorer.contextSearch(sae, table);
+    const peaks = h(
+      "h3",
+      { hidden: true },
+      explorer.site.kind === "text"
+        ? "Concepts whose strongest examples peak on these words"
+        : "Concepts whose strongest examples are of such a class",
+    );
+
     let chosen = [];
     const draw = () => {
       const notes = explorer.notes(sae);
       const columns = known.filter(({ key }) => key !== "match" || state.match);
       chosen = select(table, state, notes);
-      const first = state.page * ROWS,
-        shown = chosen.slice(first, first + ROWS);
+      const rows = state.match && contexts ? ROWS_FOUND : ROWS;
+      const first = state.page * rows,
+        shown = chosen.slice(first, first + rows);
+      peaks.hidden = !state.match;
       head.replaceChildren(...columns.map(heading));
       body.replaceChildren(...shown.map((id) => rowOf(sae, table, id, columns, state.match, notes)));
       status.textContent =
@@ -216,7 +229,7 @@
           ? "No concept matches."
           : `${count(first + 1)} to ${count(first + shown.length)} of ${count(chosen.length)} concepts`;
       previous.disabled = state.page === 0;
-      next.disabled = first + ROWS >= chosen.length;
+      next.disabled = first + rows >= chosen.length;
     };
     draw();
     const again = (change) => (event) => {
@@ -227,19 +240,21 @@
     let turn = 0;
     const find = async (input) => {
       const mine = ++turn;
+      const going = () => mine === turn;
       await new Promise((resolve) => setTimeout(resolve, 250)); // until the typing rests
-      if (mine !== turn) return;
+      if (!going()) return;
       const query = input.value.trim();
+      contexts?.find(query, going);
       let match = null;
       if (query) {
         status.textContent = "Reading the examples …";
         try {
-          match = await explorer.search(sae, query);
+          match = await explorer.search(sae, query, going);
         } catch (error) {
-          status.textContent = error.message;
+          if (going()) status.textContent = error.message;
           return;
         }
-        if (mine !== turn) return;
+        if (!going()) return;
       }
       const sort = match ? { key: "match", descending: true } : state.sort.key === "match" ? INTEREST : state.sort;
       Object.assign(state, { match, sort, page: 0 });
@@ -294,7 +309,7 @@
           ? field(
               texts ? "Find concepts for a text" : "Find concepts for a class",
               texts
-                ? 'words, or a "phrase" in quotes, on which examples peak'
+                ? 'words, or a "phrase" in quotes, on which examples peak; below, contexts that contain all of it as one piece'
                 : "words in the class of the images that are examples",
               {
                 type: "search",
@@ -326,6 +341,8 @@
         check("own", "Bookmarks and notes alone", "of yours, kept in this browser"),
         check("dead", "Dead concepts too", "that were active on no token"),
       ),
+      contexts?.link,
+      peaks,
       status,
       h(
         "div",
@@ -359,6 +376,7 @@
         ),
         say,
       ),
+      contexts?.section,
     ];
   };
 }

@@ -21,14 +21,13 @@
           spelt(token),
         );
 
-  /** A context around its strongest token, and the whole of it on demand; `levels` are activations in that unit. */
-  explorer.shaded = async (id, levels, unit) => {
-    const tokens = await explorer.context(id);
-    const highest = Math.max(...levels);
-    const strongest = levels.indexOf(highest);
-    const first = Math.max(0, strongest - BEFORE),
-      last = Math.min(tokens.length, strongest + AFTER + 1);
-    const part = (from, to) => tokens.slice(from, to).map((token, k) => span(token, levels[from + k], unit));
+  /**
+   * A context of `n` tokens around some of them, from `start` to `end`, and a button for the whole of it;
+   * `part(from, to)` are tokens as they are shown.
+   */
+  explorer.excerpt = (n, start, end, part) => {
+    const first = Math.max(0, start - BEFORE),
+      last = Math.min(n, end + AFTER + 1);
     const text = h("p", { class: "context", dir: "auto" });
     const button = h("button", {
       class: "more",
@@ -38,13 +37,23 @@
     const show = (whole) => {
       text.replaceChildren(
         ...(whole
-          ? part(0, tokens.length)
-          : [first > 0 ? "… " : "", ...part(first, last), last < tokens.length ? " …" : ""]),
+          ? part(0, n).flat()
+          : [first > 0 ? "… " : "", ...part(first, last).flat(), last < n ? " …" : ""]),
       );
       button.textContent = whole ? "less" : "more";
       button.setAttribute("aria-expanded", String(whole));
     };
     show(false);
+    return { text, button };
+  };
+
+  /** A context around its strongest token, and the whole of it on demand; `levels` are activations in that unit. */
+  explorer.shaded = async (id, levels, unit) => {
+    const tokens = await explorer.context(id);
+    const highest = Math.max(...levels);
+    const part = (from, to) => tokens.slice(from, to).map((token, k) => span(token, levels[from + k], unit));
+    const strongest = levels.indexOf(highest);
+    const { text, button } = explorer.excerpt(tokens.length, strongest, strongest, part);
     const page = explorer.site.showcase.includes(id);
     return h(
       "li",
