@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -124,9 +125,7 @@ def test_pages_of_another_sae_are_not_taken_and_those_made_meanwhile_are(
 def test_one_runs_says_how_far_it_is_and_ends_with_the_app(serve, gathering, source, monkeypatch):
     (source / "explore").mkdir()
     (source / "explore" / "diary.txt").write_text("not to be replaced")
-    bar = (
-        r"import sys, time; sys.stderr.write('Reading:  10%|#\rReading:  45%|####'); sys.stderr.flush(); time.sleep(60)"
-    )
+    bar = r"import sys, time; print('Reading:  10%|#\rReading:  45%|####', flush=True); time.sleep(60)"
     runs(gathering, bar, monkeypatch)
     server = serve(gathering.session, gathering=gathering)
     request(server, "POST", "/api/gather", "{}")
@@ -170,7 +169,7 @@ def test_explore_itself_is_run(source):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look for processes in")
 def test_what_runs_ends_with_an_app_that_is_told_to_end(tmp_path):
     sae = save_text_sae(tmp_path / "sae", save_text(tmp_path))
     command = [sys.executable, "-m", "sae_lens_sparsemax", "app", str(sae), "--port", "0"]
@@ -190,5 +189,6 @@ def test_what_runs_ends_with_an_app_that_is_told_to_end(tmp_path):
 
 
 def children(pid):
-    told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    return [int(word) for word in told.stdout.split()]
+    """Numbers of the processes that a process has started, of which /proc tells: parents stand after their names."""
+    stats = [stat.read_text() for stat in Path("/proc").glob("[0-9]*/stat")]
+    return [int(stat.split()[0]) for stat in stats if int(stat.rpartition(")")[2].split()[1]) == pid]

@@ -16,6 +16,7 @@ function choose(input) {
   if (input.source) at("picture").src = input.source;
   else at("text").value = input.given;
   forgetTexts();
+  drawInputs(); // before the answer, which may take a while
   look(null);
 }
 

@@ -74,12 +74,12 @@ const explorer = {
     const marked = concepts.slice(0, options.marked ?? 3);
     // A label that would touch a stronger concept's goes beside that, and is left out where this is too far away.
     // Bold figures at the size of a phone are as wide and high as this.
-    const letter = 9.6,
+    const letter = 10,
       line = 15,
       placed = [];
     const labels = marked.map((id, i) => {
       const text = values[i] > highest ? `#${id} ↑ ${number(values[i])}` : `#${id}`,
-        half = (text.length * letter) / 2,
+        half = (text.length * letter + 3) / 2,
         wanted = Math.min(Math.max(x(id), half), W - half),
         height = y(values[i]) - 6;
       const near = placed.filter(([, py]) => Math.abs(py - height) < line);
