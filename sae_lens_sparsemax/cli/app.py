@@ -19,7 +19,8 @@ examples:
   sparsemax-sae app output/mini_clip_cifar10 --words classes.txt
   sparsemax-sae app user/repository:sae_id
 
-It shows what explore wrote of the SAE, where that has run, to browsers on this machine alone, until Ctrl-C.
+It shows what explore wrote of the SAE, or runs that on a few samples when asked, to browsers on this machine alone,
+until Ctrl-C.
 """
 
 
@@ -38,6 +39,7 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Serve the page until Ctrl-C; returns the exit status."""
+    from sae_lens_sparsemax.explore.app.gathering import Gathering
     from sae_lens_sparsemax.explore.app.server import AppServer, listen
     from sae_lens_sparsemax.explore.app.session import open_session
     from sae_lens_sparsemax.explore.settings import AppSettings
@@ -47,10 +49,11 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     given = build(AppSettings, apply_overrides({}, overrides))
     with listen(given.port) as listener:
         session = open_session(options.path, given)
-        server = AppServer(session, options.path, listener)
-        if session.pages is None:
+        gathering = Gathering(options.path, session, given) if session.pages is None else None
+        server = AppServer(session, options.path, listener, gathering)
+        if gathering is not None:
             explore = shlex.join(["sparsemax-sae", "explore", options.path])
-            print(f"For examples and a page of each concept first: {explore}")
+            print(f"The page gathers examples of each concept when asked; for more of them first: {explore}")
         print(f"Open in a browser: {server.url}  (Ctrl-C ends it)", flush=True)
         try:
             server.serve()

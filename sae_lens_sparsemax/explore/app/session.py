@@ -54,6 +54,9 @@ class Session(Protocol):
 
     most_bytes: int
     """Largest question, as JSON."""
+    sae: SAE[Any]
+    labels: Mapping[int, str]
+    """What its concepts are about, of those of which something says so."""
     pages: Explored | None
     """What `explore` wrote of the SAE."""
 
@@ -81,8 +84,8 @@ class Session(Protocol):
             None where it is not active or the SAE has but one, and `places`: activation at each patch or token; the top
             ones, and those changed), `outcomes`
             (`label`, `before`, `after`: probabilities; the likeliest of either; None for a model without) and, for
-            images, `size`, `box` and `grid` of the patches, for texts `tokens` and `left_out` (why the SAE was trained
-            without each token, None for the others).
+            images, `size`, `box` and `grid` of the patches and `class_token` (whether that stands for the whole), for
+            texts `tokens` and `left_out` (why the SAE was trained without each token, None for the others).
 
         Raises:
             ValueError: what was given is no image, or no text, or does not fit.
@@ -158,6 +161,7 @@ class ImageSession:
             "size": image.size,
             "box": geometry.box if geometry else None,
             "grid": geometry.grid if geometry else None,
+            "class_token": found.n_prefix_tokens > 0,
             "outcomes": None,
         }
         answer["peaks"] = spikes(found.feature_acts.abs().amax(0))

@@ -14,8 +14,8 @@ def running_servers() -> Iterator[Callable[..., AppServer]]:
     """A function that starts a server of a session; a traceback of theirs would be raised by the thread."""
     running = []
 
-    def start(session, title="an SAE") -> AppServer:
-        server = AppServer(session, title, listen(0))
+    def start(session, title="an SAE", gathering=None) -> AppServer:
+        server = AppServer(session, title, listen(0), gathering)
         running.append((server, threading.Thread(target=server.serve)))
         running[-1][1].start()
         return server

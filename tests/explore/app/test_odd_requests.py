@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.explore.app import guard
+from sae_lens_sparsemax.explore.app import guard, questions
 from sae_lens_sparsemax.explore.app import server as server_module
 from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession
 from tests.explore.app import odd_requests
@@ -92,7 +92,7 @@ def test_huge_changes_and_failures_of_the_model_are_told(texts, monkeypatch):
 
 
 def test_those_who_stop_half_way_hold_nobody_up(texts, monkeypatch):
-    monkeypatch.setattr(server_module, "_SECONDS_FOR_BODY", 0.3)
+    monkeypatch.setattr(questions, "_SECONDS_FOR_BODY", 0.3)
     for name in ("_SECONDS_FOR_HEAD", "_SECONDS_AFTER_ANSWER"):
         monkeypatch.setattr(guard, name, 0.3)
     host = f"{HOST}:{texts.port}"

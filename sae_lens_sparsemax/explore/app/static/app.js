@@ -1,10 +1,14 @@
 "use strict";
 // Asks what is at a place of an image or a text, and shows the answer.
 const { h, spelt, count, percent } = explorer;
-const MOST_INPUTS = 20;
 const at = (id) => document.getElementById(id);
-// An input has a name, what is given, the address of its picture, and once it is answered its concepts, `peaks`.
-const state = { kind: null, title: "", pages: null, inputs: [], input: null, position: null, changes: new Map(), shown: null, classes: null, turn: 0 };
+// An input has a name, what is given, the address of its picture, and once it is answered its concepts, `peaks`, or why
+// it was refused, `error`. Classes are null for those that came with the command, `own`; `wanted` are those that a person
+// has listed, until the server has taken or refused them.
+const state = {
+  kind: null, title: "", pages: null, inputs: [], input: null, position: null, changes: new Map(), shown: null,
+  classes: null, wanted: undefined, own: [], turn: 0,
+};
 const PLAIN = { factor: 1, add: 0 };
 const changeOf = (concept) => state.changes.get(concept) ?? PLAIN;
 const changes = () => [...state.changes].map(([concept, { factor, add }]) => [concept, factor, add]);
@@ -21,7 +25,7 @@ async function post(path, question, signal) {
   } catch {
     throw new Error(GONE);
   }
-  if (!response.ok) throw new Error(answer.error);
+  if (!response.ok) throw Object.assign(new Error(answer.error), { isRefused: [400, 413].includes(response.status) });
   return answer;
 }
 
@@ -31,7 +35,7 @@ function say(sentence, isError = false) {
 }
 
 async function ask() {
-  const { input } = state;
+  const { input, wanted } = state;
   if (input === null) return;
   const turn = ++state.turn;
   say("Computing …");
@@ -39,37 +43,39 @@ async function ask() {
     // A concept that is looked at is shown even where it is not among the strongest.
     const looked = state.shown === null || state.changes.has(state.shown) ? [] : [[state.shown, 1, 0]];
     const answer = await post("/api/inspect", {
-      given: input.given, position: state.position, changes: [...changes(), ...looked], classes: state.classes,
+      given: input.given, position: state.position, changes: [...changes(), ...looked],
+      classes: wanted === undefined ? state.classes : wanted,
     });
     input.peaks = new Map(answer.peaks);
+    input.error = null;
+    if (wanted !== undefined && wanted === state.wanted) Object.assign(state, { classes: wanted, wanted: undefined });
     if (turn !== state.turn) return;
     say("");
     show(answer);
   } catch (error) {
+    if (wanted !== undefined && wanted === state.wanted) {
+      // What was listed may be what is wrong: the earlier classes stay, and are asked with.
+      state.wanted = undefined;
+      at("classes-message").textContent = error.message;
+      return ask();
+    }
+    if (error.isRefused && wanted === undefined && !input.peaks) input.error = error.message;
     if (turn !== state.turn) return;
     say(error.message, true);
-    if (!input.peaks) {
-      state.inputs = state.inputs.filter((other) => other !== input);
-      state.input = null;
-      drawInputs();
-      for (const id of ["found", "effect", "whole", "photo", "shared"]) at(id).hidden = true;
-      at("tokens").replaceChildren();
-    }
+    if (!input.peaks) showNothing();
   }
 }
 
-/** Inputs that nobody has looked at yet are asked about once, so that what all share is known. */
-async function askOthers() {
-  for (const input of [...state.inputs]) {
-    if (input.peaks || input === state.input) continue;
-    try {
-      input.peaks = new Map((await post("/api/inspect", { given: input.given })).peaks);
-    } catch {
-      input.peaks = new Map(); // whoever looks at it is told
-    }
+/** Nothing of an earlier input stays beside one that has no answer. */
+function showNothing() {
+  for (const id of ["found", "effect", "whole", "photo", "nowhere"]) at(id).hidden = true;
+  at("tokens").replaceChildren();
+  if (state.kind === "text") { // its field still holds it
+    state.inputs = state.inputs.filter((other) => other !== state.input);
+    state.input = null;
   }
+  drawInputs();
   drawShared();
-  for (const place of document.querySelectorAll("#concepts .in")) place.textContent = shareOf(Number(place.dataset.concept));
 }
 
 function show(answer) {
@@ -77,14 +83,18 @@ function show(answer) {
   const wasOn = document.activeElement?.dataset?.key;
   const shown = answer.concepts.find((c) => c.concept === state.shown) ?? answer.concepts[0] ?? null;
   state.shown = shown ? shown.concept : null;
+  const whole = answer.class_token ? "Class token" : "Image as a whole";
   const where = isImage
-    ? answer.position === null ? "Image as a whole" : `Patch ${answer.position}`
+    ? answer.position === null ? whole : `Patch ${answer.position}`
     : `Token ${answer.position} “${spelt(answer.tokens[answer.position])}”`;
   at("where").textContent = `${where}: ${answer.n_active} of ${count(answer.d_sae)} concepts`;
   const why = answer.left_out?.[answer.position];
   at("left-out").textContent = why ? `No concept is active here: the SAE was trained without ${why}.` : "";
   at("number").max = answer.d_sae - 1;
+  at("whole").textContent = answer.class_token ? whole : "Whole image";
   if (isImage) drawPatches(answer, shown); else drawTokens(answer, shown);
+  at("nowhere").hidden = !shown?.places.length || shown.places.some((act) => act !== 0);
+  at("nowhere").textContent = shown ? `Concept ${shown.concept} is active on no ${isImage ? "patch" : "token"}.` : "";
   drawSpikes(answer);
   const hasPasses = answer.concepts.some((c) => c.pass !== null);
   at("pass").hidden = !hasPasses;
@@ -153,6 +163,7 @@ function setChange(concept, change) {
   if (change.factor === 1 && change.add === 0) state.changes.delete(concept);
   else state.changes.set(concept, change);
   state.shown = concept;
+  forgetTexts(); // they are of other changes
   ask();
 }
 
@@ -169,12 +180,6 @@ function slider(concept, key, label, range, spell) {
 }
 
 const signed = (value) => `${value < 0 ? "−" : "+"}${explorer.number(Math.abs(value))}`;
-
-function shareOf(concept) {
-  const others = state.inputs.filter((input) => input.peaks);
-  const n = others.filter((input) => input.peaks.has(concept)).length;
-  return others.length > 1 ? `in ${n} of ${others.length}` : "";
-}
 
 function row({ concept, label, act, pass }, hasPasses) {
   const { factor, add } = changeOf(concept);
@@ -211,11 +216,7 @@ function drawChosen({ spikes }, shown) {
 }
 
 async function drawCard(concept, place) {
-  if (state.pages === null) {
-    place.append(h("p", { class: "note" }, "What else it fires on: ", h("code", {}, `sparsemax-sae explore ${state.title}`),
-      " writes its page; then start the app again", state.local ? "." : h("span", {}, " with ", h("code", {}, "--pages output/explore"), ".")));
-    return;
-  }
+  if (state.pages === null) return place.append(offer());
   try {
     await explorer.need("explore");
     if (state.kind === "image") await explorer.need("samples");
@@ -226,26 +227,6 @@ async function drawCard(concept, place) {
   } catch (error) {
     place.replaceChildren(h("p", { class: "error" }, error.message));
   }
-}
-
-function drawInputs() {
-  at("inputs").hidden = state.inputs.length < 2;
-  at("inputs").replaceChildren(...state.inputs.map((input) => h("span", { class: "input" },
-    h("button", {
-      type: "button", "aria-pressed": String(input === state.input), title: input.name, "data-key": `input${state.inputs.indexOf(input)}`,
-      onclick: () => choose(input),
-    }, input.source ? h("img", { src: input.source, alt: input.name }) : input.name),
-    h("button", { type: "button", class: "remove", "aria-label": `Remove ${input.name}`, onclick: () => remove(input) }, "×"))));
-}
-
-function drawShared() {
-  const answered = state.inputs.filter((input) => input.peaks);
-  const least = (concept) => Math.min(...answered.map((input) => Math.abs(input.peaks.get(concept))));
-  const shared = answered.length < 2 ? [] : [...answered[0].peaks.keys()].filter((concept) => answered.every((input) => input.peaks.has(concept)));
-  const best = shared.sort((a, b) => least(b) - least(a)).slice(0, 8);
-  at("shared").hidden = answered.length < 2;
-  at("shared").replaceChildren(shared.length ? `All ${answered.length} inputs share ${count(shared.length)} concepts: ` : `No concept is shared by all ${answered.length} inputs.`,
-    ...best.flatMap((concept) => [h("button", { type: "button", onclick: () => look(state.position, concept) }, concept), " "]));
 }
 
 const chance = (p) => (p < 0.001 ? "< 0.1 %" : percent(p));
@@ -271,67 +252,35 @@ function look(position, concept = null) {
   ask();
 }
 
-function choose(input) {
-  state.input = input;
-  if (input.source) at("picture").src = input.source;
-  else at("text").value = input.given;
-  forgetTexts();
-  look(null);
-}
-
-function remove(input) {
-  state.inputs = state.inputs.filter((other) => other !== input);
-  if (input === state.input) choose(state.inputs[0]);
-  else { drawInputs(); drawShared(); }
-}
-
-/** Add inputs to the list, and look at the first of them. */
-function add(inputs) {
-  const fresh = inputs.map((input) => state.inputs.find((other) => other.given === input.given) ?? input);
-  state.inputs = [...new Set([...state.inputs, ...fresh])].slice(-MOST_INPUTS);
-  choose(fresh[0]);
-  askOthers();
-}
-
-const pictured = (name, given, type = "image/*") => ({ name, given, source: `data:${type};base64,${given}` });
-
-const read = (file) => new Promise((resolve, reject) => {
-  const reader = new FileReader();
-  reader.onload = () => resolve(pictured(file.name, reader.result.slice(reader.result.indexOf(",") + 1), file.type || "image/*"));
-  reader.onerror = () => reject(new Error(`The file ${file.name} could not be read.`));
-  reader.readAsDataURL(file);
-});
-
-at("file").onchange = (event) => {
-  const files = [...event.target.files].slice(0, MOST_INPUTS);
-  if (files.length) Promise.all(files.map(read)).then(add).catch((error) => say(error.message, true));
-};
-at("image-form").onsubmit = (event) => event.preventDefault();
-at("text-form").onsubmit = (event) => {
-  event.preventDefault();
-  add([{ name: at("text").value, given: at("text").value }]);
-};
 at("look-form").onsubmit = (event) => {
   event.preventDefault();
   look(state.position, Number(at("number").value));
 };
 at("classes-form").onsubmit = (event) => {
   event.preventDefault();
-  state.classes = at("names").value.split("\n");
+  const names = at("names").value.split("\n").filter((name) => name.trim());
+  if (!names.length) at("names").value = state.own.join("\n");
+  state.wanted = names.length ? names : null;
+  at("classes-message").textContent = "";
   ask();
 };
 at("whole").onclick = () => look(null);
-at("reset").onclick = () => { state.changes.clear(); ask(); };
+at("reset").onclick = () => {
+  state.changes.clear();
+  forgetTexts();
+  ask();
+};
 
-fetch("/api/session").then((response) => response.json()).then(({ kind, title, pages, local, examples, classes, n_classes, steers }) => {
-  Object.assign(state, { kind, title, pages, local });
+fetch("/api/session").then((response) => response.json()).then(({ kind, title, pages, local, gathering, examples, classes, n_classes, steers }) => {
+  Object.assign(state, { kind, title, pages, local, own: classes });
   at("title").textContent = title;
   at("pages").hidden = pages === null;
+  gathered(gathering);
   at(`${kind}-form`).hidden = false;
   at("steer-form").hidden = !steers;
   at("classes").hidden = !n_classes;
   at("names").value = classes.join("\n");
-  at("names-note").textContent = classes.length ? "One a line." : `One a line; without any, the ${count(n_classes)} names that came with the command.`;
+  at("names-note").textContent = `One a line; without any, the ${count(n_classes)} names that came with the command.`;
   if (examples.length) add(examples.map(({ name, given }) => kind === "image" ? pictured(name, given) : { name, given }));
 }).catch(() => say(GONE, true));
 at("picture").onload = ({ target }) => target.classList.toggle("tiny", Math.max(target.naturalWidth, target.naturalHeight) <= 64);

@@ -72,19 +72,27 @@ const explorer = {
     const y = (value) => H - bottom - ((Math.min(value, highest) - lowest) / (highest - lowest)) * (H - bottom - top);
     const path = concepts.map((id, i) => `M${x(id).toFixed(1)} ${y(0).toFixed(1)}V${y(values[i]).toFixed(1)}`).join("");
     const marked = concepts.slice(0, options.marked ?? 3);
-    const placed = [];
+    // A label that would touch a stronger concept's goes beside that, and is left out where this is too far away.
+    // Bold figures at the size of a phone are as wide and high as this.
+    const letter = 10,
+      line = 15,
+      placed = [];
     const labels = marked.map((id, i) => {
-      let at = Math.min(Math.max(x(id), 24), W - 24),
+      const text = values[i] > highest ? `#${id} ↑ ${number(values[i])}` : `#${id}`,
+        half = (text.length * letter + 3) / 2,
+        wanted = Math.min(Math.max(x(id), half), W - half),
         height = y(values[i]) - 6;
-      while (placed.some(([px, py]) => Math.abs(px - at) < 44 && Math.abs(py - height) < 12)) height += 12;
-      placed.push([at, height]);
+      const near = placed.filter(([, py]) => Math.abs(py - height) < line);
+      const at = [wanted, ...near.flatMap(([px, , other]) => [px - other - half, px + other + half])]
+        .filter((place) => place >= half && place <= W - half && Math.abs(place - wanted) <= 2 * half)
+        .filter((place) => near.every(([px, , other]) => Math.abs(px - place) > half + other - 1e-6))
+        .sort((a, b) => Math.abs(a - wanted) - Math.abs(b - wanted))[0];
+      if (at !== undefined) placed.push([at, height, half]);
       return svg(
         options.link ? "a" : "g",
         { href: options.link?.(id) },
         svg("path", { class: "spike top", d: `M${x(id)} ${y(0)}V${y(values[i])}` }),
-        svg("text", { class: "tick top", x: at, y: height, "text-anchor": "middle" },
-          values[i] > highest ? `#${id} ↑ ${number(values[i])}` : `#${id}`,
-        ),
+        at !== undefined ? svg("text", { class: "tick top", x: at, y: height, "text-anchor": "middle" }, text) : svg("title", {}, text),
       );
     });
     return explorer.chart(
