@@ -14,7 +14,7 @@ from typing import Any
 
 from sae_lens_sparsemax.data.loading import is_local
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
-from sae_lens_sparsemax.explore.app.opening import open_pages
+from sae_lens_sparsemax.explore.app.opening import open_pages, take_outliers
 from sae_lens_sparsemax.explore.app.session import Session
 from sae_lens_sparsemax.explore.explored import PAGES, place_of
 from sae_lens_sparsemax.explore.labels import shown_labels
@@ -135,6 +135,8 @@ class Gathering:
         try:
             pages = open_pages(self.source, self.session.sae, folder)
             if pages is not None:
+                if self.session.kind == "text":
+                    take_outliers(self.session.sae, pages)
                 self.session.labels = shown_labels(self.source, pages)
                 self.session.pages = pages  # last, as they say that it is done
         except ValueError as error:

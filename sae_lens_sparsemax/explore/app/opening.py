@@ -40,12 +40,15 @@ class Given(NamedTuple):
     given: str
 
 
-def as_opening(examples: Sequence[Given], classes: Sequence[str] = (), *, steers: bool = False) -> dict[str, Any]:
+def as_opening(
+    examples: Sequence[Given], classes: Sequence[str] = (), *, classifies: bool = False, steers: bool = False
+) -> dict[str, Any]:
     """See `Session.opening`; a list of classes too long to edit is told by its length alone."""
     return {
         "examples": [each._asdict() for each in examples],
         "classes": list(classes) if len(classes) <= MOST_CLASSES else [],
         "n_classes": len(classes),
+        "classifies": classifies,
         "steers": steers,
     }
 

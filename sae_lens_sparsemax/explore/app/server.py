@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from http import HTTPStatus
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -147,8 +146,7 @@ class AppServer:
         gathering = None if self.gathering is None else await run_in_threadpool(self.gathering.told)
         pages = self.session.pages
         told = {"kind": self.session.kind, "title": self.title, "pages": None if pages is None else pages.number}
-        told |= {"local": Path(self.title).expanduser().is_dir(), "gathering": gathering}
-        return JSONResponse(told | self.session.opening)
+        return JSONResponse(told | {"gathering": gathering} | self.session.opening)
 
     async def _gathered(self, _: Request) -> Response:
         assert self.gathering is not None

@@ -33,7 +33,7 @@ from sae_lens_sparsemax.explore.explored import Explored
 from sae_lens_sparsemax.explore.labels import shown_labels
 from sae_lens_sparsemax.explore.settings import AppSettings
 from sae_lens_sparsemax.explore.steering import class_probabilities, next_token_probabilities, steered_text
-from sae_lens_sparsemax.models.at_hook import load_sae, open_text, text_at_hook
+from sae_lens_sparsemax.models.at_hook import TextAtHook, load_sae, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import predicts_next_tokens
@@ -126,7 +126,7 @@ class ImageSession:
     @property
     def opening(self) -> dict[str, Any]:
         """See `Session`."""
-        return as_opening(self.examples, self.words)
+        return as_opening(self.examples, self.words, classifies=self.model.tokenizer is not None)
 
     def _classes(self, classes: list[str] | None) -> tuple[list[str], torch.Tensor | None]:
         """Names and embeddings of the classes that an image may show."""
@@ -182,8 +182,12 @@ class TextSession:
         self, model: Any, sae: SAE[Any], labels: Mapping[int, str] | None = None, pages: Explored | None = None
     ):
         self.model, self.sae, self.labels, self.pages = model, sae, labels or {}, pages
-        self.at_hook = text_at_hook(model, sae)
         self.has_outcomes = predicts_next_tokens(model)
+
+    @property
+    def at_hook(self) -> TextAtHook:
+        """The model at the SAE's hook; pages that come later may say which tokens are outliers."""
+        return text_at_hook(self.model, self.sae)
 
     @property
     def opening(self) -> dict[str, Any]:

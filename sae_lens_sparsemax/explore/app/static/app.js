@@ -271,16 +271,19 @@ at("reset").onclick = () => {
   ask();
 };
 
-fetch("/api/session").then((response) => response.json()).then(({ kind, title, pages, local, gathering, examples, classes, n_classes, steers }) => {
-  Object.assign(state, { kind, title, pages, local, own: classes });
+fetch("/api/session").then((response) => response.json()).then(({ kind, title, pages, gathering, examples, classes, n_classes, classifies, steers }) => {
+  Object.assign(state, { kind, title, pages, own: classes });
   at("title").textContent = title;
   at("pages").hidden = pages === null;
   gathered(gathering);
   at(`${kind}-form`).hidden = false;
   at("steer-form").hidden = !steers;
-  at("classes").hidden = !n_classes;
+  at("classes").hidden = !classifies;
+  at("classes").open = classifies && !n_classes;
   at("names").value = classes.join("\n");
-  at("names-note").textContent = `One a line; without any, the ${count(n_classes)} names that came with the command.`;
+  at("names-note").textContent = n_classes
+    ? `One a line; without any, the ${count(n_classes)} names that came with the command.`
+    : "One a line. What this SAE's images show is not known, so name what there is to choose from.";
   if (examples.length) add(examples.map(({ name, given }) => kind === "image" ? pictured(name, given) : { name, given }));
 }).catch(() => say(GONE, true));
 at("picture").onload = ({ target }) => target.classList.toggle("tiny", Math.max(target.naturalWidth, target.naturalHeight) <= 64);

@@ -8,7 +8,7 @@ function offer() {
   const place = h("div", { class: "gather" });
   if (gathering) drawGathering(place);
   else place.append(h("p", { class: "note" }, "What else it fires on: ", h("code", {}, `sparsemax-sae explore ${state.title}`),
-    " writes its page; then start the app again", state.local ? "." : h("span", {}, " with ", h("code", {}, "--pages output/explore"), ".")));
+    " writes its page; then start the app again."));
   return place;
 }
 
