@@ -132,7 +132,7 @@
         status.textContent = `${found} contexts that these pages keep contain it${some}.`;
         if (!done) status.textContent += ` Reading on: ${count(files)} of ${count(shards.length)} files …`;
         status.setAttribute("aria-busy", String(!done)); // read out once, at the end
-        jump.textContent = `${count(hits.length)} contexts contain this text ${done ? "" : "so far "}↓`;
+        jump.textContent = `${count(hits.length)} ${hits.length === 1 ? "context contains" : "contexts contain"} this text ${done ? "" : "so far "}↓`;
         more.hidden = shown >= hits.length || shown < wanted;
       };
       // One after the other, however often it is asked for.
