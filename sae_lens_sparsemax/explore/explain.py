@@ -19,7 +19,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.explainers import LanguageModel, clean_label, open_explainer
-from sae_lens_sparsemax.explore.explored import Explored, open_explored, place_of
+from sae_lens_sparsemax.explore.explored import Explored, is_same_decoder, open_explored, place_of
 from sae_lens_sparsemax.explore.labels import PROPOSED, show_labels
 from sae_lens_sparsemax.explore.pages.scripts import read_script
 from sae_lens_sparsemax.files import only_writer, read_object, save_json
@@ -114,7 +114,7 @@ def explain(
         head: dict[str, Any] = {
             "model": model.name, "scored_by": "detection, balanced accuracy", "n_shown": settings.n_shown,
             "n_scored": settings.n_scored, "seed": settings.seed, "dataset": pages.summary["dataset"],
-            "sae": pages.summary.get("id"),
+            "probe": pages.summary.get("probe"),
         }  # fmt: skip
         path = folder / PROPOSED
         found = _earlier(path, head, settings.overwrite)
@@ -161,9 +161,10 @@ def _earlier(path: Path, head: dict[str, Any], overwrite: bool) -> dict[int, Pro
         return {}
     values = read_object(path)
     concepts = values.pop("concepts", {})
-    values.setdefault("sae", head["sae"])  # which an earlier version did not note
-    if values != head:
-        differing = sorted(key for key in values.keys() | head.keys() if values.get(key) != head.get(key))
+    if not is_same_decoder(values.pop("probe", None), head["probe"]):
+        raise ValueError(f"{str(path)!r} holds proposals for another SAE; overwrite replaces them.")
+    differing = sorted(key for key in (values.keys() | head.keys()) - {"probe"} if values.get(key) != head.get(key))
+    if differing:
         raise ValueError(f"{str(path)!r} holds proposals with another {differing[0]}; overwrite replaces them.")
     return {int(c): Proposal(**each) for c, each in concepts.items()}
 

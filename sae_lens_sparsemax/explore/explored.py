@@ -1,6 +1,5 @@
 """What `explore` has gathered, read back from its folder of pages, so that nothing is computed twice."""
 
-import logging
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +14,11 @@ from sae_lens_sparsemax.explore.pages.site import MANIFEST
 from sae_lens_sparsemax.models.at_hook import load_sae, require_sae
 from sae_lens_sparsemax.settings.sentences import must_be
 
-logger = logging.getLogger(__name__)
 PAGES = "explore"
 """The folder of an SAE's pages inside its own."""
 _PROBED = 64
+# Cosines of two decoders that differ lie some 1/√d apart; those of one differ by its rounding to half precision.
+_COSINE_TOLERANCE = 2e-3
 
 
 class Example(NamedTuple):
@@ -117,17 +117,21 @@ def probe(rows: torch.Tensor) -> torch.Tensor:
     return nn.functional.cosine_similarity(some, torch.arange(1.0, rows.shape[1] + 1).cos()[None], dim=-1)
 
 
+def is_same_decoder(one: list[float] | None, other: list[float] | None) -> bool:
+    """Whether two probes may be of one decoder; earlier versions kept none, and nothing speaks against those."""
+    if one is None or other is None:
+        return True
+    return len(one) == len(other) and all(abs(a - b) <= _COSINE_TOLERANCE for a, b in zip(one, other, strict=True))
+
+
 def find_explored_of(found: Explored, sae: SAE[Any]) -> Explored | None:
     """Of pages, which may be of several SAEs, those of this one, told by its decoder; None if they are of none."""
-    norms, mine = sae.W_dec.detach().float().norm(dim=-1).cpu(), probe(sae.W_dec)
+    norms, mine = sae.W_dec.detach().float().norm(dim=-1).cpu(), probe(sae.W_dec).tolist()
     for number in range(len(found.site["saes"])):
         pages = Explored(found.folder, number)
         told = torch.tensor([norm or 0.0 for norm in pages.table["norm"]], dtype=torch.float32)
-        # Pages of earlier versions kept the norms alone.
-        cosines = torch.tensor(pages.summary.get("probe") or mine.tolist(), dtype=torch.float32)
-        if told.shape != norms.shape or cosines.shape != mine.shape:
-            continue
-        if torch.allclose(told, norms, rtol=2e-3, atol=1e-6) and torch.allclose(cosines, mine, rtol=0, atol=2e-3):
+        has_norms = told.shape == norms.shape and torch.allclose(told, norms, rtol=2e-3, atol=1e-6)
+        if has_norms and is_same_decoder(pages.summary.get("probe"), mine):
             return pages
     return None
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from sae_lens_sparsemax.explore.explored import Explored, place_of
+from sae_lens_sparsemax.explore.explored import Explored, is_same_decoder, place_of
 from sae_lens_sparsemax.explore.pages.scripts import script
 from sae_lens_sparsemax.files import atomic_file, read_object, reading, reason
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -23,8 +23,6 @@ OWN = "labels.csv"
 """A person's labels."""
 PROPOSED = "explanations.json"
 """Those that a language model proposed."""
-
-
 _CHANCE = 0.5
 
 
@@ -118,7 +116,7 @@ def proposed_labels(folder: Path, pages: Explored | None = None) -> dict[int, La
         return {}
     values = read_object(path)
     with reading(path):
-        if pages is not None and values.get("sae") not in (None, pages.summary.get("id")):
+        if pages is not None and not is_same_decoder(values.get("probe"), pages.summary.get("probe")):
             logger.warning("The labels in %s were proposed for another SAE and are not shown.", path)
             return {}
         found = values["concepts"].items()

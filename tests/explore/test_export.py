@@ -120,8 +120,9 @@ def test_pages_of_another_sae_are_refused_and_its_labels_not_shown(sae_with_page
     assert set(concepts_of("river", again)["label"]) <= {"=mine", "proposed", ""}  # no guesses of the other
     pages = find_explored(sae_with_pages)
     proposals = json.loads((again / "explanations.json").read_text())
-    for told, shown in ((pages.summary["id"], True), ("another", False)):
-        (again / "explanations.json").write_text(json.dumps(proposals | {"sae": told}))
+    probe = pages.summary["probe"]
+    for told, shown in ((None, True), ([x + 1e-3 for x in probe], True), ([x + 1e-2 for x in probe], False)):
+        (again / "explanations.json").write_text(json.dumps(proposals | {"probe": told}))
         assert (4 in {c for c, label in labels_of(again, pages).items() if label.by == "some model"}) is shown
     assert "proposed for another SAE" in caplog.text
 
