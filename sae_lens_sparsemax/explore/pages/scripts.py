@@ -23,6 +23,7 @@ _BYTES_PER_EXAMPLE = 40
 _BYTES_PER_TOKEN = 2
 # What it takes once more where texts can be searched, besides its active tokens again.
 _BYTES_PER_SEARCHED = 17
+_ENCODED_AT_ONCE = 4096
 
 
 def write_script(folder: Path, name: str, payload: Any) -> int:
@@ -78,6 +79,11 @@ def encode_levels(levels: torch.Tensor) -> str:
 
 def encode_all_levels(levels: torch.Tensor) -> list[str]:
     """The same of many examples, shape (n_examples, n_tokens): at once, since there may be a million of them."""
+    # As numbers of Python they take forty times the memory, so not of all at once.
+    return [text for some in levels.split(_ENCODED_AT_ONCE) for text in _encode_some_levels(some)]
+
+
+def _encode_some_levels(levels: torch.Tensor) -> list[str]:
     texts, last_row, last = [""] * len(levels), -1, -1
     rows, tokens = levels.nonzero().T
     for row, token, level in zip(rows.tolist(), tokens.tolist(), levels[rows, tokens].tolist(), strict=True):
