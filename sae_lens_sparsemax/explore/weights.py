@@ -97,13 +97,17 @@ def token_logits(rows: torch.Tensor, matrix: torch.Tensor, k: int, *, progress: 
         k: Tokens of each kind.
         progress: Whether to show a progress bar.
     """
-    found: list[tuple[torch.Tensor, ...]] = []
-    for block in tqdm(rows.split(_BLOCK), desc="Logits", disable=not progress, leave=False):
-        logits = block @ matrix
+    # Small results kept between large ones that are freed hold on to the memory of these: gigabytes at 49,152 rows.
+    shape = (len(rows), min(k, matrix.shape[1]))
+    promoted, suppressed = torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.int64)
+    found = TokenLogits(promoted, torch.empty(shape), suppressed, torch.empty(shape))
+    for first in tqdm(range(0, len(rows), _BLOCK), desc="Logits", disable=not progress, leave=False):
+        logits = rows[first : first + _BLOCK] @ matrix
         logits -= logits.mean(-1, keepdim=True)
-        high, low = logits.topk(k, dim=-1), logits.topk(k, dim=-1, largest=False)
-        found.append((high.indices.cpu(), high.values.cpu(), low.indices.cpu(), low.values.cpu()))
-    return TokenLogits(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        high, low = logits.topk(shape[1], dim=-1), logits.topk(shape[1], dim=-1, largest=False)
+        for kept, new in zip(found, (high.indices, high.values, low.indices, low.values), strict=True):
+            kept[first : first + _BLOCK] = new.cpu()
+    return found
 
 
 def _final_norm(hf_model: Any) -> nn.Module | None:
