@@ -126,7 +126,7 @@ class ImageSession:
     @property
     def opening(self) -> dict[str, Any]:
         """See `Session`."""
-        return as_opening(self.examples, self.words, classifies=self.model.tokenizer is not None)
+        return as_opening(self.examples, self.words, classifies=bool(self.words) or self.model.tokenizer is not None)
 
     def _classes(self, classes: list[str] | None) -> tuple[list[str], torch.Tensor | None]:
         """Names and embeddings of the classes that an image may show."""

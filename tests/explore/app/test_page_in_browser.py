@@ -109,7 +109,7 @@ def test_a_broken_image_counts_nowhere_and_shows_nothing_of_another(image_page, 
     assert "All 2 inputs share" in image_page.inner_text("#shared")
     assert "of 2" in image_page.inner_text("#concepts .in >> nth=0")
     image_page.click(".input.broken button >> nth=0")
-    image_page.wait_for_selector("#message.error:has-text('no image')")
+    image_page.wait_for_selector("#message.error:has-text('cannot be taken for an image')")
     for name in ("#found", "#effect", "#photo", "#whole", "#shared"):
         assert image_page.locator(name).is_hidden(), name
     image_page.click(".input.broken .remove")
