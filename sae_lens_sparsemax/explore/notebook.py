@@ -9,10 +9,12 @@ import pandas as pd
 from PIL import Image
 from sae_lens import SAE
 
+from sae_lens_sparsemax.data.class_names import require_known
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.evaluation.naming import embed_words
 from sae_lens_sparsemax.explore.app.opening import distinct_classes, offered_classes, open_pages, take_outliers
 from sae_lens_sparsemax.explore.concepts import ImageConcepts, TextConcepts, concepts_of_image, concepts_of_text
+from sae_lens_sparsemax.explore.explored import Explored
 from sae_lens_sparsemax.explore.labels import labels_of
 from sae_lens_sparsemax.explore.steering import SteeredText, as_changes, as_whole, class_probabilities, steered_text
 from sae_lens_sparsemax.files import reason
@@ -67,10 +69,7 @@ def concepts_of(
     Raises:
         ValueError: nothing is given or it is of another kind, it cannot be read, or model and SAE do not fit.
     """
-    pages = None
-    at_hook, sae_opened = _opened(sae, model, device)
-    if isinstance(sae, str | Path) and (pages := open_pages(str(sae), sae_opened, None)) is not None:
-        take_outliers(sae_opened, pages)
+    at_hook, sae_opened, pages = _opened(sae, model, device)
     if n is not None and as_whole(n, "n") < 1:
         raise must_be("n", "at least 1", n)
     if labels is None:
@@ -125,7 +124,7 @@ def steer(
     Raises:
         ValueError: a concept that there is not, an argument out of its range, or what is given does not fit.
     """
-    source, (at_hook, sae) = sae, _opened(sae, model, device)
+    at_hook, sae, pages = _opened(sae, model, device)
     done = as_changes(changes)
     if isinstance(at_hook, TextAtHook):
         if classes is not None:
@@ -136,9 +135,9 @@ def steer(
     if not vit.classifies:
         raise must_be("model", "a CLIP or SigLIP model with its tokenizer to classify with", type(vit.model).__name__)
     if classes is not None:
-        names = distinct_classes(vit.tokenizer, classes)
+        names = distinct_classes(classes)
+        require_known(vit.tokenizer, names)
     else:
-        pages = open_pages(str(source), sae, None) if isinstance(source, str | Path) else None
         names = offered_classes(vit.tokenizer, sae, pages)
     if not names:
         raise must_be("classes", "given, as no classes of this SAE's images are known", classes)
@@ -150,9 +149,15 @@ def steer(
     return SteeredImage(scores.sort_values("before", ascending=False, ignore_index=True), heat)
 
 
-def _opened(sae: SAE[Any] | str | Path, model: Any, device: str) -> tuple[TextAtHook | VisionAtHook, SAE[Any]]:
-    """A model at the hook of an SAE, and the SAE."""
-    sae = load_sae(str(sae), device) if isinstance(sae, str | Path) else sae
+def _opened(
+    sae: SAE[Any] | str | Path, model: Any, device: str
+) -> tuple[TextAtHook | VisionAtHook, SAE[Any], Explored | None]:
+    """A model at the hook of an SAE, the SAE, and its pages if it is not given as an object."""
+    pages = None
+    if isinstance(sae, str | Path):
+        source, sae = str(sae), load_sae(str(sae), device)
+        pages = open_pages(source, sae, None)
+        take_outliers(sae, pages)
     meta = sae.cfg.metadata
     if model is None:
         # With the other classes all hooks are there.
@@ -164,10 +169,10 @@ def _opened(sae: SAE[Any] | str | Path, model: Any, device: str) -> tuple[TextAt
             _last_model[key] = (open_vision if sees else open_text)(sae, device=device).model
         model = _last_model[key]
     if isinstance(model, HookedViT):
-        return VisionAtHook(model, hook_name_of(sae), meta.tokens or "all"), sae
+        return VisionAtHook(model, hook_name_of(sae), meta.tokens or "all"), sae, pages
     if not (hasattr(model, "run_with_hooks") and hasattr(model, "to_tokens")):
         raise must_be("model", "a model with hooks, or None to load the SAE's own", type(model).__name__)
-    return text_at_hook(model, sae), sae
+    return text_at_hook(model, sae), sae, pages
 
 
 def _text(given: Any) -> str:

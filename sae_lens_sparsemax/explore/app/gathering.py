@@ -135,8 +135,7 @@ class Gathering:
         try:
             pages = open_pages(self.source, self.session.sae, folder)
             if pages is not None:
-                if self.session.kind == "text":
-                    take_outliers(self.session.sae, pages)
+                take_outliers(self.session.sae, pages)
                 self.session.labels = shown_labels(self.source, pages)
                 self.session.pages = pages  # last, as they say that it is done
         except ValueError as error:

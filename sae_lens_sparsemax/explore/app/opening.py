@@ -75,10 +75,10 @@ def open_pages(source: str, sae: SAE[Any], folder: str | None) -> Explored | Non
     return mine
 
 
-def take_outliers(sae: SAE[Any], pages: Explored) -> None:
+def take_outliers(sae: SAE[Any], pages: Explored | None) -> None:
     """Leave out the tokens of huge norm that `explore` found to be outliers, where the training has set no limit."""
-    if sae.cfg.metadata.max_norm is None and pages.summary.get("max_norm") is not None:
-        sae.cfg.metadata.max_norm = pages.summary["max_norm"]
+    if pages is not None and sae.cfg.metadata.max_norm is None:
+        sae.cfg.metadata.max_norm = pages.summary.get("max_norm")  # None for images
 
 
 def opening_texts(at_hook: TextAtHook) -> list[Given]:
@@ -130,25 +130,26 @@ def checked_classes(tokenizer: Any, classes: list[str]) -> list[str]:
     Raises:
         ValueError: they are too many or too long, or the model does not know one of them.
     """
-    if len({*classes}) > MOST_CLASSES:
-        raise must_be("classes", f"from 1 to {MOST_CLASSES} names", len({*classes}))
-    if (long := next((name for name in classes if len(name.strip()) > _LONGEST_CLASS), None)) is not None:
+    names = distinct_classes(classes)
+    if len(names) > MOST_CLASSES:
+        raise must_be("classes", f"from 1 to {MOST_CLASSES} names", len(names))
+    if (long := next((name for name in names if len(name) > _LONGEST_CLASS), None)) is not None:
         raise must_be("a class", f"at most {_LONGEST_CLASS} characters", long)
-    return distinct_classes(tokenizer, classes)
+    require_known(tokenizer, names)
+    return names
 
 
-def distinct_classes(tokenizer: Any, classes: Sequence[str]) -> list[str]:
-    """Classes to choose from, each once.
+def distinct_classes(classes: Sequence[str]) -> list[str]:
+    """Names of classes, each once.
 
     Raises:
-        ValueError: they are no list of names, or the model does not know one of them.
+        ValueError: they are no list of names.
     """
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise must_be("classes", "a list of names", classes)
     names = list(dict.fromkeys(name.strip() for name in classes if name.strip()))
     if not names:
         raise must_be("classes", "at least one name", list(classes))
-    require_known(tokenizer, names)
     return names
 
 

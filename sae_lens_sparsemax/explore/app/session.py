@@ -257,8 +257,7 @@ def open_session(source: str, settings: AppSettings | None = None) -> Session:
     if model_class_name != VISION_MODEL_CLASS:
         if settings.words is not None:
             raise ValueError("Words are for CLIP to choose from; a language model chooses among its tokens.")
-        if pages is not None:
-            take_outliers(sae, pages)
+        take_outliers(sae, pages)
         at_hook = open_text(sae, settings.model_name, model_class_name, device=device)
         return TextSession(at_hook.model, sae, labels, pages)
     name = settings.model_name or meta.model_name

@@ -10,7 +10,7 @@ from sae_lens_sparsemax.explore.app.opening import offered_classes, open_pages, 
 from sae_lens_sparsemax.explore.app.session import open_session
 from sae_lens_sparsemax.explore.explored import Explored, find_explored
 from sae_lens_sparsemax.explore.labels import shown_labels
-from sae_lens_sparsemax.explore.notebook import concepts_of
+from sae_lens_sparsemax.explore.notebook import concepts_of, steer
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.models.at_hook import load_sae
@@ -40,9 +40,13 @@ def test_outliers_that_explore_found_are_left_out_by_app_and_table(text_world, t
     pages = find_explored(folder)
     norms = concepts_of("the river of stone", folder).groupby("position")["activation"].max()
     assert pages is not None and len(norms) > 1
+    steered = steer("the river of stone", folder, {3: 300.0}, max_new_tokens=3)
+    assert steered.before != steered.after
     # Pages are read anew each time; here they say that nearly everything is an outlier.
     monkeypatch.setattr(Explored, "__init__", _with_limit(Explored.__init__, 1e-3))
     assert concepts_of("the river of stone", folder).empty
+    steered = steer("the river of stone", folder, {3: 300.0}, max_new_tokens=3)
+    assert steered.before == steered.after
     session = open_session(str(folder))
     assert "a norm above" in str(session.inspect("the river of stone", None, {}))
 
