@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from sae_lens_sparsemax import PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.config import BEST, EARLIER
 
 
 def config(**settings) -> SparsemaxTrainingSAEConfig:
@@ -93,19 +94,26 @@ def test_presets_are_valid_and_those_after_sources_leave_sparsity_to_the_data(pr
     assert chosen.structure == "cross_attention"
 
 
-def test_what_is_not_given_is_the_best_gate_or_the_papers_where_its_ablations_are_trained():
+def test_what_is_not_given_is_what_measured_best_or_the_papers_where_its_ablations_are_trained():
     best, given = config(), config(alpha=2.0, passes=1)
-    assert (best.alpha, best.passes, best.refinements, best.activation_floor) == (3, 2, 1, 0.5)
-    assert (given.alpha, given.passes, given.refinements, given.activation_floor) == (2, 1, 1, 0.5)
+    assert {name: getattr(best, name) for name in BEST} == BEST
+    assert {name: getattr(given, name) for name in BEST} == BEST | {"alpha": 2, "passes": 1}
     for ablation in ({"activations": "probabilities"}, {"gate": "relu", "target_l0": None}):
         plain = config(**ablation)
-        assert (plain.alpha, plain.passes, plain.refinements, plain.activation_floor) == (2, 1, 0, 0)
+        assert {name: getattr(plain, name) for name in EARLIER} == EARLIER
     assert config(activations="probabilities", passes=2).passes == 2
     saved = best.to_dict()
     assert SparsemaxTrainingSAEConfig.from_dict(saved) == best
-    for name in ("passes", "refinements", "activation_floor"):
+    for name in ("passes", "refinements", "activation_floor", "projection_lr_scale"):
         del saved[name]
-    assert SparsemaxTrainingSAEConfig.from_dict(saved).passes == 1
+    old = SparsemaxTrainingSAEConfig.from_dict(saved)
+    assert (old.passes, old.projection_lr_scale) == (1, 1)
+
+
+@pytest.mark.parametrize("scale", [0, -0.1])
+def test_projections_learn_at_a_positive_rate(scale):
+    with pytest.raises(ValueError, match=f"projection_lr_scale must be positive, got {scale}"):
+        config(projection_lr_scale=scale)
 
 
 def test_presets_differ_as_their_sources_do():
