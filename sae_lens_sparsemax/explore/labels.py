@@ -107,7 +107,15 @@ def own_labels(folder: Path) -> dict[int, Label]:
         rows = csv.DictReader(file)
         if not {"concept", "label"} <= {*(rows.fieldnames or ())}:
             raise must_be("its first line", "concept,label", rows.fieldnames)
-        return {int(row["concept"]): Label(row["label"].strip(), "person") for row in rows if row["label"].strip()}
+        labels = {}
+        for row in rows:
+            concept, text = (row["concept"] or "").strip(), row["label"]
+            if not concept.isdecimal() or text is None or None in row:
+                wanted = "a concept's number, a comma and its label, in quotes if that has commas"
+                raise must_be(f"its line {rows.line_num}", wanted, [*row.values()])
+            if text.strip():
+                labels[int(concept)] = Label(text.strip(), "person")
+        return labels
 
 
 def proposed_labels(folder: Path, pages: Explored | None = None) -> dict[int, Label]:

@@ -1,0 +1,17 @@
+"""A person's labels, as people write such tables."""
+
+import pytest
+
+from sae_lens_sparsemax.explore.labels import Label, labels_of
+
+
+def test_own_labels_may_be_quoted_blank_and_spaced_and_come_from_a_spreadsheet(tmp_path):
+    (tmp_path / "labels.csv").write_text('\ufeffconcept,label\r\n3,"cats, and dogs"\r\n 4 , birds \r\n5,\r\n', "utf-8")
+    assert labels_of(tmp_path) == {3: Label("cats, and dogs", "person"), 4: Label("birds", "person")}
+
+
+@pytest.mark.parametrize("row", ["3 cats", "3", "cats,3", "-3,cats", "3.0,cats", "3,cats, and dogs", ",cats"])
+def test_a_row_that_is_none_is_refused_with_its_line(tmp_path, row):
+    (tmp_path / "labels.csv").write_text(f"concept,label\n1,mine\n{row}\n")
+    with pytest.raises(ValueError, match=r"labels.csv.* its line 3 must be a concept's number, a comma and its label"):
+        labels_of(tmp_path)
