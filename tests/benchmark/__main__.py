@@ -22,6 +22,7 @@ examples:
   python -m tests.benchmark                         the table of its README, about ten minutes on two cores
   python -m tests.benchmark --d_sae 12288 --support 50
   python -m tests.benchmark --d_sae 12288 --support 50 --tokens 1024 256 4096 --output_path bench/
+  python -m tests.benchmark --d_sae 12288 --support 50 --tokens 1024 --d_in 768 192 384 1536 --only passes_2_1
   python -m tests.benchmark.training --help         whole steps on a language model
 
 Every figure is a ratio within one run: the median time of a forward and backward pass over that of the score product
@@ -48,14 +49,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _problems(args: argparse.Namespace) -> list[Problem]:
-    """Every M with every support at the first N; further N at the middle one of each."""
-    first, *more = args.tokens
+    """Every M with every support at the first N and d; further N and d at the middle one of each."""
+    (first, *more), (d_in, *widths) = args.tokens, args.d_in
     sizes = [(first, m, support) for m in args.d_sae for support in args.support if support < m]
     if not sizes:
         raise SystemExit(f"no support of {args.support} is smaller than a dictionary of {args.d_sae}")
     middle = [sorted(values)[len(values) // 2] for values in (args.d_sae, args.support)]
-    sizes += [(n, *middle) for n in more]
-    return [Problem(n, args.d_in, m, support, args.device) for n, m, support in sizes]
+    problems = [Problem(n, d_in, m, support, args.device) for n, m, support in sizes + [(n, *middle) for n in more]]
+    return problems + [Problem(first, d, *middle, args.device) for d in widths]
 
 
 def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | int]:
@@ -83,6 +84,7 @@ def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | in
     score_bytes = 4 * problem.n_tokens * problem.d_sae
     row: dict[str, float | int] = {
         "n_tokens": problem.n_tokens,
+        "d_in": problem.d_in,
         "d_sae": problem.d_sae,
         "support": problem.support,
         "floor_ms": 1e3 * seconds["floor"],
@@ -111,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens per batch; those after the first at the middle M and support only",
     )
-    parser.add_argument("--d_in", type=int, default=768, metavar="d")
+    parser.add_argument(
+        "--d_in", type=int, nargs="+", default=[768], metavar="d", help="width; those after the first as further N"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(

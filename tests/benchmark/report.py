@@ -22,14 +22,15 @@ LABELS = {
     "topk_sparse": "SAELens TopK, sparse",
     "naive": "naive sparsemax",
 }
+AXES = {"d_sae": "concepts M", "n_tokens": "tokens N", "d_in": "width d"}
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: one row per problem, time and memory of every pass that was measured in any of them."""
     names = [name for name in LABELS if any(f"{name}_time" in row for row in rows)]
-    header = ["N", "M", "support", "floor, ms"] + [f"{LABELS[name]}: time, memory" for name in names]
+    header = ["N", "d", "M", "support", "floor, ms"] + [f"{LABELS[name]}: time, memory" for name in names]
     cells = (
-        [str(row["n_tokens"]), row["d_sae"], row["support"], f"{row['floor_ms']:.0f}"]
+        [str(row["n_tokens"]), row["d_in"], row["d_sae"], row["support"], f"{row['floor_ms']:.0f}"]
         + [_cell(row.get(f"{name}_time"), row.get(f"{name}_memory")) for name in names]
         for row in rows
     )
@@ -37,16 +38,18 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time over the floor against M, one panel for every support, and against N where several were measured."""
-    n_tokens = rows[0]["n_tokens"]
+    """Time over the floor against M, one panel for every support, and against N and d where several were measured."""
+    first = rows[0]
+    common = [row for row in rows if (row["n_tokens"], row["d_in"]) == (first["n_tokens"], first["d_in"])]
     panels = [
-        (f"support {support}", "d_sae", [r for r in rows if r["support"] == support and r["n_tokens"] == n_tokens])
-        for support in sorted({row["support"] for row in rows})
+        (f"support {support}", "d_sae", [row for row in common if row["support"] == support])
+        for support in sorted({row["support"] for row in common})
     ]
-    other = next((row for row in rows if row["n_tokens"] != n_tokens), None)
-    if other is not None:
-        chosen = [r for r in rows if (r["d_sae"], r["support"]) == (other["d_sae"], other["support"])]
-        panels.append((f"M = {other['d_sae']:,}, support {other['support']}", "n_tokens", chosen))
+    for key in ("n_tokens", "d_in"):
+        if further := [row for row in rows if row[key] != first[key]]:
+            size = (further[0]["d_sae"], further[0]["support"])
+            at_first = [row for row in common if (row["d_sae"], row["support"]) == size]
+            panels.append((f"M = {size[0]:,}, support {size[1]}", key, at_first + further))
     figure = new_figure(3.6 * len(panels), 3.8)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, key, panel) in zip(axes, panels, strict=True):
@@ -56,7 +59,7 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
                 axis.plot(*zip(*sorted(points), strict=True), label=label, **series_style(number))
         axis.axhline(1, color=QUIET, linewidth=1, linestyle=":", label="score product")
         axis.set(xscale="log", yscale="log")
-        style(axis, title, "concepts M" if key == "d_sae" else "tokens N", grid="both")
+        style(axis, title, AXES[key], grid="both")
         ticks = sorted({row[key] for row in panel})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False, rotation=30)
         axis.minorticks_off()

@@ -18,12 +18,13 @@ from tests.benchmark.passes import Problem, gate_scale_for
 @pytest.mark.usefixtures("pictures")
 def test_it_prints_a_table_and_writes_figures_and_a_plot(tmp_path, capsys):
     everything = ["sparsemax", "probabilities", "mlp", "topk", "topk_sparse", "naive"]
-    sizes = ["--d_sae", "64", "128", "--d_in", "8", "--tokens", "32", "16", "--support", "4"]
+    sizes = ["--d_sae", "64", "128", "--d_in", "8", "4", "--tokens", "32", "16", "--support", "4"]
     main([*sizes, "--repeats", "1", "--only", *everything, "--output_path", str(tmp_path)])
     table = capsys.readouterr().out
-    assert "| 32 | 128 | 4 |" in table
+    assert "| 32 | 8 | 128 | 4 |" in table
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-    assert [(row["d_sae"], row["n_tokens"]) for row in rows] == [(64, 32), (128, 32), (128, 16)]
+    sizes = [(row["d_sae"], row["n_tokens"], row["d_in"]) for row in rows]
+    assert sizes == [(64, 32, 8), (128, 32, 8), (128, 16, 8), (128, 32, 4)]
     assert all(row[f"{name}_time"] > 0 for row in rows for name in everything)
     assert (tmp_path / "benchmark.png").stat().st_size > 0
 
