@@ -33,7 +33,7 @@ from sae_lens_sparsemax.files import (
     write_checksums,
 )
 from sae_lens_sparsemax.processes.together import gathered, is_first, together
-from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER
+from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER_GATE
 from sae_lens_sparsemax.settings.sentences import shown
 
 SHARDS = "shards"
@@ -201,7 +201,7 @@ def _settings_in(folder: Path) -> dict[str, Any] | None:
         return None
     settings = read_object(path)
     if isinstance(sae := settings.get("sae"), dict) and sae.get("architecture") == ARCHITECTURE:
-        settings["sae"] = EARLIER | sae
+        settings["sae"] = EARLIER_GATE | sae
     return settings
 
 

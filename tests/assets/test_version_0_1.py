@@ -13,7 +13,7 @@ from sae_lens.config import LoggingConfig
 from safetensors.torch import load_file
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.sae.config import EARLIER
+from sae_lens_sparsemax.sae.config import EARLIER_GATE
 from sae_lens_sparsemax.training.config import TextRunnerConfig
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
 from tests.support.tiny_language_model import documents, save_tiny_llama
@@ -67,7 +67,7 @@ def continued(**sae) -> TextRunnerConfig:
 
 def test_a_checkpoint_continues_to_the_sae_that_its_run_ended_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    TextTrainingRunner(continued(**EARLIER)).run()
+    TextTrainingRunner(continued(**EARLIER_GATE)).run()
     ended = load_file("sae/sae_weights.safetensors")
     expected = load_file(SAVED / "sae" / "sae_weights.safetensors")
     assert ended.keys() == expected.keys()

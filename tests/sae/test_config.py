@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from sae_lens_sparsemax import PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.sae.config import BEST, EARLIER
 
 
 def config(**settings) -> SparsemaxTrainingSAEConfig:
@@ -94,13 +93,13 @@ def test_presets_are_valid_and_those_after_sources_leave_sparsity_to_the_data(pr
     assert chosen.structure == "cross_attention"
 
 
-def test_what_is_not_given_is_what_measured_best_or_the_papers_where_its_ablations_are_trained():
+def test_what_is_not_given_is_the_best_gate_or_the_papers_where_its_ablations_are_trained():
     best, given = config(), config(alpha=2.0, passes=1)
-    assert {name: getattr(best, name) for name in BEST} == BEST
-    assert {name: getattr(given, name) for name in BEST} == BEST | {"alpha": 2, "passes": 1}
+    assert (best.alpha, best.passes, best.refinements, best.activation_floor) == (3, 2, 1, 0.5)
+    assert (given.alpha, given.passes, given.refinements, given.activation_floor) == (2, 1, 1, 0.5)
     for ablation in ({"activations": "probabilities"}, {"gate": "relu", "target_l0": None}):
         plain = config(**ablation)
-        assert {name: getattr(plain, name) for name in EARLIER} == EARLIER
+        assert (plain.alpha, plain.passes, plain.refinements, plain.activation_floor) == (2, 1, 0, 0)
     assert config(activations="probabilities", passes=2).passes == 2
     saved = best.to_dict()
     assert SparsemaxTrainingSAEConfig.from_dict(saved) == best

@@ -4,7 +4,7 @@ import torch
 from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.sae.config import EARLIER
+from sae_lens_sparsemax.sae.config import EARLIER_GATE
 
 D_IN, D_SAE = 12, 80
 
@@ -18,7 +18,7 @@ def inputs(n: int = 40, d: int = D_IN, dtype: torch.dtype = torch.float32) -> to
 def small_sae(seed: int = 0, **settings) -> SparsemaxTrainingSAE:
     """A training SAE of one pass whose every parameter is away from its initialisation, biases included."""
     torch.manual_seed(seed)
-    settings = {"d_in": D_IN, "d_sae": D_SAE, "target_l0": None, "gate_scale": 1.5} | EARLIER | settings
+    settings = {"d_in": D_IN, "d_sae": D_SAE, "target_l0": None, "gate_scale": 1.5} | EARLIER_GATE | settings
     sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(**settings))
     for parameter in sae.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
