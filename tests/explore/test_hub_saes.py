@@ -1,6 +1,7 @@
 """An SAE on the hub is explored, explained, exported and opened as one in a folder is."""
 
 import pandas as pd
+import pytest
 from huggingface_hub import constants
 
 from sae_lens_sparsemax.cli.main import main
@@ -23,6 +24,7 @@ class Answers:
         return True
 
 
+@pytest.mark.slow
 def test_an_sae_on_the_hub_is_explored_exported_and_opened_in_a_place_of_its_own(
     hub, text_world, tmp_path, monkeypatch, capsys, caplog
 ):
