@@ -44,7 +44,6 @@ class SparsemaxSAEConfig(SAEConfig):
         passes: how often concepts are selected, each time for what is unexplained until then.
         refinements: how often what was selected is then weighed once more.
         activation_floor: whether there are thresholds (if positive), below which activations are dropped.
-        projection_lr_scale: what the projections of a training checkpoint are multiplied with when they are folded.
         has_output_scale: whether activations are multiplied by a number for each concept after all that, as in an SAE
             whose decoder norms were folded.
     """
@@ -57,7 +56,6 @@ class SparsemaxSAEConfig(SAEConfig):
     passes: int = 1
     refinements: int = 0
     activation_floor: float = 0.0
-    projection_lr_scale: float = 1.0
     has_output_scale: bool = False
 
     @override
@@ -68,7 +66,7 @@ class SparsemaxSAEConfig(SAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "d_in", "projection_lr_scale")
+        _check_positive(self, "d_in")
         _check_gate(self)
 
 
@@ -113,9 +111,6 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             C W_v); "mlp" learns W_enc, b_enc and W_dec separately, as the paper's Table 3 ablates.
         query_projection: Whether W_q is learnt beside W_k (the paper) or is the identity (released code). Only
             W_q W_kᵀ matters to the model.
-        projection_lr_scale: Share of the learning rate at which W_q, W_k and W_v learn: Adam moves every entry of a
-            d × d map by the learning rate. A tenth kept the loss a tenth lower while the rate was high, and made little
-            difference once it had fallen. They are this times the parameters of their names.
         init_score_scale: The score of a unit-norm query that points exactly at a concept, at initialisation.
         loss_weighting: "none" is Σ_d (x̂ − x)², the paper's loss; "inverse_norm" the same divided by ‖x‖ per token
             (released code, whose constant factor is left out: Adam does not see it).
@@ -138,7 +133,6 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
     query_projection: bool = False
-    projection_lr_scale: float = 1.0
     init_score_scale: float = 1.0
     loss_weighting: LossWeighting = "none"
     l1_coefficient: float = 0.0
@@ -175,7 +169,6 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         _check_choice(self, "loss_weighting", LossWeighting)
         _check_choice(self, "b_dec_init", BDecInit)
         _check_positive(self, "init_score_scale", "target_l0_rate", "target_l0", "decoder_init_norm")
-        _check_positive(self, "projection_lr_scale")
         if self.l1_coefficient < 0:
             raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
         if self.target_l0 == DEFAULT_TARGET_L0 > self.d_sae:

@@ -134,7 +134,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             ValueError: tensors are missing, unknown, or of the wrong shape.
         """
         if is_training_checkpoint(state_dict):
-            fold_checkpoint(state_dict, self.cfg.activation_floor, self.cfg.projection_lr_scale)
+            fold_checkpoint(state_dict, self.cfg.activation_floor)
         check_weights(state_dict, self)
 
     @override

@@ -273,7 +273,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        folding.fold_checkpoint(state_dict, self.cfg.activation_floor, self.cfg.projection_lr_scale)
+        folding.fold_checkpoint(state_dict, self.cfg.activation_floor)
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:

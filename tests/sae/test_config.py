@@ -103,16 +103,9 @@ def test_what_is_not_given_is_the_best_gate_or_the_papers_where_its_ablations_ar
     assert config(activations="probabilities", passes=2).passes == 2
     saved = best.to_dict()
     assert SparsemaxTrainingSAEConfig.from_dict(saved) == best
-    for name in ("passes", "refinements", "activation_floor", "projection_lr_scale"):
+    for name in ("passes", "refinements", "activation_floor"):
         del saved[name]
-    old = SparsemaxTrainingSAEConfig.from_dict(saved)
-    assert (old.passes, old.projection_lr_scale) == (1, 1)
-
-
-@pytest.mark.parametrize("scale", [0, -0.1])
-def test_projections_learn_at_a_positive_rate(scale):
-    with pytest.raises(ValueError, match=f"projection_lr_scale must be positive, got {scale}"):
-        config(projection_lr_scale=scale)
+    assert SparsemaxTrainingSAEConfig.from_dict(saved).passes == 1
 
 
 def test_presets_differ_as_their_sources_do():
