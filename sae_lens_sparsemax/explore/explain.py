@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.explainers import LanguageModel, clean_label, open_explainer
 from sae_lens_sparsemax.explore.explored import Explored, is_same_decoder, open_explored, place_of
-from sae_lens_sparsemax.explore.labels import PROPOSED, show_labels
+from sae_lens_sparsemax.explore.labels import PROPOSED, own_labels, show_labels
 from sae_lens_sparsemax.explore.pages.scripts import read_script
 from sae_lens_sparsemax.files import only_writer, read_object, save_json
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -104,6 +104,7 @@ def explain(
     concepts = _chosen(pages, settings)
     folder = place_of(source)
     folder = pages.folder.parent if folder == pages.folder else folder
+    own_labels(folder)  # which are shown beside the proposals: damaged ones are refused before any is made
     with only_writer(folder, "path", ".explaining.lock"):
         model = model or open_explainer(
             settings.explainer or "",

@@ -24,6 +24,7 @@ OWN = "labels.csv"
 PROPOSED = "explanations.json"
 """Those that a language model proposed."""
 _CHANCE = 0.5
+_FURTHER = "what follows"
 
 
 class Label(NamedTuple):
@@ -104,15 +105,15 @@ def own_labels(folder: Path) -> dict[int, Label]:
     if not (path := folder / OWN).is_file():
         return {}
     with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+        rows = csv.DictReader(file, restkey=_FURTHER)
         if not {"concept", "label"} <= {*(rows.fieldnames or ())}:
             raise must_be("its first line", "concept,label", rows.fieldnames)
         labels = {}
         for row in rows:
             concept, text = (row["concept"] or "").strip(), row["label"]
-            if not concept.isdecimal() or text is None or None in row:
+            if not concept.isdecimal() or text is None or _FURTHER in row:
                 wanted = "a concept's number, a comma and its label, in quotes if that has commas"
-                raise must_be(f"its line {rows.line_num}", wanted, [*row.values()])
+                raise must_be(f"its line {rows.line_num}", wanted, row)
             if text.strip():
                 labels[int(concept)] = Label(text.strip(), "person")
         return labels

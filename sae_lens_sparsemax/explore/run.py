@@ -15,7 +15,7 @@ from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
 from sae_lens_sparsemax.explore.explored import Explored, probe
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.interest import concept_map, interest
-from sae_lens_sparsemax.explore.labels import show_labels
+from sae_lens_sparsemax.explore.labels import labels_of, show_labels
 from sae_lens_sparsemax.explore.pages.concepts import SAEReport
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -74,6 +74,8 @@ def explore(
         if is_first():
             stack.enter_context(only_writer(output.parent, "--output_path", f".{output.name}.lock"))
             check_folder(output)
+            for path in paths:
+                labels_of(path)  # damaged ones are refused now, not when examples have been gathered
         gathering = output.parent / f".{output.name}.gathering"
         reports, load = [], load_each_once()
         for number, (path, name) in enumerate(zip(paths, names or short_names(paths), strict=True)):
