@@ -42,6 +42,14 @@ def _counted_offsets(row: torch.Tensor, n_rows: int) -> torch.Tensor:
     return crow
 
 
+def joined_offsets(offsets: list[torch.Tensor]) -> torch.Tensor:
+    """(N + 1,) offsets of lists one after the other, of (n + 1,) each."""
+    joined = [offsets[0]]
+    for part in offsets[1:]:
+        joined.append(part[1:] + joined[-1][-1])
+    return torch.cat(joined)
+
+
 def entry_rows(crow: torch.Tensor, n_entries: int) -> torch.Tensor:
     """(n_entries,) the row of each entry, of (N + 1,) CSR offsets."""
     return torch.repeat_interleave(crow.diff(), output_size=n_entries)

@@ -51,9 +51,9 @@ from contextlib import contextmanager
 
 import torch
 
-from sae_lens_sparsemax.attention import entmax, kernels
-from sae_lens_sparsemax.attention.rows import row_offsets, sampled_product
-from sae_lens_sparsemax.attention.support import Support, settle, threshold_bound
+from sae_lens_sparsemax.attention import kernels
+from sae_lens_sparsemax.attention.rows import joined_offsets, row_offsets, sampled_product
+from sae_lens_sparsemax.attention.support import Support, sampled_std, settle, threshold_bound
 
 # By type of device: whether to screen, None to leave it to `is_worthwhile`. No other device ever screens.
 SCREEN: dict[str, bool | None] = {"cpu": None, "cuda": None}
@@ -195,24 +195,44 @@ class Screen:
         of_query = torch.stack([lost + (width + 1) * 2.0**-22 * norm, (1 + UNIT) * norm], 1)
         return WIDER * of_query, self._of_chunk
 
-    def select(self, query: torch.Tensor, budget: float, alpha: float) -> Support | None:
-        """The supports of the block whose `scores` were made last; None where screening leaves too many candidates.
+    def select(
+        self, query: torch.Tensor, budget: float, alpha: float
+    ) -> tuple[Support, torch.Tensor] | None:
+        """The supports of as many of N tokens, from the first on, as can be screened; None if the first block cannot.
 
-        Args: (n, d) the block's queries; b; α >= 2.
+        Args: (N, d) queries; b, whole for TopK; α >= 2.
+
+        Returns:
+            The supports of n tokens, and the standard deviation of the scores of a sample of the first block's.
         """
-        budget = entmax.whole_budget(budget, alpha)
-        found = self._candidates(query, budget, alpha)
-        if found is None:
+        lists, score_std = [], query.new_zeros(())
+        for block in query.split(self.block_rows):
+            scores = self.scores(block)
+            if (found := self.candidates(block, budget, alpha)) is None:
+                break
+            score_std = score_std if lists else sampled_std(scores, query.dtype)
+            lists.append(found)
+        if not lists:
             return None
-        crow, col = found
+        crow, col = joined_offsets([block for block, _ in lists]), torch.cat([block for _, block in lists])
+        # For all blocks at once, so that a concept that several ask for is read once.
+        query = query[: len(crow) - 1]
         values = sampled_product(crow, col, query, self._keys)
         if self._bias is not None:
             values += self._bias[col]
         row_max = torch.segment_reduce(values, "max", offsets=crow).double()
-        return settle(values, crow, col, row_max, budget, alpha)
+        return settle(values, crow, col, row_max, budget, alpha), score_std
 
-    def _candidates(self, query: torch.Tensor, budget: float, alpha: float) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """crow (n + 1,) and col (nnz,) of what the supports of the block may hold, in order; None if too much."""
+    def candidates(
+        self, query: torch.Tensor, budget: float, alpha: float
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the supports of the block whose `scores` were made last may hold; None if that is too much.
+
+        Args: (n, d) the block's queries; b, whole for TopK; α >= 2.
+
+        Returns:
+            crow: (n + 1,) and col: (nnz,), CSR lists with sorted columns.
+        """
         n = len(query)
         most = MAX_CANDIDATES * n * self._n_concepts
         if kernels.usable(query):
@@ -231,18 +251,18 @@ class Screen:
         # z + r|z| + e > bound  ⇒  z > w − r/(1 − r)·|w|, where w = bound − e.
         least = bound - error
         least -= self.share / (1 - self.share) * least.abs()
-        active = (maxima > least).view(-1).nonzero().squeeze(1)
+        listed = maxima > least
+        active = listed.view(-1).nonzero().squeeze(1)
         # Each of them holds a candidate.
         if active.numel() > most:
             return None
-        row, chunk = active // maxima.shape[1], active % maxima.shape[1]
-        candidate = chunks.permute(2, 0, 1)[row, chunk] > least.view(-1)[active, None]
-        which, place = candidate.nonzero(as_tuple=True)
-        if which.numel() > most:
+        candidate = _chunks_above(chunks, listed, active, least)
+        found = candidate.view(-1).nonzero().squeeze(1)
+        if found.numel() > most:
             return None
-        row, col = row[which], chunk[which] * CHUNK + place
-        return row_offsets(row, n), col
-
+        active = active[found // CHUNK]
+        row = active // maxima.shape[1]
+        return row_offsets(row, n), (active - row * maxima.shape[1]) * CHUNK + found % CHUNK
 
 @contextmanager
 def _float32_sums() -> Iterator[None]:
@@ -269,6 +289,27 @@ def _round(rows: torch.Tensor, rounded: torch.Tensor, norm: torch.Tensor, lost: 
     rounded.copy_(rows)
     torch.linalg.vector_norm(rows, dim=1, out=norm)
     torch.linalg.vector_norm(rows - rounded, dim=1, out=lost)
+
+
+def _chunks_above(
+    chunks: torch.Tensor, listed: torch.Tensor, active: torch.Tensor, least: torch.Tensor
+) -> torch.Tensor:
+    """(A, CHUNK) bool, which scores of listed chunks exceed what they must.
+
+    Args:
+        chunks: (C, CHUNK, n) scores. listed: (n, C) which chunks are read, A in all. active: (A,) where in (n · C,).
+        least: (n, C) what scores must exceed.
+    """
+    n, n_chunks = listed.shape
+    # Tokens of a chunk one after the other, which share cache lines; the order of `active` comes back when few bits are
+    # left of each.
+    by_chunk = listed.T.contiguous().view(-1).nonzero().squeeze(1)
+    chunk = by_chunk // n
+    row = by_chunk - chunk * n
+    at = row * n_chunks + chunk
+    above = chunks.permute(0, 2, 1)[chunk, row].float().sub_(least.view(-1)[at, None]) > 0
+    place = at.new_empty(n * n_chunks).index_copy_(0, at, torch.arange(len(at)))
+    return above.index_select(0, place.index_select(0, active))
 
 
 def _chunk_maxima(values: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 
 from sae_lens_sparsemax.attention import entmax, screening
-from sae_lens_sparsemax.attention.rows import row_offsets
+from sae_lens_sparsemax.attention.rows import joined_offsets, row_offsets
 from sae_lens_sparsemax.attention.screening import Screen
 from sae_lens_sparsemax.attention.shards import Shard
-from sae_lens_sparsemax.attention.support import Support, UnrankableScores, check_row_maxima, select_support
+from sae_lens_sparsemax.attention.support import Support, UnrankableScores, check_row_maxima, sampled_std, select_support
 
 # Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
 MIN_BLOCK_ROWS = 512
@@ -49,32 +49,33 @@ def select(
     block_scores = BLOCK_SCORES.get(query.device.type, BLOCK_SCORES["cuda"])
     block_rows = min(n_tokens, max(MIN_BLOCK_ROWS, block_scores // n_concepts))
     screen = screening.screen_for(query, keys, bias, block_rows, screens)
+    budget = entmax.whole_budget(1.0 / gate_scale, alpha)
     buffer: torch.Tensor | None = None
     score_std = query.new_zeros(())
     parts: list[Support] = []
     start = 0
+    if screen is not None and (screened := screen.select(query, budget, alpha)) is not None:
+        # What kept a block from being screened holds for those after it as a rule.
+        part, score_std = screened
+        parts.append(part)
+        start = len(part.row_max)
+        if part.col.numel() > max_density * start * n_concepts:
+            return None
     while start < n_tokens:
-        block = query[start : start + (screen.block_rows if screen else block_rows)]
-        scores = part = None
-        if screen is not None:
-            scores = screen.scores(block)
-            part = screen.select(block, 1.0 / gate_scale, alpha)
-        if scores is None or part is None:
-            # What kept one block from being screened holds for its neighbours as a rule.
-            screen = None
-            buffer = query.new_empty(block_rows, n_concepts) if buffer is None else buffer
-            scores = torch.mm(block, keys.T, out=buffer[: len(block)])
-            if bias is not None:
-                scores += bias
-            part = select_support(scores, 1.0 / gate_scale, alpha)
+        block = query[start : start + block_rows]
+        buffer = query.new_empty(block_rows, n_concepts) if buffer is None else buffer
+        scores = torch.mm(block, keys.T, out=buffer[: len(block)])
+        if bias is not None:
+            scores += bias
+        part = select_support(scores, budget, alpha)
         if start == 0:
-            score_std = scores[:: max(1, len(block) // 16)].to(query.dtype).std(correction=0)
+            score_std = sampled_std(scores, query.dtype)
         if part.col.numel() > max_density * len(block) * n_concepts:
             return None
         parts.append(part)
         start += len(block)
     if not parts:
-        return select_support(query.new_empty(0, n_concepts), 1.0 / gate_scale, alpha), score_std
+        return select_support(query.new_empty(0, n_concepts), budget, alpha), score_std
     return _concatenate(parts), score_std
 
 
@@ -112,8 +113,6 @@ def select_over(
 def _concatenate(parts: list[Support]) -> Support:
     if len(parts) == 1:
         return parts[0]
-    crow = [parts[0].crow]
-    for part in parts[1:]:
-        crow.append(part.crow[1:] + crow[-1][-1])
+    crow = joined_offsets([part.crow for part in parts])
     col, values, row_max = (torch.cat(columns) for columns in zip(*(part[1:4] for part in parts), strict=True))
-    return Support(torch.cat(crow), col, values, row_max, parts[0].budget, parts[0].alpha)
+    return Support(crow, col, values, row_max, parts[0].budget, parts[0].alpha)

@@ -189,6 +189,11 @@ def settle(
     return Support(row_offsets(row[keep], len(row_max)), col[keep], values[keep], row_max, budget, alpha)
 
 
+def sampled_std(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The standard deviation, in that dtype, of all scores (N, M) of some sixteen of N tokens."""
+    return scores[:: max(1, len(scores) // 16)].to(dtype).std(correction=0)
+
+
 def check_row_maxima(row_max: torch.Tensor) -> None:
     """Refuse scores among which no support is defined.
 

@@ -86,9 +86,9 @@ def rescored(query: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None)
 
 
 def screened(query, keys, bias, budget, alpha):
-    screen = screening.Screen(keys, bias, len(query))
-    screen.scores(query)
-    return screen.select(query, budget, alpha) if screen.is_safe else None
+    screen = screening.Screen(keys, bias, 2 if len(query) < 10 else 40)
+    found = screen.select(query, budget, alpha) if screen.is_safe else None
+    return None if found is None or len(found[0].row_max) < len(query) else found[0]
 
 
 def assert_same(query, keys, bias, budget, alpha) -> None:

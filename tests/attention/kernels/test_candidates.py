@@ -73,7 +73,7 @@ def test_the_candidates_are_those_that_torch_lists(alpha, by_kernels, monkeypatc
         monkeypatch.setattr(screening, "kernels", used)
         screen = screening.Screen(keys.to(DEVICE), None, 4)
         screen.scores(query.to(DEVICE))
-        crow, col = (each.cpu() for each in screen._candidates(query.to(DEVICE), budget, alpha))
+        crow, col = (each.cpu() for each in screen.candidates(query.to(DEVICE), budget, alpha))
         assert int(crow[-1]) < 1000
         listed.append({(row, int(c)) for row in range(4) for c in col[crow[row] : crow[row + 1]]})
     # Bounds of τ differ by a little from one way of finding them to the other.
@@ -83,7 +83,6 @@ def test_the_candidates_are_those_that_torch_lists(alpha, by_kernels, monkeypatc
 def test_too_many_candidates_are_refused_before_they_are_listed(by_kernels, monkeypatch):
     screen = screening.Screen(torch.ones(300, 8, device=DEVICE), None, 4)
     query = torch.ones(4, 8, device=DEVICE)
-    screen.scores(query)
     assert screen.select(query, 1.0, 3.0) is not None
     monkeypatch.setattr(screening, "MAX_CANDIDATES", 0.5)
     assert screen.select(query, 1.0, 3.0) is None
