@@ -7,12 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.attention import screening
-from sae_lens_sparsemax.cli.main import keep_freed_memory
-from tests.benchmark.machine import machine
+from tests.benchmark.machine import add_machine_options, machine, use_machine
 from tests.benchmark.measure import median_seconds, peak_extra_bytes
 from tests.benchmark.passes import Problem, floor_pass, naive_pass, sparsemax_pass, topk_pass
 from tests.benchmark.report import LABELS, as_table, plot_growth
@@ -24,6 +21,7 @@ examples:
   python -m tests.benchmark --d_sae 12288 --support 50 --tokens 1024 256 4096 --output_path bench/
   python -m tests.benchmark --d_sae 12288 --support 50 --tokens 1024 --d_in 768 192 384 1536 --only passes_2_1
   python -m tests.benchmark.training --help         whole steps on a language model
+  python -m tests.benchmark.encoding --help         encoding alone, as in evaluation
 
 Every figure is a ratio within one run: the median time of a forward and backward pass over that of the score product
 alone (torch.mm of the same tokens and concepts), and the peak extra memory over the size of the score matrix.
@@ -33,10 +31,7 @@ alone (torch.mm of the same tokens and concepts), and the peak extra memory over
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     args = _parser().parse_args(arguments)
-    keep_freed_memory()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    screening.SCREEN[torch.device(args.device).type] = {"auto": None, "always": True, "never": False}[args.screening]
+    use_machine(args.device, args.screening, args.threads)
     problems = _problems(args)
     rows = [_measure(problem, args) for problem in tqdm(problems, desc="Benchmark", file=sys.stderr)]
     sys.stdout.write(f"{machine(args.device)}; fwd+bwd time / score product, peak extra memory / score matrix\n")
@@ -54,9 +49,11 @@ def _problems(args: argparse.Namespace) -> list[Problem]:
     sizes = [(first, m, support) for m in args.d_sae for support in args.support if support < m]
     if not sizes:
         raise SystemExit(f"no support of {args.support} is smaller than a dictionary of {args.d_sae}")
-    middle = [sorted(values)[len(values) // 2] for values in (args.d_sae, args.support)]
-    problems = [Problem(n, d_in, m, support, args.device) for n, m, support in sizes + [(n, *middle) for n in more]]
-    return problems + [Problem(first, d, *middle, args.device) for d in widths]
+    middle, usual = (sorted(values)[len(values) // 2] for values in (args.d_sae, args.support))
+    problems = [
+        Problem(n, d_in, m, support, args.device) for n, m, support in sizes + [(n, middle, usual) for n in more]
+    ]
+    return problems + [Problem(first, d, middle, usual, args.device) for d in widths]
 
 
 def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | int]:
@@ -118,13 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--screening",
-        choices=["auto", "always", "never"],
-        default="auto",
-        help="whether a bfloat16 product finds candidates first (auto: where it is known to pay)",
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    add_machine_options(parser)
     parser.add_argument(
         "--only",
         nargs="+",

@@ -1,11 +1,36 @@
-"""The machine that figures were taken on, in a few words."""
+"""The machine that figures are taken on: its name in a few words, and the options that say how it is used."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 from pathlib import Path
 
 import torch
+
+from sae_lens_sparsemax.attention import screening
+from sae_lens_sparsemax.cli.main import keep_freed_memory
+
+_SCREENING = {"auto": None, "always": True, "never": False}
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `use_machine` takes."""
+    parser.add_argument(
+        "--screening",
+        choices=list(_SCREENING),
+        default="auto",
+        help="whether a bfloat16 product finds candidates first (auto: where it is known to pay)",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+
+
+def use_machine(device: str, screened: str, threads: int | None) -> None:
+    """Compute as the options say on `device`, and keep freed memory as the command line does."""
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)
+    screening.SCREEN[torch.device(device).type] = _SCREENING[screened]
 
 
 def machine(device: str) -> str:

@@ -21,10 +21,10 @@ def median_seconds(passes: dict[str, Callable[[], None]], repeats: int, device: 
     times: dict[str, list[float]] = {name: [] for name in passes}
     for round_number in range(repeats + 1):
         for name, run in passes.items():
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             run()
-            _wait(device)
+            wait(device)
             if round_number:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
@@ -57,12 +57,15 @@ def peak_extra_bytes(run: Callable[[], None], device: str) -> int:
     return max(0, *in_use)
 
 
-def peak_bytes() -> int:
-    """Most memory this process has had in use so far, by the system's count."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until a GPU has done what it was given; a CPU always has."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def peak_bytes(device: str = "cpu") -> int:
+    """Most memory this process has had in use so far: by the system's count, or in tensors of a GPU by torch's."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import TopKTrainingSAE
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
+from tests.benchmark.forms import gate_scale_for, topk_config
 from tests.benchmark.naive import NaiveTrainingSAE
 
 
@@ -79,30 +80,9 @@ def naive_pass(problem: Problem) -> Callable[[], None]:
 
 def topk_pass(problem: Problem, sparse: bool) -> Callable[[], None]:
     """SAELens's TopK with k equal to the support, with dense activations (its default) or sparse ones."""
-    cfg = TopKTrainingSAEConfig(
-        d_in=problem.d_in,
-        d_sae=problem.d_sae,
-        k=problem.support,
-        use_sparse_activations=sparse,
-        # Sparse activations scaled by decoder norms have no backward pass in SAELens 6.54.
-        rescale_acts_by_decoder_norm=not sparse,
-        device=problem.device,
-    )
+    size = {"d_in": problem.d_in, "d_sae": problem.d_sae, "device": problem.device}
+    cfg = topk_config(problem.support, sparse, **size)
     return _training_pass(TopKTrainingSAE(cfg), problem.activations())
-
-
-def gate_scale_for(sae: SparsemaxTrainingSAE, x: torch.Tensor, support: int) -> float:
-    """g at which these activations select `support` concepts on average, by bisection on a sample of tokens."""
-    sae._initialise_b_dec(x)
-    sample = x[:64]
-    low, high = 1e-3, 1e4
-    for _ in range(40):
-        middle = (low * high) ** 0.5
-        sae.gate_scale = middle
-        with torch.no_grad():
-            l0 = sae.encode(sample).count_nonzero().item() / len(sample)
-        low, high = (middle, high) if l0 > support else (low, middle)
-    return (low * high) ** 0.5
 
 
 def _training_pass(sae: TrainingSAE, x: torch.Tensor) -> Callable[[], None]:

@@ -1,17 +1,19 @@
 """The benchmark on a problem small enough for a test: what it runs, not how long it takes."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
-from sae_lens.saes.sae import TrainStepInput
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 from tests.benchmark.__main__ import main
+from tests.benchmark.forms import gate_scale_for
 from tests.benchmark.measure import median_seconds, peak_extra_bytes
 from tests.benchmark.naive import NaiveTrainingSAE
-from tests.benchmark.passes import Problem, gate_scale_for
+from tests.benchmark.passes import Problem
 
 
 @pytest.mark.slow
@@ -54,8 +56,9 @@ def test_the_naive_form_is_the_same_function_with_the_same_gradients(activations
     ours = SparsemaxTrainingSAE(cfg)
     naive = NaiveTrainingSAE(cfg)
     naive.load_state_dict(ours.state_dict())
+    both: list[TrainingSAE[Any]] = [ours, naive]
     step = TrainStepInput(torch.randn(24, 16, dtype=torch.float64), {}, None, 0, False)
-    outputs = [sae.training_forward_pass(step) for sae in (ours, naive)]
+    outputs = [sae.training_forward_pass(step) for sae in both]
     for output in outputs:
         output.loss.backward()
     torch.testing.assert_close(outputs[0].feature_acts.to_dense(), outputs[1].feature_acts.to_dense())
