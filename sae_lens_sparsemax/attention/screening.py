@@ -57,18 +57,19 @@ from sae_lens_sparsemax.attention.support import Support, sampled_std, settle, t
 
 # By type of device: whether to screen, None to leave it to `is_worthwhile`. No other device ever screens.
 SCREEN: dict[str, bool | None] = {"cpu": None, "cuda": None}
-# On two cores with AMX, screening won at this width and drew at half of it; and keys must be converted, which fewer
-# tokens do not repay (an estimate).
-MIN_CONCEPTS, MIN_TOKENS = 24_576, 512
+# On two cores with AMX, screening won by a twentieth at this width and by a sixth at twice it; and keys must be
+# converted, which fewer tokens do not repay (an estimate).
+MIN_CONCEPTS, MIN_TOKENS = 12_288, 512
 # On an H200 it won with so many scores and drew with half as many, where launches take the time and not the product.
 MIN_SCORES_ON_GPU = 2**25
-# Tokens per block on the CPU: half-precision scores and keys together take no more memory than scores in float32 did.
-BLOCK_ROWS = 256
+# Tokens per block on the CPU, where each block packs the keys anew. A chunk of them lies in the first cache, and scores
+# and keys in half precision together in no more memory than the whole pass takes at its peak.
+BLOCK_ROWS = 512
 CHUNK = 32
 # Above this share of candidates a product of everything is cheaper than one by one.
 MAX_CANDIDATES = 1 / 64
 # Keys that torch converts at once, in cache.
-PIECE = 1024
+PIECE = 512
 MAX_WIDTH, MAX_NORM = 2**14, 2.0**60
 UNIT, WIDER = 2.0**-8, 1 + 2.0**-7
 

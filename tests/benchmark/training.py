@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         if done.returncode:
             raise SystemExit(done.returncode)
         rows.append((label(form, cfg.sae), json.loads(done.stdout.decode().strip().splitlines()[-1])))
+        # Forms take a while; who stops early has those that are done.
+        sys.stderr.write(as_table(rows[-1:]) + "\n")
     size = f"{cfg.train_batch_size_tokens:,} tokens a step, {cfg.sae.d_sae:,} concepts"
     sys.stdout.write(f"{machine(str(cfg.device))}; {size}\n{as_table(rows)}\n")
 
