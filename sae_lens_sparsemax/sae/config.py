@@ -27,6 +27,9 @@ PACKAGE = "sae_lens_sparsemax"
 DEFAULT_TARGET_L0 = 32.0
 # What every SAE was before there were more gates than sparsemax and more than one pass.
 EARLIER_GATE: dict[str, Any] = {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0}
+EARLIER: dict[str, Any] = EARLIER_GATE | {"map_lr_scale": 1.0}
+# Up to this width d × d maps learn at the full rate; rates were measured up to it.
+FULL_RATE_WIDTH = 576
 # What measured best, where the activations are scores.
 BEST_GATE: dict[str, Any] = {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}
 
@@ -44,6 +47,7 @@ class SparsemaxSAEConfig(SAEConfig):
         passes: how often concepts are selected, each time for what is unexplained until then.
         refinements: how often what was selected is then weighed once more.
         activation_floor: whether there are thresholds (if positive), below which activations are dropped.
+        map_lr_scale: what the maps in a training checkpoint are multiplied with when they are folded.
         has_output_scale: whether activations are multiplied by a number for each concept after all that, as in an SAE
             whose decoder norms were folded.
     """
@@ -56,6 +60,7 @@ class SparsemaxSAEConfig(SAEConfig):
     passes: int = 1
     refinements: int = 0
     activation_floor: float = 0.0
+    map_lr_scale: float = 1.0
     has_output_scale: bool = False
 
     @override
@@ -66,7 +71,7 @@ class SparsemaxSAEConfig(SAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "d_in")
+        _check_positive(self, "d_in", "map_lr_scale")
         _check_gate(self)
 
 
@@ -111,6 +116,10 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             C W_v); "mlp" learns W_enc, b_enc and W_dec separately, as the paper's Table 3 ablates.
         query_projection: Whether W_q is learnt beside W_k (the paper) or is the identity (released code). Only
             W_q W_kᵀ matters to the model.
+        map_lr_scale: Share of the learning rate at which d × d maps learn: W_q, W_k and W_v, which are this times the
+            parameters of their names, and a tenth of it for the maps of later passes. Adam moves every entry by the
+            rate, so what a map does to a query moves by more the wider it is, and wide SAEs would diverge at rates at
+            which narrow ones learn best. Where it is not given, 576/d_in, at most 1.
         init_score_scale: The score of a unit-norm query that points exactly at a concept, at initialisation.
         loss_weighting: "none" is Σ_d (x̂ − x)², the paper's loss; "inverse_norm" the same divided by ‖x‖ per token
             (released code, whose constant factor is left out: Adam does not see it).
@@ -133,6 +142,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
     query_projection: bool = False
+    map_lr_scale: float = field(default=None, type=float)  # type: ignore[assignment]
     init_score_scale: float = 1.0
     loss_weighting: LossWeighting = "none"
     l1_coefficient: float = 0.0
@@ -150,7 +160,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> SparsemaxTrainingSAEConfig:
         """A config from what `to_dict` made; where a version without a field wrote it, the field is off."""
-        earlier = EARLIER_GATE if "metadata" in config_dict else {}
+        earlier = EARLIER if "metadata" in config_dict else {}
         return super().from_dict({**earlier, **config_dict})
 
     @override
@@ -165,10 +175,12 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         _check_gate(self)
         if self.d_in < 0:
             raise ValueError(f"d_in must be positive, or 0 until the hook tells, got {self.d_in}")
+        if self.map_lr_scale is None and self.d_in:
+            self.map_lr_scale = min(1.0, FULL_RATE_WIDTH / self.d_in)
         _check_choice(self, "structure", Structure)
         _check_choice(self, "loss_weighting", LossWeighting)
         _check_choice(self, "b_dec_init", BDecInit)
-        _check_positive(self, "init_score_scale", "target_l0_rate", "target_l0", "decoder_init_norm")
+        _check_positive(self, "init_score_scale", "target_l0_rate", "target_l0", "decoder_init_norm", "map_lr_scale")
         if self.l1_coefficient < 0:
             raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
         if self.target_l0 == DEFAULT_TARGET_L0 > self.d_sae:
@@ -250,7 +262,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Eq. 3 to the letter: probabilities of raw queries, all three projections, plain MSE, nothing steers L0.
     "paper": {
         "activations": "probabilities",
-        **EARLIER_GATE,
+        **EARLIER,
         "unit_norm_query": False,
         "query_projection": True,
         "target_l0": None,
@@ -261,7 +273,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # concepts that fire on more than a tenth of the tokens is undocumented, unsaved state, and left out.
     "released": {
         "activations": "scores",
-        **EARLIER_GATE,
+        **EARLIER,
         "unit_norm_query": True,
         "query_projection": False,
         "target_l0": None,

@@ -53,12 +53,16 @@ class CrossAttentionDictionary(nn.Module):
     """Concepts C that are keys and values at once: Z = u W_q W_kᵀ Cᵀ and W_dec = C W_v (the paper's Eq. 3).
 
     C·W_k and C·W_v (M·d² each) are never formed in training; the projections act on the N queries and contexts.
+
+    The parameters W_q, W_k and W_v are the projections divided by cfg.map_lr_scale, so that an optimizer which
+    moves all entries alike, as Adam does, moves the projections by that share.
     """
 
     def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device, own: range) -> None:
         super().__init__()
         directions = _random_directions(own, cfg.d_sae, cfg.d_in, dtype, device)
-        identity = torch.eye(cfg.d_in, dtype=dtype, device=device)
+        self.map_scale = cfg.map_lr_scale
+        identity = torch.eye(cfg.d_in, dtype=dtype, device=device) / self.map_scale
         row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
         self.concepts = nn.Parameter(directions * cfg.init_score_scale)
         self.W_q = nn.Parameter(identity.clone()) if cfg.query_projection else None
@@ -81,8 +85,17 @@ class CrossAttentionDictionary(nn.Module):
         return None
 
     def query_map(self, dtype: torch.dtype) -> torch.Tensor:
-        """(d, d) W_q W_kᵀ, multiplied in `dtype`: rounded in half precision it would change the supports."""
-        return self.W_k.T.to(dtype) if self.W_q is None else self.W_q.to(dtype) @ self.W_k.T.to(dtype)
+        """(d, d) of the queries u, multiplied in `dtype`: rounded in half precision it would change the supports."""
+        key_map = self.projection(self.W_k, dtype).T
+        return key_map if self.W_q is None else self.projection(self.W_q, dtype) @ key_map
+
+    def value_map(self, dtype: torch.dtype) -> torch.Tensor:
+        """(d, d) of the contexts P C, in `dtype`."""
+        return self.projection(self.W_v, dtype)
+
+    def projection(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(d, d) the projection that a parameter W_q, W_k or W_v stands for, in `dtype`."""
+        return parameter.to(dtype) if self.map_scale == 1 else parameter.to(dtype) * self.map_scale
 
     def project_query(self, query: torch.Tensor, turn: torch.Tensor | None = None) -> torch.Tensor:
         """(..., d) u W_q W_kᵀ, or u T W_q W_kᵀ where there is a turn T, (d, d)."""
@@ -94,7 +107,7 @@ class CrossAttentionDictionary(nn.Module):
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """(N, d) context W_v."""
-        return context @ self.W_v.to(context.dtype)
+        return context @ self.value_map(context.dtype)
 
     @property
     def W_enc(self) -> torch.Tensor:
@@ -109,7 +122,7 @@ class CrossAttentionDictionary(nn.Module):
     @property
     def W_dec(self) -> torch.Tensor:
         """(M, d) C W_v."""
-        return (self.concepts @ self.W_v).as_subclass(ComputedTensor)
+        return (self.concepts @ self.value_map(self.concepts.dtype)).as_subclass(ComputedTensor)
 
     def fold_input_map(self, matrix: torch.Tensor) -> None:
         """Take queries u in place of u · matrix: W_q W_kᵀ becomes matrix · W_q W_kᵀ."""

@@ -1,7 +1,8 @@
 """What folds into plain linear maps, exactly, and what does not and is refused.
 
-Training parameters fold into W_enc = W_q W_kᵀ Cᵀ (d × M), b_enc = 0 and W_dec = C W_v (M × d), rounded once; for the
-MLP structure they are the parameters. A normalisation of the activations folds into the dictionary.
+Training parameters fold into W_enc = W_q W_kᵀ Cᵀ (d × M), b_enc = 0 and W_dec = C W_v (M × d), rounded once, each
+projection a multiple of the parameter of its name; for the MLP structure they are the parameters. A normalisation of
+the activations folds into the dictionary.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CROSS_ATTENTION, MLP = {"concepts", "W_k", "W_v"}, {"W_enc", "b_enc", "W_dec"}
 _CONCEPTS_OF_A_BLOCK = 2**15
 
 
-def fold_checkpoint(state_dict: dict[str, Any], activation_floor: float = 0.0) -> None:
+def fold_checkpoint(state_dict: dict[str, Any], activation_floor: float = 0.0, map_lr_scale: float = 1.0) -> None:
     """Turn a training state dict into an inference one, in place.
 
     The products are made in float64 and rounded to the dtype of the weights. What only training needs is dropped.
@@ -28,6 +29,7 @@ def fold_checkpoint(state_dict: dict[str, Any], activation_floor: float = 0.0) -
     Args:
         state_dict: weights of a training SAE, with the prefix "dictionary.".
         activation_floor: what its mean activations are multiplied with to make thresholds.
+        map_lr_scale: what its W_q, W_k, W_v and turns are multiplied with to make the maps.
 
     Raises:
         ValueError: naming the tensors that are missing.
@@ -36,24 +38,27 @@ def fold_checkpoint(state_dict: dict[str, Any], activation_floor: float = 0.0) -
     is_mlp = not own.keys() & CROSS_ATTENTION
     if missing := sorted((MLP if is_mlp else CROSS_ATTENTION) - own.keys()):
         raise ValueError(f"this training checkpoint is missing {', '.join(PREFIX + name for name in missing)}")
-    folded = {name: value.contiguous() for name, value in own.items()} if is_mlp else _fold_cross_attention(own)
+    if is_mlp:
+        folded = {name: value.contiguous() for name, value in own.items()}
+    else:
+        folded = _fold_cross_attention(own, map_lr_scale)
     for name in (*(PREFIX + name for name in own), "b_dec_is_initialised"):
         state_dict.pop(name, None)
     drop_old_gate_scale(state_dict)
     state_dict.update(folded)
     if "turns" in state_dict:
         turns = state_dict.pop("turns")
-        state_dict["W_pass"] = pass_maps(turns.double()).to(turns.dtype)
+        state_dict["W_pass"] = pass_maps(turns.double(), map_lr_scale).to(turns.dtype)
     if "mean_acts" in state_dict:
         state_dict["threshold"] = activation_floor * state_dict.pop("mean_acts")
 
 
 @torch.no_grad()
-def _fold_cross_attention(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    concepts, output_map = own["concepts"], own["W_v"].double()
-    query_map = own["W_k"].double().T
-    if "W_q" in own:
-        query_map = own["W_q"].double() @ query_map
+def _fold_cross_attention(own: dict[str, torch.Tensor], map_lr_scale: float) -> dict[str, torch.Tensor]:
+    maps = {name: own[name].double() * map_lr_scale for name in ("W_q", "W_k", "W_v") if name in own}
+    concepts, output_map, query_map = own["concepts"], maps["W_v"], maps["W_k"].T
+    if "W_q" in maps:
+        query_map = maps["W_q"] @ query_map
     n, d = concepts.shape
     W_enc, W_dec = concepts.new_empty(d, n), concepts.new_empty(n, d)
     for first in range(0, n, _CONCEPTS_OF_A_BLOCK):

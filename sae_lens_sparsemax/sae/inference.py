@@ -55,7 +55,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         super().initialize_weights()
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
         turns = no_turns(self.cfg, self.dtype, self.device)
-        self.W_pass = None if turns is None else nn.Parameter(pass_maps(turns))
+        self.W_pass = None if turns is None else nn.Parameter(pass_maps(turns, 1.0))
         zeros = torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
         # No parameter: whether an activation exceeds it has no derivative.
         self.register_buffer("threshold", zeros if self.cfg.activation_floor else None)
@@ -134,7 +134,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             ValueError: tensors are missing, unknown, or of the wrong shape.
         """
         if is_training_checkpoint(state_dict):
-            fold_checkpoint(state_dict, self.cfg.activation_floor)
+            fold_checkpoint(state_dict, self.cfg.activation_floor, self.cfg.map_lr_scale)
         check_weights(state_dict, self)
 
     @override

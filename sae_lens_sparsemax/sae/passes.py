@@ -97,9 +97,10 @@ def no_turns(
     return torch.zeros(further, cfg.d_in, cfg.d_in, dtype=dtype, device=device) if further else None
 
 
-def pass_maps(turns: torch.Tensor) -> torch.Tensor:
+def pass_maps(turns: torch.Tensor, map_lr_scale: float) -> torch.Tensor:
     """(looks after the first, d, d) W_pass: the identity and a share of the turns that training learns."""
-    return torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device) + TURN_SCALE * turns
+    identity = torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device)
+    return identity + TURN_SCALE * map_lr_scale * turns
 
 
 def read(

@@ -19,8 +19,8 @@ class NaiveTrainingSAE(SparsemaxTrainingSAE):
         assert isinstance(own, CrossAttentionDictionary)
         query, factor = split_norm(self.process_sae_in(x), self.cfg.unit_norm_query)
         if own.W_q is not None:
-            query = query @ own.W_q
-        scores = query @ (own.concepts @ own.W_k).T
+            query = query @ own.projection(own.W_q, query.dtype)
+        scores = query @ (own.concepts @ own.projection(own.W_k, query.dtype)).T
         probabilities = sparsemax_by_sorting(self.cfg.gate_scale * scores)
         acts = probabilities if self.cfg.activations == "probabilities" else scores * (probabilities > 0)
         return acts * factor, scores
@@ -29,7 +29,7 @@ class NaiveTrainingSAE(SparsemaxTrainingSAE):
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
         own = self.dictionary
         assert isinstance(own, CrossAttentionDictionary)
-        return feature_acts @ (own.concepts @ own.W_v) + self.b_dec
+        return feature_acts @ (own.concepts @ own.value_map(feature_acts.dtype)) + self.b_dec
 
     @override
     def _can_run_sparse(self, x: torch.Tensor) -> bool:

@@ -103,9 +103,23 @@ def test_what_is_not_given_is_the_best_gate_or_the_papers_where_its_ablations_ar
     assert config(activations="probabilities", passes=2).passes == 2
     saved = best.to_dict()
     assert SparsemaxTrainingSAEConfig.from_dict(saved) == best
-    for name in ("passes", "refinements", "activation_floor"):
+    for name in ("passes", "refinements", "activation_floor", "map_lr_scale"):
         del saved[name]
-    assert SparsemaxTrainingSAEConfig.from_dict(saved).passes == 1
+    old = SparsemaxTrainingSAEConfig.from_dict(saved)
+    assert (old.passes, old.map_lr_scale) == (1, 1)
+
+
+@pytest.mark.parametrize(("d_in", "scale"), [(64, 1.0), (576, 1.0), (1152, 0.5), (4096, 0.140625)])
+def test_maps_learn_the_slower_the_wider_they_are(d_in, scale):
+    narrow = SparsemaxTrainingSAEConfig(d_in=0, d_sae=64)
+    assert dataclasses.replace(narrow, d_in=d_in).map_lr_scale == scale
+    assert SparsemaxTrainingSAEConfig(d_in=d_in, d_sae=64, **PRESETS["paper"]).map_lr_scale == 1
+
+
+@pytest.mark.parametrize("scale", [0, -0.1])
+def test_projections_learn_at_a_positive_rate(scale):
+    with pytest.raises(ValueError, match=f"map_lr_scale must be positive, got {scale}"):
+        config(map_lr_scale=scale)
 
 
 def test_presets_differ_as_their_sources_do():

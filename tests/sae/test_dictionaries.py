@@ -7,7 +7,8 @@ import torch
 from sae_lens.synthetic import FeatureDictionary, init_sae_to_match_feature_dict
 from torch import nn
 
-from tests.support.small_sae import D_IN, D_SAE, small_sae
+from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
+from tests.support.small_sae import D_IN, D_SAE, inputs, small_sae, step_input
 
 WRITES = {
     "item": lambda W: W.__setitem__(0, 1.0),
@@ -74,3 +75,27 @@ def test_a_parameter_made_of_a_computed_matrix_learns():
     parameter.sum().backward()
     torch.optim.SGD([parameter], lr=1.0).step()
     torch.testing.assert_close(parameter.detach(), before - 1)
+
+
+def maps_before_and_after_a_step(**settings):
+    """What queries and contexts are multiplied with in a new SAE, and after a first step of Adam at 1e-3."""
+    torch.manual_seed(0)
+    sae = SparsemaxTrainingSAE(SparsemaxTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, target_l0=None, **settings))
+    optimizer, maps = torch.optim.Adam(sae.parameters(), lr=1e-3), []
+    for _ in range(2):
+        own = sae.dictionary
+        maps.append([own.query_map(torch.float32).detach().clone(), own.value_map(torch.float32).detach().clone()])
+        sae.training_forward_pass(step_input(inputs(256))).loss.backward()
+        optimizer.step()
+    return maps
+
+
+@pytest.mark.parametrize("query_projection", [False, True])
+def test_projections_start_as_ever_and_learn_at_their_share_of_the_rate(query_projection):
+    settings = {"query_projection": query_projection, "init_score_scale": 2.0}
+    start, after = maps_before_and_after_a_step(map_lr_scale=1.0, **settings)
+    slow_start, slow_after = maps_before_and_after_a_step(map_lr_scale=0.1, **settings)
+    torch.testing.assert_close(slow_start, start)
+    for fast, slow in zip(zip(start, after, strict=True), zip(slow_start, slow_after, strict=True), strict=False):
+        moved, moved_slowly = ((new - old).abs().median().item() for old, new in (fast, slow))
+        assert moved_slowly == pytest.approx(0.1 * moved, rel=0.05) and moved_slowly > 0

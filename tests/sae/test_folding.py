@@ -25,6 +25,10 @@ VARIANTS += [
 ]
 VARIANTS += [{"structure": "mlp", "unit_norm_query": True, "passes": 2}]
 VARIANTS += [
+    {"structure": "cross_attention", "unit_norm_query": unit, "query_projection": not unit, "map_lr_scale": 0.1}
+    for unit in (True, False)
+]
+VARIANTS += [
     {"structure": "cross_attention", "unit_norm_query": unit, "passes": 3, "activation_floor": 0.6}
     for unit in (True, False)
 ]
