@@ -196,9 +196,7 @@ class Screen:
         of_query = torch.stack([lost + (width + 1) * 2.0**-22 * norm, (1 + UNIT) * norm], 1)
         return WIDER * of_query, self._of_chunk
 
-    def select(
-        self, query: torch.Tensor, budget: float, alpha: float
-    ) -> tuple[Support, torch.Tensor] | None:
+    def select(self, query: torch.Tensor, budget: float, alpha: float) -> tuple[Support, torch.Tensor] | None:
         """The supports of as many of N tokens, from the first on, as can be screened; None if the first block cannot.
 
         Args: (N, d) queries; b, whole for TopK; α >= 2.
@@ -224,9 +222,7 @@ class Screen:
         row_max = torch.segment_reduce(values, "max", offsets=crow).double()
         return settle(values, crow, col, row_max, budget, alpha), score_std
 
-    def candidates(
-        self, query: torch.Tensor, budget: float, alpha: float
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def candidates(self, query: torch.Tensor, budget: float, alpha: float) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What the supports of the block whose `scores` were made last may hold; None if that is too much.
 
         Args: (n, d) the block's queries; b, whole for TopK; α >= 2.
@@ -264,6 +260,7 @@ class Screen:
         active = active[found // CHUNK]
         row = active // maxima.shape[1]
         return row_offsets(row, n), (active - row * maxima.shape[1]) * CHUNK + found % CHUNK
+
 
 @contextmanager
 def _float32_sums() -> Iterator[None]:

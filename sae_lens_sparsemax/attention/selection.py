@@ -13,7 +13,13 @@ from sae_lens_sparsemax.attention import entmax, screening
 from sae_lens_sparsemax.attention.rows import joined_offsets, row_offsets
 from sae_lens_sparsemax.attention.screening import Screen
 from sae_lens_sparsemax.attention.shards import Shard
-from sae_lens_sparsemax.attention.support import Support, UnrankableScores, check_row_maxima, sampled_std, select_support
+from sae_lens_sparsemax.attention.support import (
+    Support,
+    UnrankableScores,
+    check_row_maxima,
+    sampled_std,
+    select_support,
+)
 
 # Tokens per block of scores: each block packs the concepts anew, which a taller block spreads over more tokens.
 MIN_BLOCK_ROWS = 512
