@@ -28,7 +28,7 @@ DEFAULT_TARGET_L0 = 32.0
 # What every SAE was before there were more gates than sparsemax and more than one pass.
 EARLIER_GATE: dict[str, Any] = {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0}
 EARLIER: dict[str, Any] = EARLIER_GATE | {"map_lr_scale": 1.0}
-# Up to this width d × d maps learn at the full rate; rates were measured up to it.
+# Up to this width d × d maps learn at the full rate: rates were measured at it. See configs/compare/README.md, "Wide models".
 FULL_RATE_WIDTH = 576
 # What measured best, where the activations are scores.
 BEST_GATE: dict[str, Any] = {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}
@@ -119,7 +119,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         map_lr_scale: Share of the learning rate at which d × d maps learn: W_q, W_k and W_v, which are this times the
             parameters of their names, and a tenth of it for the maps of later passes. Adam moves every entry by the
             rate, so what a map does to a query moves by more the wider it is, and wide SAEs would diverge at rates at
-            which narrow ones learn best. Where it is not given, 576/d_in, at most 1.
+            which narrow ones learn best. Where it is not given, (576/d_in)², at most 1.
         init_score_scale: The score of a unit-norm query that points exactly at a concept, at initialisation.
         loss_weighting: "none" is Σ_d (x̂ − x)², the paper's loss; "inverse_norm" the same divided by ‖x‖ per token
             (released code, whose constant factor is left out: Adam does not see it).
@@ -176,7 +176,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         if self.d_in < 0:
             raise ValueError(f"d_in must be positive, or 0 until the hook tells, got {self.d_in}")
         if self.map_lr_scale is None and self.d_in:
-            self.map_lr_scale = min(1.0, FULL_RATE_WIDTH / self.d_in)
+            self.map_lr_scale = min(1.0, (FULL_RATE_WIDTH / self.d_in) ** 2)
         _check_choice(self, "structure", Structure)
         _check_choice(self, "loss_weighting", LossWeighting)
         _check_choice(self, "b_dec_init", BDecInit)

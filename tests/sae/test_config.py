@@ -109,7 +109,7 @@ def test_what_is_not_given_is_the_best_gate_or_the_papers_where_its_ablations_ar
     assert (old.passes, old.map_lr_scale) == (1, 1)
 
 
-@pytest.mark.parametrize(("d_in", "scale"), [(64, 1.0), (576, 1.0), (1152, 0.5), (4096, 0.140625)])
+@pytest.mark.parametrize(("d_in", "scale"), [(64, 1.0), (576, 1.0), (1152, 0.25), (4608, 1 / 64)])
 def test_maps_learn_the_slower_the_wider_they_are(d_in, scale):
     narrow = SparsemaxTrainingSAEConfig(d_in=0, d_sae=64)
     assert dataclasses.replace(narrow, d_in=d_in).map_lr_scale == scale

@@ -29,6 +29,10 @@ VARIANTS += [
     for unit in (True, False)
 ]
 VARIANTS += [
+    {"structure": structure, "unit_norm_query": True, "passes": 3, "map_lr_scale": 0.25}
+    for structure in ("cross_attention", "mlp")
+]
+VARIANTS += [
     {"structure": "cross_attention", "unit_norm_query": unit, "passes": 3, "activation_floor": 0.6}
     for unit in (True, False)
 ]
