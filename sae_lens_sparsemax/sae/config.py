@@ -142,7 +142,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
     query_projection: bool = False
-    map_lr_scale: float = field(default=None, type=float)  # type: ignore[assignment]
+    map_lr_scale: float | None = field(default=None, type=number_or_none)
     init_score_scale: float = 1.0
     loss_weighting: LossWeighting = "none"
     l1_coefficient: float = 0.0
@@ -196,6 +196,12 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             )
         if self.normalize_activations == "covariance_whitening":
             self._check_whitening()
+
+    @property
+    def map_scale(self) -> float:
+        """`map_lr_scale`, of which there is one as soon as d_in is known."""
+        assert self.map_lr_scale is not None
+        return self.map_lr_scale
 
     def _check_whitening(self) -> None:
         if self.unit_norm_query:

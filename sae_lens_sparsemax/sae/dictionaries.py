@@ -61,7 +61,7 @@ class CrossAttentionDictionary(nn.Module):
     def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device, own: range) -> None:
         super().__init__()
         directions = _random_directions(own, cfg.d_sae, cfg.d_in, dtype, device)
-        self.map_scale = cfg.map_lr_scale
+        self.map_scale = cfg.map_scale
         identity = torch.eye(cfg.d_in, dtype=dtype, device=device) / self.map_scale
         row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
         self.concepts = nn.Parameter(directions * cfg.init_score_scale)

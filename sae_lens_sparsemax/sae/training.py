@@ -89,7 +89,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
     @property
     def W_pass(self) -> torch.Tensor | None:
         """(passes - 1 + refinements, d_in, d_in) maps of the residuals' queries, computed, or None."""
-        return None if self.turns is None else passes.pass_maps(self.turns, self.cfg.map_lr_scale)
+        return None if self.turns is None else passes.pass_maps(self.turns, self.cfg.map_scale)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -273,7 +273,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        folding.fold_checkpoint(state_dict, self.cfg.activation_floor, self.cfg.map_lr_scale)
+        folding.fold_checkpoint(state_dict, self.cfg.activation_floor, self.cfg.map_scale)
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
