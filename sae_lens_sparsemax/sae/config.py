@@ -28,7 +28,7 @@ DEFAULT_TARGET_L0 = 32.0
 # What every SAE was before there were more gates than sparsemax and more than one pass.
 EARLIER_GATE: dict[str, Any] = {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0}
 EARLIER: dict[str, Any] = EARLIER_GATE | {"map_lr_scale": 1.0}
-# Up to this width d × d maps learn at the full rate; rates were measured at it ("Wide models", configs/compare/README.md).
+# Up to this width, at which rates were measured, d × d maps learn at the full rate; see configs/compare/README.md.
 FULL_RATE_WIDTH = 576
 # What measured best, where the activations are scores.
 BEST_GATE: dict[str, Any] = {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}
