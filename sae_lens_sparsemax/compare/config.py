@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig
 
 from sae_lens_sparsemax.compare.arm import Arm
@@ -22,6 +23,11 @@ from sae_lens_sparsemax.training.config import refuse_float16
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
+
+# Where a width is not known, at which another says what waits for it: wider than any rule of ours leaves alone.
+_SOME_WIDTH = 65_536
+# They say where an SAE is trained and belongs, not what comes out.
+_NOT_LEARNT = {"device", "metadata"}
 
 SYNTHETIC_SET = "synthetic"
 """Name of the evaluation set where a synthetic model is reconstructed."""
@@ -280,3 +286,12 @@ def fingerprint(settings: Any) -> str:
     """A short hash of plain data or a dataclass, equal for equal settings."""
     plain = settings if isinstance(settings, dict) else asdict(settings)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def resolved_sae(cfg: TrainingSAEConfig) -> dict[str, Any]:
+    """All that an SAE's training depends on in its config, for `fingerprint`: what a default means, too.
+
+    A result that is known by what was given alone is taken for today's after a default has changed.
+    """
+    known = cfg if cfg.d_in else replace(cfg, d_in=_SOME_WIDTH)
+    return {key: value for key, value in known.to_dict().items() if key not in _NOT_LEARNT}

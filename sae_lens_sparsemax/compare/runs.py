@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import torch
 from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
-from sae_lens.saes.sae import SAEMetadata, TrainingSAE
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_sparsemax.compare.arm import Arm
-from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint
+from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint, resolved_sae
 from sae_lens_sparsemax.compare.sources import ComparedActivations, Metrics
 from sae_lens_sparsemax.files import atomic_directory, load_json, save_json, verify_checksums, write_checksums
 from sae_lens_sparsemax.models.at_hook import load_sae
@@ -28,6 +28,8 @@ INITIALISATION_STREAM = 15_485_863
 _RESULT = "result.json"
 # What is stretched with an arm's steps.
 _SCHEDULE = ("lr_warm_up_steps", "lr_decay_steps")
+# They say where a training runs and what is kept of it, not what comes out.
+_NOT_IN_RESULTS = {"device", "logger", "n_checkpoints", "checkpoint_path", "save_final_checkpoint"}
 logger = logging.getLogger(__name__)
 
 
@@ -49,18 +51,42 @@ class RunSettings:
         """Name of the run's folder."""
         return f"{self.arm.name}_{self.arm.sparsity_field}-{self.sparsity:g}_lr-{self.lr:g}_seed-{self.seed}"
 
+    def sae_config(self, source: ComparedActivations) -> TrainingSAEConfig:
+        """The config of the SAE that is trained, every default in it."""
+        common: dict[str, Any] = {"d_in": source.d_in, "d_sae": source.cfg.d_sae, "device": source.cfg.device}
+        return self.arm.sae_config(self.sparsity, **common, metadata=SAEMetadata(**source.metadata))
+
+    def trainer_config(self, cfg: CompareConfig) -> SAETrainerConfig:
+        """SAELens's config of the training, every default in it; an arm of more steps stretches its schedule."""
+        schedule = {key: int(cfg.trainer.get(key, 0) * self.arm.steps_factor) for key in _SCHEDULE}
+        return SAETrainerConfig(
+            **{
+                "lr_end": self.lr / 10,
+                **cfg.trainer,
+                **schedule,
+                "total_training_samples": cfg.steps_of(self.arm) * cfg.batch_size,
+                "train_batch_size_samples": cfg.batch_size,
+                "lr": self.lr,
+                "device": cfg.device,
+                "logger": LoggingConfig(log_to_wandb=False),
+            }
+        )
+
+    def starts_at_mean(self, cfg: CompareConfig) -> bool:
+        """Whether the decoder bias starts at the mean of the training activations, whatever the architecture does."""
+        return cfg.b_dec_init == "mean" and "b_dec_init" not in self.arm.sae
+
     def fingerprint(self, source: ComparedActivations) -> str:
         """Hash of everything that a result depends on, so that a stale result is not taken for this one."""
-        run = {key: getattr(source.cfg, key) for key in ("d_sae", "steps", "batch_size", "trainer", "b_dec_init")}
-        arm = {"architecture": self.arm.architecture, "field": self.arm.sparsity_field, "sae": self.arm.sae}
-        if self.arm.steps_factor != 1:  # results of versions without it are of 1
-            arm["steps_factor"] = self.arm.steps_factor
+        trainer = asdict(self.trainer_config(source.cfg))
         return fingerprint(
             {
-                **run,
-                **arm,
+                "architecture": self.arm.architecture,
+                "sae": resolved_sae(self.sae_config(source)),
+                "trainer": {key: value for key, value in trainer.items() if key not in _NOT_IN_RESULTS},
+                "starts_at_mean": self.starts_at_mean(source.cfg),
                 "activations": source.fingerprint,
-                "run": [self.sparsity, self.lr, self.seed],
+                "seed": self.seed,
                 "initialisation": INITIALISATION_STREAM,
             }
         )
@@ -124,23 +150,10 @@ def finished_run(run: RunSettings, source: ComparedActivations) -> RunResult | N
 def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResult:
     """Train one SAE, save its inference form and its result in the run's folder, and return the result."""
     cfg, sae = source.cfg, _untrained_sae(run, source)
-    steps = cfg.steps_of(run.arm)
-    schedule = {key: int(cfg.trainer.get(key, 0) * run.arm.steps_factor) for key in _SCHEDULE}
-    trainer_cfg = SAETrainerConfig(
-        **{
-            "lr_end": run.lr / 10,
-            **cfg.trainer,
-            **schedule,
-            "total_training_samples": steps * cfg.batch_size,
-            "train_batch_size_samples": cfg.batch_size,
-            "lr": run.lr,
-            "device": cfg.device,
-            "logger": LoggingConfig(log_to_wandb=False),
-        }
-    )
+    trainer_cfg = run.trainer_config(cfg)
     trainer = adapt(SAETrainer(trainer_cfg, sae, source.batches(run.seed)))
     _estimate_normalisation(trainer, source.batches(run.seed))
-    if cfg.b_dec_init == "mean" and "b_dec_init" not in run.arm.sae:
+    if run.starts_at_mean(cfg):
         sae.b_dec.data.copy_(trainer.activation_scaler.scale(source.mean().to(sae.b_dec)))
     started = time.perf_counter()
     try:
@@ -148,7 +161,7 @@ def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResu
     except ValueError as error:
         raise ValueError(f"the run {run.name} failed: {error}") from error
     seconds = time.perf_counter() - started
-    window = min(trainer_cfg.dead_feature_window, steps)
+    window = min(trainer_cfg.dead_feature_window, cfg.steps_of(run.arm))
     with atomic_directory(run_folder(cfg, run)) as folder:
         sae.save_inference_model(folder)
         result = RunResult(
@@ -196,12 +209,9 @@ def load_run(cfg: CompareConfig, run: RunSettings) -> SAE[Any]:
 
 
 def _untrained_sae(run: RunSettings, source: ComparedActivations) -> TrainingSAE[Any]:
-    common: dict[str, Any] = {"d_in": source.d_in, "d_sae": source.cfg.d_sae, "device": source.cfg.device}
-    common["metadata"] = SAEMetadata(**source.metadata)
-    sae_cfg = run.arm.sae_config(run.sparsity, **common)
     # Not the seed itself, from which a synthetic model may draw its features: an arm could start on them.
     torch.manual_seed((run.seed + 1) * INITIALISATION_STREAM)
-    sae = get_sae_training_class(run.arm.architecture)[0](sae_cfg)
+    sae = get_sae_training_class(run.arm.architecture)[0](run.sae_config(source))
     source.check_start(sae, run.name)
     return sae
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from sae_lens import SAE
-from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import temporary_seed
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
@@ -17,6 +17,7 @@ from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare import CompareConfig, compare, config_from_yaml, runs, synthetic_source
 from sae_lens_sparsemax.compare.runs import all_runs, load_run, train_and_evaluate
 from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
+from sae_lens_sparsemax.sae import config as sae_config
 from sae_lens_sparsemax.settings.checking import build
 from tests.support.tiny_language_model import documents, save_tiny_llama
 
@@ -240,6 +241,25 @@ def test_all_architectures_train_on_the_same_batches(monkeypatch, kept_bytes):
             assert torch.equal(batch, source.model.sample(32))
 
 
+def test_results_are_known_by_what_defaults_mean(monkeypatch):
+    def fingerprint(architecture="sparsemax", field="target_l0", trainer=None, d_in=8, **sae):
+        arm = {"name": "x", "architecture": architecture, "sparsity_field": field, "sparsities": [2], "lrs": [0.01]}
+        model = {"num_features": 12, "hidden_dim": d_in}
+        changes = {"synthetic_model": model, "arms": [{**arm, "sae": sae}], "trainer": trainer or {}}
+        cfg = build(CompareConfig, {**SYNTHETIC, **changes})
+        return all_runs(cfg)[0].fingerprint(SyntheticSource(cfg))
+
+    first, wide, topk = fingerprint(), fingerprint(d_in=600), fingerprint("topk", "k")
+    assert fingerprint(passes=2, map_lr_scale=1.0) == first != fingerprint(passes=1)
+    assert fingerprint(trainer={"adam_beta2": 0.999, "n_checkpoints": 2}) == first
+    assert fingerprint(trainer={"adam_beta2": 0.99}) != first
+    monkeypatch.setattr(sae_config, "FULL_RATE_WIDTH", 300)
+    assert fingerprint() == first and fingerprint(d_in=600) != wide
+    monkeypatch.setattr(sae_config, "BEST_GATE", {**sae_config.BEST_GATE, "alpha": 4.0})
+    assert fingerprint() != first == fingerprint(alpha=3.0)
+    assert fingerprint("topk", "k") == topk
+
+
 HIERARCHICAL = {
     "num_features": 40,
     "hidden_dim": 8,
@@ -278,11 +298,11 @@ def test_an_arm_of_more_steps_leaves_the_others_as_they_are(tmp_path, synthetic_
     before = [result.read_text() for result in results]
     schedules = []
 
-    def recorded(**given):
-        schedules.append([given[key] for key in ("total_training_samples", "lr_warm_up_steps", "lr_decay_steps")])
-        return SAETrainerConfig(**given)
+    def recorded(cfg, *rest):
+        schedules.append([cfg.total_training_samples, cfg.lr_warm_up_steps, cfg.lr_decay_steps])
+        return SAETrainer(cfg, *rest)
 
-    monkeypatch.setattr(runs, "SAETrainerConfig", recorded)
+    monkeypatch.setattr(runs, "SAETrainer", recorded)
     table = compare(config_from_yaml(write(tmp_path, {**SYNTHETIC, "arms": [*SYNTHETIC["arms"], LONGER]})))
     assert schedules == [[40 * 32, 0, 0]] * 2  # of two seeds
     assert [result.read_text() for result in results] == before

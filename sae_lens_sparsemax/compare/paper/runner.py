@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lens_sparsemax.compare.config import fingerprint
+from sae_lens_sparsemax.compare.config import fingerprint, resolved_sae
 from sae_lens_sparsemax.compare.paper.recipe import MATCH, Recipe, load_recipe
 from sae_lens_sparsemax.compare.suggest_k import mean_l0
 from sae_lens_sparsemax.display.tables import csv_table, markdown_table
@@ -111,7 +111,8 @@ def trained_sae(recipe: Recipe, name: str, say: Callable[[str], None]) -> Path:
 
 def _training_fingerprint(settings: Mapping[str, Any]) -> str:
     lasting = {key: value for key, value in settings.items() if key not in _NOT_IN_FINGERPRINT}
-    return fingerprint(lasting)[:8]
+    # What defaults of the SAE mean is said; those of a runner are SAELens's, which says so when one changes.
+    return fingerprint({**lasting, "sae": resolved_sae(config_from_values(settings).config.sae)})[:8]
 
 
 def _slug(name: str) -> str:

@@ -10,6 +10,7 @@ import yaml
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare.paper.recipe import load_recipe
 from sae_lens_sparsemax.compare.paper.runner import averaged, flat, row
+from sae_lens_sparsemax.sae import config as sae_config
 from tests.support.tiny_language_model import documents
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -84,6 +85,13 @@ def test_a_table_is_trained_and_measured_once(recipe, tmp_path, capsys):
     assert capsys.readouterr().err.count("training in") == 1
     mean = list(csv.reader((tmp_path / "out" / "figure0-small" / "table.csv").open()))
     assert mean[1][0] == "TopK" and float(mean[1][2]) == pytest.approx(float(rows[2][2]))
+
+
+def test_an_sae_is_trained_again_where_a_default_means_another_one(recipe, capsys, monkeypatch):
+    for changed, trained in (({}, 1), ({}, 0), ({"alpha": 4.0}, 1)):
+        monkeypatch.setattr(sae_config, "BEST_GATE", {**sae_config.BEST_GATE, **changed})
+        assert main(["reproduce", str(recipe), "--small", "--arms", "[ours]"]) == 0
+        assert capsys.readouterr().err.count("training in") == trained
 
 
 def test_an_interrupted_training_is_not_taken_for_a_trained_sae(recipe, tmp_path, capsys):
