@@ -20,18 +20,31 @@ Activations = Literal["scores", "probabilities"]
 Gate = Literal["sparsemax", "relu"]
 Structure = Literal["cross_attention", "mlp"]
 LossWeighting = Literal["none", "inverse_norm"]
+FloorOf = Literal["concept", "dictionary"]
 BDecInit = Literal["first_batch_mean", "zeros", "fixed_zeros"]
 
 ARCHITECTURE = "sparsemax"
 PACKAGE = "sae_lens_sparsemax"
 DEFAULT_TARGET_L0 = 32.0
 # What every SAE was before there were more gates than sparsemax and more than one pass.
-EARLIER_GATE: dict[str, Any] = {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0}
+EARLIER_GATE: dict[str, Any] = {
+    "alpha": 2.0,
+    "passes": 1,
+    "refinements": 0,
+    "activation_floor": 0.0,
+    "floor_of": "concept",
+}
 EARLIER: dict[str, Any] = EARLIER_GATE | {"map_lr_scale": 1.0}
 # Up to this width, at which rates were measured, d × d maps learn at the full rate; see configs/compare/README.md.
 FULL_RATE_WIDTH = 576
 # What measured best, where the activations are scores.
-BEST_GATE: dict[str, Any] = {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}
+BEST_GATE: dict[str, Any] = {
+    "alpha": 3.0,
+    "passes": 2,
+    "refinements": 1,
+    "activation_floor": 0.5,
+    "floor_of": "dictionary",
+}
 
 
 @dataclass
@@ -106,8 +119,11 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             the start. Activations add up; a concept found twice counts once in L0. A pass costs a score product.
         refinements: How often the concepts that were found are weighed once more by r, so that their activations fit
             together. None are added, so it costs little.
-        activation_floor: Share of a concept's mean activation (a running mean over training) below which an activation
-            is taken for noise and dropped; target_l0 counts what is left. 0 keeps all.
+        activation_floor: Share of a mean (a running one over training) below which an activation is taken for noise and
+            dropped; target_l0 counts what is left. 0 keeps all.
+        floor_of: The mean is that of what all concepts of the "dictionary" contribute, activation times the norm of
+            the concept, so that a token that is hard to explain keeps more concepts than another, as in a budget shared
+            over the batch: explains most. Or that of each "concept"'s own activations: the concepts are truer.
         target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
             number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper. The default of
             32 is a quarter of d_sae where d_sae is less.
@@ -138,6 +154,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     passes: int = field(default=None, type=int)  # type: ignore[assignment]
     refinements: int = field(default=None, type=int)  # type: ignore[assignment]
     activation_floor: float = field(default=None, type=float)  # type: ignore[assignment]
+    floor_of: FloorOf = None  # type: ignore[assignment]
     target_l0: float | None = field(default=DEFAULT_TARGET_L0, type=number_or_none)
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
@@ -165,18 +182,20 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
 
     @override
     def __post_init__(self) -> None:
-        super().__post_init__()
-        # Loaders that find no class for the architecture can say which import brings it.
-        self.metadata.package = PACKAGE
         is_best = self.gate == "sparsemax" and self.activations == "scores"
         for name, value in (BEST_GATE if is_best else EARLIER_GATE).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        # The metadata takes up what is known by now.
+        super().__post_init__()
+        # Loaders that find no class for the architecture can say which import brings it.
+        self.metadata.package = PACKAGE
         _check_gate(self)
         if self.d_in < 0:
             raise ValueError(f"d_in must be positive, or 0 until the hook tells, got {self.d_in}")
         if self.map_lr_scale is None and self.d_in:
             self.map_lr_scale = min(1.0, (FULL_RATE_WIDTH / self.d_in) ** 2)
+        _check_choice(self, "floor_of", FloorOf)
         _check_choice(self, "structure", Structure)
         _check_choice(self, "loss_weighting", LossWeighting)
         _check_choice(self, "b_dec_init", BDecInit)
@@ -293,5 +312,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "one_pass": {"passes": 1, "refinements": 0},
     # Truest where features are many, correlated and hierarchical: few strong activations. A lower target_l0 than usual
     # serves it best.
-    "features": {"refinements": 0, "activation_floor": 0.7},
+    "features": {"refinements": 0, "activation_floor": 0.7, "floor_of": "concept"},
 }

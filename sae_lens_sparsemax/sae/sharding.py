@@ -176,6 +176,12 @@ class OverRanks(nn.Module):
             dist.all_reduce(part, group=self.mesh.get_group(DATA))
         return part
 
+    def total_over_ranks(self, part: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, each of which brings other pairs of a token and a concept."""
+        if self.mesh is not None:
+            dist.all_reduce(part)
+        return part
+
     def everyones(self, counts: list[torch.Tensor]) -> list[torch.Tensor]:
         """Numbers (N,) of the tokens of a group that shares the concepts, as those of all tokens."""
         if self.mesh is None or self.mesh.size(0) == 1:

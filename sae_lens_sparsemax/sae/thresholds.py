@@ -1,7 +1,9 @@
-"""Thresholds of activations: what is weak for its concept is noise more often than not, and is dropped.
+"""Thresholds of activations: what is weak is noise more often than not, and is dropped.
 
-In training a concept's threshold is `activation_floor` times the mean of its activations before anything is dropped, a
-running mean over batches; an SAE for inference holds the product. No concept dies of it, since its mean follows it.
+In training a concept's threshold is `activation_floor` times a mean activation, a running mean over batches of what was
+found before anything is dropped; an SAE for inference holds the product. Either it is the mean of the concept's own
+activations, of which no concept dies, since the mean follows it; or the activation at which it contributes as much as
+concepts do on average, so that whatever explains least is dropped, of whichever token and concept.
 """
 
 from __future__ import annotations
@@ -24,19 +26,36 @@ def mean_activations(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device
 
 
 @torch.no_grad()
-def follow_mean(mean: torch.Tensor, acts: torch.Tensor, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Move (M,) means of positive activations, in place, towards those of a batch, (N, M) sparse COO or dense.
+def follow_mean(
+    mean: torch.Tensor,
+    acts: torch.Tensor,
+    total: Callable[[torch.Tensor], torch.Tensor],
+    value_norm: torch.Tensor | None = None,
+) -> None:
+    """Move (M,) means of positive activations, in place, towards those of a batch.
 
-    The first mean of a concept is taken as it is; concepts without an activation keep theirs. `total` adds up
-    over ranks that hold the same concepts.
+    The first mean of a concept is taken as it is; concepts without an activation keep theirs.
+
+    Args:
+        mean: (M,), zero where none was seen.
+        acts: (N, M) activations, sparse COO or dense.
+        total: adds up over the ranks whose activations count.
+        value_norm: (M,) norms of the values, if the mean is the activation at which a concept contributes, activation
+            times norm, as much as all concepts do on average.
     """
     acts = acts if acts.is_sparse else acts.reshape(-1, len(mean)).to_sparse()
     # Sums of half-precision numbers would stand still; what comes out is rounded once.
     wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
-    values = acts.values().to(wide.dtype)
-    sums = column_sums(acts.indices()[1], torch.stack([values.clamp_min(0), (values > 0).to(wide.dtype)], 1), len(mean))
-    batch, count = total(sums).unbind(1)
-    batch = batch / count.clamp_min(1)
+    concept, values = acts.indices()[1], acts.values().to(wide.dtype).clamp_min(0)
+    found = (values > 0).to(wide.dtype)
+    if value_norm is None:
+        batch, count = total(column_sums(concept, torch.stack([values, found], 1), len(mean))).unbind(1)
+        batch = batch / count.clamp_min(1)
+    else:
+        norm = value_norm.to(wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny)
+        contributed, count = total(torch.stack([(values * norm[concept]).sum(), found.sum()])).unbind(0)
+        # A value of almost no norm contributes nothing, whatever its activation.
+        batch = (contributed / count.clamp_min(1) / norm).clamp_max(torch.finfo(mean.dtype).max)
     moved = torch.where(wide > 0, wide + _RATE * (batch - wide), batch)
     mean.copy_(torch.where(count > 0, moved, wide))
 

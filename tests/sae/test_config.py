@@ -103,10 +103,14 @@ def test_what_is_not_given_is_the_best_gate_or_the_papers_where_its_ablations_ar
     assert config(activations="probabilities", passes=2).passes == 2
     saved = best.to_dict()
     assert SparsemaxTrainingSAEConfig.from_dict(saved) == best
+    assert (best.floor_of, config(**PRESETS["features"]).floor_of) == ("dictionary", "concept")
+    del saved["floor_of"]
+    assert SparsemaxTrainingSAEConfig.from_dict(saved).floor_of == "concept"
     for name in ("passes", "refinements", "activation_floor", "map_lr_scale"):
         del saved[name]
     old = SparsemaxTrainingSAEConfig.from_dict(saved)
     assert (old.passes, old.map_lr_scale) == (1, 1)
+    assert config().metadata.training_architecture_details["floor_of"] == "dictionary"
 
 
 @pytest.mark.parametrize(("d_in", "scale"), [(64, 1.0), (576, 1.0), (1152, 0.25), (4608, 1 / 64)])

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.attention import selection
+from sae_lens_sparsemax.sae.thresholds import follow_mean
 from tests.support.small_sae import D_SAE, dense, inputs, small_sae, step_input
 
 INFINITE = float("inf")
@@ -120,13 +121,16 @@ def test_a_concept_found_twice_counts_once(monkeypatch):
     assert sae.gate_scale == pytest.approx(1 / 6 * (counts.mean().item() / 20) ** 0.5)
 
 
-def test_thresholds_follow_the_means_of_activations_before_anything_is_dropped(monkeypatch):
+@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+@pytest.mark.parametrize("floor_of", ["concept", "dictionary"])
+def test_thresholds_follow_the_means_of_activations_before_anything_is_dropped(floor_of, structure, monkeypatch):
     monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 1.0)
-    kept = small_sae(dtype="float64", passes=2)
-    sae = small_sae(dtype="float64", passes=2, activation_floor=0.6)
-    hooked = small_sae(dtype="float64", passes=2, activation_floor=0.6)
+    settings = {"dtype": "float64", "structure": structure, "passes": 2}
+    kept = small_sae(**settings)
+    sae, hooked = (small_sae(**settings, activation_floor=0.6, floor_of=floor_of) for _ in range(2))
     for each in (sae, hooked):
         each.mean_acts.zero_()
+    norms = sae.dictionary.values.detach().norm(dim=-1)
     mean = torch.zeros(D_SAE, dtype=torch.float64)
     for seed in range(3):
         x = inputs(dtype=torch.float64) * (1 + seed)
@@ -136,7 +140,11 @@ def test_thresholds_follow_the_means_of_activations_before_anything_is_dropped(m
         with hooked.hooks(fwd_hooks=[("hook_sae_acts_post", lambda tensor, hook: None)]):
             hooked.training_forward_pass(step_input(x))
         count = (acts > 0).sum(0)
-        batch = acts.sum(0) / count.clamp_min(1)
+        if floor_of == "concept":
+            batch = acts.sum(0) / count.clamp_min(1)
+        else:
+            contributions = (acts * norms)[acts > 0]
+            batch, count = contributions.mean() / norms, torch.full_like(count, len(contributions))
         mean = torch.where(count > 0, torch.where(mean > 0, 0.97 * mean + 0.03 * batch, batch), mean)
         torch.testing.assert_close(sae.mean_acts, mean)
         torch.testing.assert_close(hooked.mean_acts, mean)
@@ -145,6 +153,19 @@ def test_thresholds_follow_the_means_of_activations_before_anything_is_dropped(m
     ).sum()
     sae.eval().training_forward_pass(step_input(x))
     torch.testing.assert_close(sae.mean_acts, mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_concept_without_a_value_and_a_batch_without_a_concept_leave_thresholds_finite(dtype):
+    mean, norms = torch.zeros(3, dtype=dtype), torch.tensor([1.0, 0.0, 4.0])
+    acts = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, -3.0]])
+    follow_mean(mean, torch.zeros_like(acts), lambda part: part, norms)
+    assert mean.tolist() == [0, 0, 0]
+    follow_mean(mean, acts, lambda part: part, norms)
+    assert mean[[0, 2]].tolist() == [2, 0.5]  # contributions 2, 0 and 4
+    assert mean.isfinite().all() and mean[1] > 1e30
+    follow_mean(mean, acts, lambda part: part, norms)
+    assert mean.isfinite().all()
 
 
 def test_what_is_explained_has_nothing_left_to_find():
@@ -200,6 +221,7 @@ def test_files_from_before_passes_load_as_one(tmp_path):
         ({"passes": 0}, "passes must be at least 1"),
         ({"refinements": -1}, "refinements at least 0"),
         ({"passes": 2, "gate": "relu", "target_l0": None}, "passes must be 1"),
+        ({"floor_of": "token"}, "floor_of must be one of 'concept', 'dictionary', got 'token'"),
         ({"activation_floor": 1.0}, "activation_floor must be at least 0 and less than 1, got 1.0"),
         ({"activation_floor": 0.5, "gate": "relu", "target_l0": None}, "activation_floor must be 0"),
         ({"refinements": 1, "activations": "probabilities"}, "refinements must be 0"),

@@ -26,6 +26,7 @@ WIDTH, N_CONCEPTS, BATCH = 12, 101, 48
 STEPS = 30 if "TRIAL_RANKS" in os.environ else 12
 VARIANTS = {
     "default": {},
+    "floors of concepts": {"floor_of": "concept"},
     "sparsemax": {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0},
     "top k": {"alpha": float("inf"), "gate_scale": 0.1},
     "three passes": {"passes": 3, "activation_floor": 0.0},
