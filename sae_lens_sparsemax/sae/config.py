@@ -27,24 +27,12 @@ ARCHITECTURE = "sparsemax"
 PACKAGE = "sae_lens_sparsemax"
 DEFAULT_TARGET_L0 = 32.0
 # What every SAE was before there were more gates than sparsemax and more than one pass.
-EARLIER_GATE: dict[str, Any] = {
-    "alpha": 2.0,
-    "passes": 1,
-    "refinements": 0,
-    "activation_floor": 0.0,
-    "floor_of": "concept",
-}
-EARLIER: dict[str, Any] = EARLIER_GATE | {"map_lr_scale": 1.0}
+EARLIER_GATE: dict[str, Any] = {"alpha": 2.0, "passes": 1, "refinements": 0, "activation_floor": 0.0}
+EARLIER: dict[str, Any] = EARLIER_GATE | {"floor_of": "concept", "map_lr_scale": 1.0}
 # Up to this width, at which rates were measured, d × d maps learn at the full rate; see configs/compare/README.md.
 FULL_RATE_WIDTH = 576
 # What measured best, where the activations are scores.
-BEST_GATE: dict[str, Any] = {
-    "alpha": 3.0,
-    "passes": 2,
-    "refinements": 1,
-    "activation_floor": 0.5,
-    "floor_of": "dictionary",
-}
+BEST_GATE: dict[str, Any] = {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}
 
 
 @dataclass
@@ -154,7 +142,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     passes: int = field(default=None, type=int)  # type: ignore[assignment]
     refinements: int = field(default=None, type=int)  # type: ignore[assignment]
     activation_floor: float = field(default=None, type=float)  # type: ignore[assignment]
-    floor_of: FloorOf = None  # type: ignore[assignment]
+    floor_of: FloorOf = "dictionary"
     target_l0: float | None = field(default=DEFAULT_TARGET_L0, type=number_or_none)
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"

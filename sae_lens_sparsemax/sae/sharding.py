@@ -170,16 +170,10 @@ class OverRanks(nn.Module):
         """The mean over all ranks, differentiable."""
         return value if self.mesh is None else _MeanOverRanks.apply(value)  # type: ignore[no-any-return]
 
-    def total_over_data(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks that hold the same concepts and bring other tokens."""
-        if self.mesh is not None and self.mesh.size(0) > 1:
-            dist.all_reduce(part, group=self.mesh.get_group(DATA))
-        return part
-
-    def total_over_ranks(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, each of which brings other pairs of a token and a concept."""
-        if self.mesh is not None:
-            dist.all_reduce(part)
+    def total_over_ranks(self, part: torch.Tensor, of_all_concepts: bool) -> torch.Tensor:
+        """The sum over the ranks that bring other tokens, at the own concepts, or at those of all ranks."""
+        if self.mesh is not None and (of_all_concepts or self.mesh.size(0) > 1):
+            dist.all_reduce(part, group=None if of_all_concepts else self.mesh.get_group(DATA))
         return part
 
     def everyones(self, counts: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -29,8 +29,8 @@ def mean_activations(cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device
 def follow_mean(
     mean: torch.Tensor,
     acts: torch.Tensor,
-    total: Callable[[torch.Tensor], torch.Tensor],
-    value_norm: torch.Tensor | None = None,
+    total: Callable[[torch.Tensor, bool], torch.Tensor],
+    dictionary: torch.Tensor | None,
 ) -> None:
     """Move (M,) means of positive activations, in place, towards those of a batch.
 
@@ -39,21 +39,23 @@ def follow_mean(
     Args:
         mean: (M,), zero where none was seen.
         acts: (N, M) activations, sparse COO or dense.
-        total: adds up over the ranks whose activations count.
-        value_norm: (M,) norms of the values, if the mean is the activation at which a concept contributes, activation
-            times norm, as much as all concepts do on average.
+        total: adds up over ranks: sums of own concepts, or, where it is told so, of all.
+        dictionary: (M, d) values of the concepts, if the mean is the activation at which a concept contributes,
+            activation times the value's norm, as much as all concepts do on average.
     """
     acts = acts if acts.is_sparse else acts.reshape(-1, len(mean)).to_sparse()
     # Sums of half-precision numbers would stand still; what comes out is rounded once.
     wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
     concept, values = acts.indices()[1], acts.values().to(wide.dtype).clamp_min(0)
     found = (values > 0).to(wide.dtype)
-    if value_norm is None:
-        batch, count = total(column_sums(concept, torch.stack([values, found], 1), len(mean))).unbind(1)
+    if dictionary is None:
+        sums = column_sums(concept, torch.stack([values, found], 1), len(mean))
+        batch, count = total(sums, False).unbind(1)
         batch = batch / count.clamp_min(1)
     else:
-        norm = value_norm.to(wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny)
-        contributed, count = total(torch.stack([(values * norm[concept]).sum(), found.sum()])).unbind(0)
+        norm = torch.linalg.vector_norm(dictionary, dim=-1, dtype=wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny)
+        sums = torch.stack([(values * norm[concept]).sum(), found.sum()])
+        contributed, count = total(sums, True).unbind(0)
         # A value of almost no norm contributes nothing, whatever its activation.
         batch = (contributed / count.clamp_min(1) / norm).clamp_max(torch.finfo(mean.dtype).max)
     moved = torch.where(wide > 0, wide + _RATE * (batch - wide), batch)

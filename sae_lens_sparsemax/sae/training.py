@@ -179,7 +179,8 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
         if has_lists != feature_acts.is_sparse:
             feature_acts = feature_acts.to_sparse() if has_lists else feature_acts.to_dense()
         if self.mean_acts is not None and self.training:
-            self._follow_mean(self.mean_acts, selected)
+            values = self.dictionary.values if self.cfg.floor_of == "dictionary" else None
+            follow_mean(self.mean_acts, selected, self.total_over_ranks, values)
         if self.cfg.target_l0 is not None and self.training:
             mean_l0 = l0.sum().item() / max(1, l0.numel())
             self.gate_scale = next_gate_scale(self.gate_scale, mean_l0, self.cfg.target_l0, self.cfg.target_l0_rate)
@@ -211,13 +212,6 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
         own, threshold = self.dictionary, self._threshold()
         write, W_pass = own.project_context, self.W_pass
         return passes.Maps(self._project, own.keys, own.values, own.bias, write, W_pass, threshold, self.concept_shard)
-
-    def _follow_mean(self, mean: torch.Tensor, selected: torch.Tensor) -> None:
-        if self.cfg.floor_of == "concept":
-            follow_mean(mean, selected, self.total_over_data)
-        else:
-            norms = torch.linalg.vector_norm(self.dictionary.values.detach(), dim=-1)
-            follow_mean(mean, selected, self.total_over_ranks, norms)
 
     def _threshold(self) -> torch.Tensor | None:
         return None if self.mean_acts is None else self.cfg.activation_floor * self.mean_acts

@@ -192,8 +192,8 @@ def collectives(cfg: Any) -> list[Collective]:
     add("backwards, all-gather of contexts", "concepts", at.looks, tokens, 1)
     add("backwards, reduce-scatter of queries", "concepts", at.looks, queries, 1)
     add("all-reduce of the concepts' gradient", "data", 1, at.element * at.divided, 2)
-    if getattr(cfg.sae, "activation_floor", 0):
-        add("all-reduce of mean activations", "data", 2, 8 * at.m, 2)
+    if getattr(cfg.sae, "activation_floor", 0) and cfg.sae.floor_of == "concept":
+        add("all-reduce of mean activations", "data", 1, 8 * at.m, 2)
     add("all-reduce of the other gradients", "all", 1, at.element * at.replicated, 2)
     return found
 

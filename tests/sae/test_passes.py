@@ -159,12 +159,12 @@ def test_thresholds_follow_the_means_of_activations_before_anything_is_dropped(f
 def test_a_concept_without_a_value_and_a_batch_without_a_concept_leave_thresholds_finite(dtype):
     mean, norms = torch.zeros(3, dtype=dtype), torch.tensor([1.0, 0.0, 4.0])
     acts = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, -3.0]])
-    follow_mean(mean, torch.zeros_like(acts), lambda part: part, norms)
+    follow_mean(mean, torch.zeros_like(acts), lambda part, _: part, torch.diag(norms))
     assert mean.tolist() == [0, 0, 0]
-    follow_mean(mean, acts, lambda part: part, norms)
+    follow_mean(mean, acts, lambda part, _: part, torch.diag(norms))
     assert mean[[0, 2]].tolist() == [2, 0.5]  # contributions 2, 0 and 4
     assert mean.isfinite().all() and mean[1] > 1e30
-    follow_mean(mean, acts, lambda part: part, norms)
+    follow_mean(mean, acts, lambda part, _: part, torch.diag(norms))
     assert mean.isfinite().all()
 
 

@@ -70,6 +70,8 @@ def test_what_travels_between_ranks_is_counted():
     one_look = received(config(1, 4, passes=1, refinements=0))
     assert one_look["all-gather of queries"][1] == 1 and one_look["all-reduce of the costs of 7 cuts"][1] == 11
     assert received(config(4, 1))["all-reduce of the concepts' gradient"] == ("data", 1, 4 * M * D * 2 * 3 // 4)
+    of_concepts = received(config(4, 1, floor_of="concept"))
+    assert of_concepts["all-reduce of mean activations"] == ("data", 1, 8 * M * 2 * 3 // 4)
 
 
 def travelling(cfg, folder: Path) -> None:
