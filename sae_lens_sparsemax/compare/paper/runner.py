@@ -111,7 +111,7 @@ def trained_sae(recipe: Recipe, name: str, say: Callable[[str], None]) -> Path:
 
 def _training_fingerprint(settings: Mapping[str, Any]) -> str:
     lasting = {key: value for key, value in settings.items() if key not in _NOT_IN_FINGERPRINT}
-    # What defaults of the SAE mean is said; those of a runner are SAELens's, which says so when one changes.
+    # What the SAE's defaults mean counts. A runner's do not: its config holds names and paths that are drawn anew.
     return fingerprint({**lasting, "sae": resolved_sae(config_from_values(settings).config.sae)})[:8]
 
 
