@@ -117,6 +117,8 @@ def _settle_entmax(
     low = tl.load(bound + row)
     high = top
     n_undecided = n_listed * CHUNK
+    # Rows of which nothing is listed, as of scores that are not finite, have no turn in which to count.
+    tl.store(count + row, n_undecided.to(tl.int64) * 0)
     while n_undecided > 0:
         sums = tl.zeros([TILE], tl.float64)
         least = tl.full([TILE], float("inf"), tl.float64)

@@ -118,12 +118,27 @@ def test_minus_infinity_is_never_selected():
     torch.testing.assert_close(found.tau.cpu(), torch.tensor([-0.25, -6.0], dtype=torch.float64))
 
 
-@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow) encountered:RuntimeWarning")
+@pytest.mark.parametrize("alpha", [2.0, 3.0, math.inf])
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_scores_that_are_not_finite_are_refused(name):
+def test_scores_that_are_not_finite_are_refused(name, alpha):
     row, message = BAD_ROWS[name]
+    crow, col, values, row_max = selection.select(torch.tensor([[0.3, 0.2, 0.1], row], device=DEVICE), 1.0, alpha)
+    assert int(crow[-1]) == len(col) == len(values) <= 6
+    assert not len(col) or int(col.max()) < 3
     with pytest.raises(ValueError, match=f"scores must be finite, or -inf beside finite ones, got {message}"):
-        check_row_maxima(selection.select(torch.tensor([[0.3, 0.2, 0.1], row], device=DEVICE), 1.0)[3])
+        check_row_maxima(row_max)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
+@pytest.mark.parametrize("alpha", [2.0, 3.0, math.inf])
+def test_rows_without_a_candidate_have_no_support(alpha):
+    crow = torch.tensor([0, 0, 2, 2], device=DEVICE)
+    given = torch.tensor([0.3, 0.2], device=DEVICE), crow, torch.tensor([4, 7], device=DEVICE)
+    row_max = torch.tensor([-torch.inf, 0.3, -torch.inf], dtype=torch.float64, device=DEVICE)
+    found_crow, col, _ = settling.settle(*given, row_max, 2.0 if math.isinf(alpha) else 1.0, alpha)
+    assert found_crow.tolist() == [0, 0, 2, 2]
+    assert col.tolist() == [4, 7]
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
