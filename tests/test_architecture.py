@@ -26,9 +26,10 @@ FLOORS = [
     {"settings", "files", "assets"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# The method itself: `sae` may be asked for names, configs and presets; only publishing knows its classes.
+# The method itself: `sae` may be asked for names, configs, presets and its one mistake; only publishing knows its
+# classes.
 METHOD = {"attention": {"attention"}, "sae": {"sae", "attention", "files"}}
-FROM_SAE = {f"{NAME}.sae.config"}
+FROM_SAE = {f"{NAME}.sae.config", f"{NAME}.sae.divergence"}
 LIBRARIES = {
     "attention": {"torch", "triton"},
     "sae": {"torch", "sae_lens", "simple_parsing", "typing_extensions"},

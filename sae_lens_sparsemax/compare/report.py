@@ -136,7 +136,7 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
             number(result.metrics[first]["explained_variance"], 4),
             number(result.metrics[first]["l0"], 1),
             number(result.metrics[first]["dead_fraction"], 4),
-            "best" if (result.arm, result.sparsity, result.lr) in chosen else "",
+            "diverged" if result.diverged else "best" if (result.arm, result.sparsity, result.lr) in chosen else "",
         ]
         for result in results
     ]

@@ -1,6 +1,7 @@
 """One run of a comparison: an SAE trained by SAELens's own trainer, saved for inference and measured."""
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,14 +19,17 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_sparsemax.compare.arm import Arm
 from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint, resolved_sae
-from sae_lens_sparsemax.compare.sources import ComparedActivations, Metrics
+from sae_lens_sparsemax.compare.sources import VALIDATION, ComparedActivations, Metrics
 from sae_lens_sparsemax.files import atomic_directory, load_json, save_json, verify_checksums, write_checksums
 from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.sae.divergence import Diverged
 from sae_lens_sparsemax.training.trainer import adapt
 
 # A prime, so that the streams of an SAE's initialisation meet no other.
 INITIALISATION_STREAM = 15_485_863
 _RESULT = "result.json"
+# What tables of all runs show.
+_ALWAYS_MEASURED = ("explained_variance", "l0", "dead_fraction")
 # What is stretched with an arm's steps.
 _SCHEDULE = ("lr_warm_up_steps", "lr_decay_steps")
 # They say where a training runs and what is kept of it, not what comes out.
@@ -120,6 +124,8 @@ class RunResult:
     """Measures by evaluation set."""
     chosen_fingerprint: str | None = None
     """Hash of the settings of the slow measures; none if this run was not chosen for them."""
+    diverged: str | None = None
+    """Why there is no SAE, if the training came to nothing; its measures are NaN then."""
 
 
 def all_runs(cfg: CompareConfig) -> list[RunSettings]:
@@ -148,22 +154,29 @@ def finished_run(run: RunSettings, source: ComparedActivations) -> RunResult | N
 
 
 def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResult:
-    """Train one SAE, save its inference form and its result in the run's folder, and return the result."""
+    """Train one SAE, save its inference form and its result in the run's folder, and return the result.
+
+    A training that diverges is a result too, the worst there is: one rate that is too high ends no comparison.
+    """
     cfg, sae = source.cfg, _untrained_sae(run, source)
     trainer_cfg = run.trainer_config(cfg)
     trainer = adapt(SAETrainer(trainer_cfg, sae, source.batches(run.seed)))
     _estimate_normalisation(trainer, source.batches(run.seed))
     if run.starts_at_mean(cfg):
         sae.b_dec.data.copy_(trainer.activation_scaler.scale(source.mean().to(sae.b_dec)))
-    started = time.perf_counter()
+    started, diverged = time.perf_counter(), None
     try:
         trainer.fit()
+    except Diverged as error:
+        diverged = str(error)
+        logger.warning("The run %s diverged and counts as the worst: %s", run.name, error)
     except ValueError as error:
         raise ValueError(f"the run {run.name} failed: {error}") from error
     seconds = time.perf_counter() - started
     window = min(trainer_cfg.dead_feature_window, cfg.steps_of(run.arm))
     with atomic_directory(run_folder(cfg, run)) as folder:
-        sae.save_inference_model(folder)
+        if not diverged:
+            sae.save_inference_model(folder)
         result = RunResult(
             arm=run.arm.name,
             architecture=run.arm.architecture,
@@ -175,7 +188,8 @@ def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResu
             training_seconds=seconds,
             training_l0=trainer.feature_sparsity.sum().item(),
             training_dead_fraction=(trainer.n_forward_passes_since_fired >= window).double().mean().item(),
-            metrics=source.evaluate(load_sae(str(folder), cfg.device)),
+            metrics=_nothing_measured(cfg) if diverged else source.evaluate(load_sae(str(folder), cfg.device)),
+            diverged=diverged,
         )
         save_json(result, folder / _RESULT)
         write_checksums(folder)
@@ -183,10 +197,10 @@ def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResu
 
 
 def evaluate_chosen(run: RunSettings, source: ComparedActivations) -> RunResult:
-    """Add the slow measures to a finished run, unless it has them already, and return its result."""
+    """Add the slow measures to a finished run, unless it has them already or no SAE, and return its result."""
     kept = run_folder(source.cfg, run)
     result = load_json(RunResult, kept / _RESULT)
-    if result.chosen_fingerprint != source.chosen_fingerprint:
+    if not result.diverged and result.chosen_fingerprint != source.chosen_fingerprint:
         for name, metrics in source.evaluate_chosen(load_run(source.cfg, run)).items():
             result.metrics[name] = {**result.metrics.get(name, {}), **metrics}
         result.chosen_fingerprint = source.chosen_fingerprint
@@ -196,6 +210,10 @@ def evaluate_chosen(run: RunSettings, source: ComparedActivations) -> RunResult:
             save_json(result, folder / _RESULT)
             write_checksums(folder)
     return result
+
+
+def _nothing_measured(cfg: CompareConfig) -> dict[str, Metrics]:
+    return {name: dict.fromkeys(_ALWAYS_MEASURED, math.nan) for name in (VALIDATION, *cfg.evaluation_sets)}
 
 
 def run_folder(cfg: CompareConfig, run: RunSettings) -> Path:

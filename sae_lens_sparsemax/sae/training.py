@@ -18,6 +18,7 @@ from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae import folding, passes
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.dictionaries import build_dictionary
+from sae_lens_sparsemax.sae.divergence import came_to_nothing
 from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_decode, rounded
 from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
 from sae_lens_sparsemax.sae.losses import l1_penalty, reconstruction_loss
@@ -137,7 +138,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
             was computed on the way: the scores on the supports as sparse COO without gradient, or all scores, dense.
 
         Raises:
-            ValueError: the activations, the scores or the loss are not finite; names the step.
+            ValueError: the activations are not finite, or (`Diverged`) the scores or the loss; names the step.
         """
         x = step_input.sae_in
         check_width(x, self.cfg.d_in)
@@ -152,10 +153,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
             if math.isfinite(loss := output.loss.item()):
                 return output
             problem = f"the loss must be finite, got {loss}"
-        raise ValueError(
-            f"training step {step} came to nothing: {problem}; lower the learning rate or leave "
-            f"out activations as large as there (up to {x.abs().max().item():.4g})"
-        )
+        raise came_to_nothing(step, problem, x)
 
     def _forward_pass(self, x: torch.Tensor, step_input: TrainStepInput) -> TrainStepOutput:
         if self._can_run_sparse(x):

@@ -29,6 +29,7 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.files import atomic_directory
 from sae_lens_sparsemax.models.encoding import sparse_acts
+from sae_lens_sparsemax.sae.divergence import Diverged
 from sae_lens_sparsemax.training.checkpoints import seal_checkpoint
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 
@@ -60,7 +61,7 @@ class RunTrainer(SAETrainer[Any, Any]):
         """Run one step.
 
         Raises:
-            ValueError: the loss or the weights are not finite; the last checkpoint is of an earlier step.
+            Diverged: the loss or the weights are not finite; the last checkpoint is of an earlier step.
         """
         try:
             output = super().step(batch)
@@ -77,6 +78,8 @@ class RunTrainer(SAETrainer[Any, Any]):
             self.evaluation.write(self, step)
         if self.log is not None and self._is_due(step, self.log.every):
             self.log.write(self, output, step)
+        if self._is_due(step, every=0):
+            self._say_if_nothing_is_explained(output)
         return output
 
     @torch.no_grad()
@@ -86,6 +89,19 @@ class RunTrainer(SAETrainer[Any, Any]):
         is_sound = torch.cat([loss.reshape(1).float(), *extremes]).isfinite().all()
         now = torch.stack([torch.full_like(loss, step), loss, batch.abs().max().to(loss)]).float()
         self._diverged = torch.where(is_sound | (self._diverged[0] > 0), self._diverged, now)
+
+    @torch.no_grad()
+    def _say_if_nothing_is_explained(self, output: TrainStepOutput) -> None:
+        """Weights of a run that went wrong may be finite all the same."""
+        sae_in, sae_out = output.sae_in.float(), output.sae_out.float()
+        unexplained, whole = ((sae_in - mean).square().sum().item() for mean in (sae_out, sae_in.mean(0)))
+        if unexplained > whole > 0:
+            logger.warning(
+                "The reconstructions of the last batch are further off than its mean would be: explained variance "
+                "%.3g. If the loss rose in the end, lower lr (%g).",
+                1 - unexplained / whole,
+                self.cfg.lr,
+            )
 
     def _weights(self) -> list[torch.Tensor]:
         """All weights that this process holds."""
@@ -97,7 +113,7 @@ class RunTrainer(SAETrainer[Any, Any]):
     def _refuse(self, diverged: torch.Tensor) -> None:
         step, loss, largest = diverged.tolist()
         if step:
-            raise ValueError(
+            raise Diverged(
                 f"training stopped at step {step:.0f}: its loss ({loss:.4g}) and the weights after it must be finite; "
                 f"lower lr ({self.cfg.lr:g}) or leave out activations as large as there (up to {largest:.4g}). "
                 "No SAE is written; earlier checkpoints are kept."

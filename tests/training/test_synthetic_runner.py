@@ -1,6 +1,7 @@
 """Training on synthetic data: SAELens's result and files, and what every run of ours has."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,13 @@ def test_a_run_that_diverges_stops_at_the_step_and_leaves_its_last_checkpoint(sa
     assert [int(path.name) for path in list_checkpoints(tmp_path / "checkpoints")] == [64 * 6, 64 * 11]
     assert not (tmp_path / "sae_weights.safetensors").exists()
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 10
+
+
+def test_weights_that_explain_nothing_in_the_end_are_not_passed_over(tmp_path, caplog):
+    SyntheticTrainingRunner(config(tmp_path / "sound")).run()
+    assert not caplog.text
+    SyntheticTrainingRunner(config(tmp_path / "wrong", sae=TopKTrainingSAEConfig(d_in=0, d_sae=16, k=2), lr=10.0)).run()
+    assert re.search(r"explained variance -\S+\. If the loss rose in the end, lower lr \(10\)", caplog.text)
 
 
 @pytest.mark.parametrize("lr", [1e300, 1e19])
