@@ -82,7 +82,7 @@ def texts_tab(chromium: Any, text_pages: Path) -> Iterator[Reader]:
 
 
 def as_new(tab: Reader) -> Iterator[Reader]:
-    """A tab that was opened for an earlier test, with nothing of it: bookmarks, notes and choices are in the storage."""
+    """A tab that an earlier test used, with nothing of it left: bookmarks, notes and choices are in the storage."""
     tab.page.mouse.move(0, 0)
     yield tab
     tab.page.evaluate("[localStorage, sessionStorage].forEach(each => each.clear())")
