@@ -6,6 +6,7 @@ Imports of size stand in the fixtures: the process that hands tests out to worke
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+# Half a million objects come with the libraries and stay; looking through them while they come frees nothing.
+gc.disable()
+
 # Tests need no network, and what is not here is not waited for.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -34,9 +38,14 @@ LONG = ("cli", "trials", "training", "sae/test_sharding", "sae/test_traced", "ex
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Modules are handed out in the order of `pytest_collection_modifyitems`, not by how many tests they have."""
+    """Modules are handed out in the order of `pytest_collection_modifyitems`, not by how many tests they have.
+
+    Workers are told of their one thread before they start: NumPy, which plugins import before this file, asks then.
+    """
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    if getattr(config.option, "numprocesses", None):
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,20 +70,33 @@ def pytest_collectstart() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Before the first test: figures are saved empty, and processes of tests are forked from here.
+    """Before the first test: figures are saved empty, files stay unflushed, and processes are forked from here.
 
-    The process that hands out tests has none itself; one that has used CUDA is none to fork from.
+    The process that hands out tests has none itself; one that has used CUDA is none to fork from. Rubbish is collected
+    from here on, but not looked for among what was there before, which took a tenth of the time of all tests.
     """
+    gc.freeze()
+    gc.enable()
     if not session.items:
         return
     import torch
     from matplotlib.figure import Figure
+    from transformers import PretrainedConfig
 
     from tests.support.fresh_processes import serve_from_here
 
+    # Each load of a model writes its configuration out for a log that nobody reads.
+    PretrainedConfig.__repr__ = object.__repr__
+    # No test can cut the power; that a file is flushed, and what happens when that fails, is tested with other ones.
+    os.fsync = lambda descriptor: None
     Figure.savefig = functools.wraps(Figure.savefig)(lambda *_, **__: None)
     if not torch.cuda.is_available():
         serve_from_here()
+
+
+def pytest_unconfigure() -> None:
+    """Libraries complain of what they find alive at the end."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

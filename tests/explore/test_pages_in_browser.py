@@ -47,6 +47,12 @@ class Reader:
         if request.failure != "net::ERR_ABORTED":  # the page was left before its charts came
             self.problems.append(f"failed {request.url}")
 
+    def check(self) -> None:
+        problems = self.problems.copy()
+        self.problems.clear()  # else the tests after would have them too
+        assert not problems
+        assert all(url.startswith((self.folder.as_uri(), "data:", "about:")) for url in self.requests)
+
     def open(self, page: str) -> Any:
         name, sign, place = page.partition("#")
         url = (self.folder / name).as_uri()
@@ -62,18 +68,37 @@ def reader(chromium: Any, folder: Path, viewport: dict[str, int] = LAPTOP, schem
     found = Reader(context.new_page(), folder)
     yield found
     context.close()
-    assert not found.problems
-    assert all(url.startswith((found.folder.as_uri(), "data:", "about:")) for url in found.requests)
+    found.check()
 
 
-@pytest.fixture
-def images(chromium: Any, image_pages: Path) -> Iterator[Reader]:
+@pytest.fixture(scope="module")
+def images_tab(chromium: Any, image_pages: Path) -> Iterator[Reader]:
     yield from reader(chromium, image_pages)
 
 
-@pytest.fixture
-def texts(chromium: Any, text_pages: Path) -> Iterator[Reader]:
+@pytest.fixture(scope="module")
+def texts_tab(chromium: Any, text_pages: Path) -> Iterator[Reader]:
     yield from reader(chromium, text_pages)
+
+
+def as_new(tab: Reader) -> Iterator[Reader]:
+    """A tab that an earlier test used, with nothing of it left: bookmarks, notes and choices are in the storage."""
+    tab.page.mouse.move(0, 0)
+    yield tab
+    tab.page.evaluate("[localStorage, sessionStorage].forEach(each => each.clear())")
+    tab.page.goto("about:blank")
+    tab.check()
+    tab.requests.clear()
+
+
+@pytest.fixture
+def images(images_tab: Reader) -> Iterator[Reader]:
+    yield from as_new(images_tab)
+
+
+@pytest.fixture
+def texts(texts_tab: Reader) -> Iterator[Reader]:
+    yield from as_new(texts_tab)
 
 
 @pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.slow)])
@@ -124,10 +149,12 @@ ODD_TEXTS = [
 ]
 
 
-@pytest.fixture
-def odd_texts(chromium: Any, text_pages: Path, tmp_path: Path) -> Iterator[tuple[Reader, list[tuple[str, int]]]]:
+@pytest.fixture(scope="module")
+def odd_texts(
+    chromium: Any, text_pages: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Reader, list[tuple[str, int]]]]:
     """Pages with those texts in place of tokens on which a concept is active but none peaks, and where they stand."""
-    folder = tmp_path / "pages"
+    folder = tmp_path_factory.mktemp("odd") / "pages"
     shutil.copytree(text_pages, folder)
     found, contexts, n = read_script(folder, "0/found"), read_script(folder, "contexts-0"), 32
     active, places = read_script(folder, "0/active-0"), []
@@ -171,10 +198,9 @@ def test_a_text_is_found_where_no_concept_peaks_with_the_concepts_active_there(o
     assert 0 < at_once == min(5, sum(v is not None for v in expected.values()))
     if len(expected) > at_once:
         rows.get_by_role("button", name="more concepts").click()
-    told = {}
-    for item in rows.locator(".neighbours li").all():
-        value = item.locator(".quiet").inner_text().strip()
-        told[int(item.locator("a").inner_text()[1:])] = None if value == "not active there" else float(value)
+    read = "items => items.map(item => ['a', '.quiet'].map(part => item.querySelector(part).innerText.trim()))"
+    said = rows.locator(".neighbours li").evaluate_all(read)
+    told = {int(name[1:]): None if value == "not active there" else float(value) for name, value in said}
     assert told == {c: v and pytest.approx(v, rel=0.01) for c, v in expected.items()}
     assert any(v is not None for v in told.values())
     values = [value for value in told.values() if value is not None]
