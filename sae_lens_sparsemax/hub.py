@@ -239,6 +239,7 @@ def _training(sae: SAE[Any]) -> dict[str, Any]:
         "context": metadata.context_size,
         "structure": details.get("structure"),
         "target L0": "none" if target is None else str(target),
+        "floor of": details.get("floor_of"),
         "loss weighting": details.get("loss_weighting"),
         "dtype": sae.cfg.dtype,
         "SAELens": metadata.sae_lens_training_version,

@@ -66,7 +66,7 @@ def _measure(problem: Problem, args: argparse.Namespace) -> dict[str, float | in
         passes["alpha_3"] = sparsemax_pass(problem, alpha=3.0)
     if "alpha_inf" in args.only:
         passes["alpha_inf"] = sparsemax_pass(problem, alpha=float("inf"))
-    for name in ("passes_1_1", "passes_2_0", "passes_2_1", "passes_3_0"):
+    for name in ("passes_1_1", "passes_2_0", "passes_2_1", "passes_3_0", "passes_3_1"):
         if name in args.only:
             _, n, refinements = name.split("_")
             looks = {"passes": int(n), "refinements": int(refinements), "activation_floor": 0.5}

@@ -18,6 +18,7 @@ LABELS = {
     "passes_2_0": "two passes",
     "passes_2_1": "two passes and a refinement",
     "passes_3_0": "three passes",
+    "passes_3_1": "three passes and a refinement",
     "topk": "SAELens TopK",
     "topk_sparse": "SAELens TopK, sparse",
     "naive": "naive sparsemax",
