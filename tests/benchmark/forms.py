@@ -84,16 +84,25 @@ def select(sae: TrainingSAE[Any], x: torch.Tensor, support: float) -> None:
 
 
 def gate_scale_for(sae: SparsemaxTrainingSAE, x: torch.Tensor, support: float) -> float:
-    """g at which these activations select `support` concepts on average, by bisection on a sample of tokens."""
+    """The largest g at which these activations select `support` concepts on average, by a sample of tokens.
+
+    From above, halving, then by bisection: with one pass and a refinement a far smaller g, whose dense supports the
+    refinement makes negative, may leave as many.
+    """
     sae._initialise_b_dec(x)
     sample = x[:_SAMPLE]
-    low, high = 1e-3, 1e4
-    for _ in range(40):
-        middle = (low * high) ** 0.5
-        sae.gate_scale = middle
+
+    def l0(g: float) -> float:
+        sae.gate_scale = g
         with torch.no_grad():
-            l0 = sae.encode(sample).count_nonzero().item() / len(sample)
-        low, high = (middle, high) if l0 > support else (low, middle)
+            return sae.encode(sample).count_nonzero().item() / len(sample)
+
+    low = high = 1e4
+    while l0(low) <= support and low > 1e-3:
+        low, high = low / 2, low
+    for _ in range(25):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if l0(middle) > support else (low, middle)
     return (low * high) ** 0.5
 
 
