@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     from sae_lens_sparsemax.models.hooked_vit import HookedViT
 
-# Tests that run beside each other share the cores: one thread for each, and for the processes they start.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
-
 # Half a million objects come with the libraries and stay; looking through them while they come frees nothing.
 gc.disable()
 
@@ -40,7 +36,8 @@ LONG = ("cli", "trials", "training", "sae/test_sharding", "sae/test_traced", "ex
 def pytest_configure(config: pytest.Config) -> None:
     """Modules are handed out in the order of `pytest_collection_modifyitems`, not by how many tests they have.
 
-    Workers are told of their one thread before they start: NumPy, which plugins import before this file, asks then.
+    Workers share the cores: one thread for each and the processes it starts, of which they are told before they
+    start, since NumPy, which plugins import before this file, asks then.
     """
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False

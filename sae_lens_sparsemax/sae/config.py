@@ -111,8 +111,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             dropped; target_l0 counts what is left. 0 keeps all.
         floor_of: The mean is that of what all concepts of the "dictionary" contribute, activation times the norm of
             the concept, so that a token that is hard to explain keeps more concepts than another, as in a budget shared
-            over the batch: explains most, from some sixteen concepts a token on. Or that of each "concept"'s own
-            activations: the concepts are truer.
+            over the batch: explains most. Or that of each "concept"'s own activations: the concepts are truer.
         target_l0: Mean concepts per token to hold during training by moving g; every token still picks its own
             number. None leaves g alone, and L0 to the data and to init_score_scale, as in the paper. The default of
             32 is a quarter of d_sae where d_sae is less.

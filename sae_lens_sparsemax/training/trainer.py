@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -93,13 +94,12 @@ class RunTrainer(SAETrainer[Any, Any]):
     @torch.no_grad()
     def _say_if_nothing_is_explained(self, output: TrainStepOutput) -> None:
         """Weights of a run that went wrong may be finite all the same."""
-        sae_in, sae_out = output.sae_in.float(), output.sae_out.float()
-        unexplained, whole = ((sae_in - mean).square().sum().item() for mean in (sae_out, sae_in.mean(0)))
-        if unexplained > whole > 0:
+        explained = self.build_train_step_log_dict(output, self.n_training_samples)["metrics/explained_variance"]
+        if -math.inf < explained < 0:  # minus infinity is that of a batch that does not vary
             logger.warning(
                 "The reconstructions of the last batch are further off than its mean would be: explained variance "
                 "%.3g. If the loss rose in the end, lower lr (%g).",
-                1 - unexplained / whole,
+                explained,
                 self.cfg.lr,
             )
 

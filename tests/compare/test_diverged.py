@@ -4,19 +4,14 @@ import csv
 import json
 
 import pytest
-import yaml
 
 from sae_lens_sparsemax.compare import compare, config_from_yaml
+from tests.compare.test_compare import SYNTHETIC, write
 
 FAR_TOO_HIGH = 1e30
 SETTINGS = {
-    "synthetic_model": {"num_features": 12, "hidden_dim": 8},
-    "n_validation_tokens": 256,
-    "n_evaluation_tokens": 256,
-    "d_sae": 16,
-    "steps": 12,
-    "batch_size": 32,
-    "matched_l0": [2],
+    **SYNTHETIC,
+    "seeds": [0],
     "arms": [
         {"name": "ours", "architecture": "sparsemax", "sparsity_field": "target_l0", "lrs": [FAR_TOO_HIGH, 0.01]},
         {"name": "TopK", "architecture": "topk", "sparsity_field": "k", "lrs": [FAR_TOO_HIGH]},
@@ -31,10 +26,8 @@ def rows_of(path):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("diverged")
     arms = [{**arm, "sparsities": [2]} for arm in SETTINGS["arms"]]
-    path = folder / "compare.yaml"
-    path.write_text(yaml.safe_dump({**SETTINGS, "arms": arms, "output_path": str(folder / "out")}))
+    path = write(tmp_path_factory.mktemp("diverged"), {**SETTINGS, "arms": arms})
     before = compare(config_from_yaml(path))
     results = {file: file.read_bytes() for file in before.parent.glob("runs/*/result.json")}
     assert compare(config_from_yaml(path)) == before

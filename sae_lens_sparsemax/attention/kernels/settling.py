@@ -117,8 +117,8 @@ def _settle_entmax(
     low = tl.load(bound + row)
     high = top
     n_undecided = n_listed * CHUNK
-    # Rows of which nothing is listed, as of scores that are not finite, have no turn in which to count.
-    tl.store(count + row, n_undecided.to(tl.int64) * 0)
+    # Stays so where nothing is listed, as of scores that are not finite.
+    n_kept = 0
     while n_undecided > 0:
         sums = tl.zeros([TILE], tl.float64)
         least = tl.full([TILE], float("inf"), tl.float64)
@@ -135,7 +135,7 @@ def _settle_entmax(
             found += undecided.to(tl.int32)
             kept += (z > low).to(tl.int32)
         n_undecided = tl.sum(found, 0)
-        tl.store(count + row, tl.sum(kept, 0).to(tl.int64))
+        n_kept = tl.sum(kept, 0)
         if n_undecided > 0:
             mean = top + tl.sum(sums, 0) / n_undecided.to(tl.float64)
             cut = tl.maximum(tl.minimum(mean, tl.max(largest, 0)), tl.min(least, 0))
@@ -148,6 +148,7 @@ def _settle_entmax(
             else:
                 low = cut
     tl.store(threshold + row, low)
+    tl.store(count + row, n_kept)
 
 
 @triton.jit
