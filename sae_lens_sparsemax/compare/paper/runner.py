@@ -15,19 +15,23 @@ from sae_lens_sparsemax.compare.paper.recipe import MATCH, Recipe, load_recipe
 from sae_lens_sparsemax.compare.suggest_k import mean_l0
 from sae_lens_sparsemax.display.tables import csv_table, markdown_table
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
-from sae_lens_sparsemax.files import atomic_write_text, require_writable, save_json
+from sae_lens_sparsemax.files import atomic_write_text, read_object, require_writable, save_json
+from sae_lens_sparsemax.sae.divergence import Diverged
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints, output_of_run
 from sae_lens_sparsemax.training.config_file import config_from_values
 
 TRAINED_FILENAME = "trained.json"
 """Written last, with the settings: an SAE without it is trained again, from its newest checkpoint if there is one."""
 
+DIVERGED_FILENAME = "diverged.json"
+"""Why there is no SAE, where its training came to nothing: it would again."""
+
 # They change where and how fast a training runs, not what comes out.
 _NOT_IN_FINGERPRINT = {"device", "n_decode_workers", "prefetch_image_batches", "verbose", "logger", "n_checkpoints"}
 
 
 Rows = dict[str, list[float | None]]
-"""Values of the columns by SAE; None where something could not be measured."""
+"""Values of the columns by SAE; None where something could not be measured, or no SAE came of the training."""
 
 
 def reproduce(
@@ -38,6 +42,8 @@ def reproduce(
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Train and measure the SAEs of a recipe and write its table; whatever is finished is kept.
+
+    An SAE whose training diverges has an empty row, and so has one that is to match its L0.
 
     Args:
         path: YAML file of a `Recipe`.
@@ -71,7 +77,12 @@ def reproduce(
 def _rows(recipe: Recipe, say: Callable[[str], None]) -> Rows:
     rows: Rows = {}
     for name in recipe.arms:
-        sae = trained_sae(recipe, name, say)
+        try:
+            sae = trained_sae(recipe, name, say)
+        except Diverged as error:
+            say(f"{name}: not measured, {error}")
+            rows[name] = [None] * len(recipe.columns)
+            continue
         # In the SAE's own folder, by what it was measured on, so that tables which measure the same share it.
         measured = evaluate_suite(
             str(sae),
@@ -89,6 +100,9 @@ def trained_sae(recipe: Recipe, name: str, say: Callable[[str], None]) -> Path:
     """The folder of one SAE of a recipe, which is trained if it is not there.
 
     An SAE with `match` is trained at the mean L0 of another, which comes first.
+
+    Raises:
+        Diverged: the training came to nothing, now or earlier; or that of the SAE to match did.
     """
     k = None
     match = recipe.saes[name].get(MATCH)
@@ -100,11 +114,17 @@ def trained_sae(recipe: Recipe, name: str, say: Callable[[str], None]) -> Path:
     if (folder / TRAINED_FILENAME).is_file():
         say(f"{name}: kept, it was trained earlier ({folder})")
         return folder
+    if (folder / DIVERGED_FILENAME).is_file():
+        raise Diverged(str(read_object(folder / DIVERGED_FILENAME)["problem"]))
     loaded = config_from_values({**settings, "output_path": str(folder)})
     resume = bool(list_checkpoints(loaded.config.checkpoint_path))
     with output_of_run(loaded.config, resume=resume, overwrite=not resume):
         say(f"{name}: training in {folder}")
-        loaded.make_runner().run(overwrite=not resume)
+        try:
+            loaded.make_runner().run(overwrite=not resume)
+        except Diverged as error:
+            save_json({"problem": str(error)}, folder / DIVERGED_FILENAME)
+            raise
     save_json(settings, folder / TRAINED_FILENAME)
     return folder
 

@@ -103,6 +103,26 @@ def test_an_interrupted_training_is_not_taken_for_a_trained_sae(recipe, tmp_path
     assert "ours: training in" in capsys.readouterr().err
 
 
+def test_a_training_that_diverges_leaves_its_row_empty_and_is_not_repeated(recipe, tmp_path, capsys):
+    values = yaml.safe_load((tmp_path / "base.yaml").read_text())
+    values["saes"]["ours"]["train"] = {"lr": 1e30}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    command = ["reproduce", str(recipe), "--small", "--arms", "[ours, TopK, ReLU]"]
+    for trained in (2, 0):
+        assert main(command) == 0
+        said = capsys.readouterr()
+        assert said.err.count("training in") == trained
+        # TopK has nothing to match.
+        assert [said.err.count(f"{name}: not measured, ") for name in ("ours", "TopK", "ReLU")] == [1, 1, 0]
+        assert said.err.count("; lower ") == 2 and "Traceback" not in said.err
+        rows = {row[0]: row[1:] for row in csv.reader((tmp_path / "out" / "table0-small" / "table.csv").open())}
+        assert rows["ours"] == rows["TopK"] == ["", ""] and float(rows["ReLU"][0]) > 0
+    assert not list((tmp_path / "out" / "saes").glob("topk-*"))
+    # Another rate is another training.
+    assert main([*command[:-1], "[ours]", "--saes.ours.train.lr", "0.001"]) == 0
+    assert capsys.readouterr().err.count("training in") == 1
+
+
 def test_measures_have_dotted_names(recipe):
     groups = {
         "zero_shot": {
