@@ -123,7 +123,11 @@ def test_reading_continues_at_every_position(cache, stop_after):
     assert all(torch.equal(a.acts, b.acts) for a, b in zip(rest, batches[stop_after:], strict=True))
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"prefetch_image_batches": 2}, {"dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, pytest.param({"prefetch_image_batches": 2}, marks=pytest.mark.slow), {"dtype": "bfloat16"}],
+    ids=str,
+)
 def test_a_resumed_run_on_the_cache_ends_with_the_same_weights(folder, cache, tmp_path, kwargs):
     # 2,000 tokens are four passes over the cache.
     common = {"cached_activations_path": str(cache), "training_tokens": 2000, **kwargs}

@@ -126,7 +126,7 @@ def test_scores_of_the_distributions_of_the_unscreened_tests_have_the_same_suppo
         assert_same(torch.eye(len(z)), z.T.contiguous(), None, budget, alpha)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     name=st.sampled_from(sorted(PAIRS)),
     m=st.integers(1, 700),

@@ -67,7 +67,7 @@ def test_support_and_threshold_equal_a_float64_sort(name: str, budget: float, ma
     torch.testing.assert_close(select_support(z, budget).tau, tau, rtol=1e-12, atol=1e-8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     n=st.integers(0, 5),
     m=st.integers(1, 300),
@@ -96,7 +96,7 @@ def exact_support(row: list[float], budget: float) -> tuple[list[int], list[floa
     return [column for column, excess in above if excess > 0], [float(excess) for _, excess in above if excess > 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     dtype=st.sampled_from([torch.float32, torch.float64]),
     exponent=st.integers(-30, 300),

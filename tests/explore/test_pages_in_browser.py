@@ -460,19 +460,21 @@ def test_the_comparison_puts_saes_beside_each_other(images):
     page.wait_for_selector(".sheet a:nth-of-type(3)[aria-current]")
 
 
-def test_nothing_is_wider_than_a_phone_and_pictures_have_a_text_or_are_marked_as_ornaments(phone):
-    for name in PAGES:
-        page = phone.open(name)
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], name
-        assert page.locator("img:not([alt])").count() == 0
-        charts = page.locator(".plot:visible")
-        for i in range(charts.count()):
-            charts.nth(i).scroll_into_view_if_needed()
-            charts.nth(i).and_(page.locator("[data-drawn]")).wait_for()
-        read = "drawing => !drawing.closest('[aria-hidden], [aria-label]')"
-        drawings = "[...document.querySelectorAll('svg')]"
-        assert page.evaluate(f"{drawings}.filter({read}).map(drawing => drawing.outerHTML)") == [], name
-        assert page.locator("h1").count() == 1 and page.title()
+@pytest.mark.parametrize(
+    "name", [name if name in PAGES[:3] else pytest.param(name, marks=pytest.mark.slow) for name in PAGES]
+)
+def test_nothing_is_wider_than_a_phone_and_pictures_have_a_text_or_are_marked_as_ornaments(name, phone):
+    page = phone.open(name)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert page.locator("img:not([alt])").count() == 0
+    charts = page.locator(".plot:visible")
+    for i in range(charts.count()):
+        charts.nth(i).scroll_into_view_if_needed()
+        charts.nth(i).and_(page.locator("[data-drawn]")).wait_for()
+    read = "drawing => !drawing.closest('[aria-hidden], [aria-label]')"
+    drawings = "[...document.querySelectorAll('svg')]"
+    assert page.evaluate(f"{drawings}.filter({read}).map(drawing => drawing.outerHTML)") == []
+    assert page.locator("h1").count() == 1 and page.title()
 
 
 def test_dark_pages_are_dark(chromium, image_pages):

@@ -122,7 +122,7 @@ def train_like_one_process(shape: tuple[int, int], variants: list[str]) -> None:
 @pytest.mark.parametrize("mesh", ["1x2"])
 def test_steps_end_with_the_weights_of_one_process(mesh):
     shape = tuple(map(int, mesh.split("x")))
-    on_ranks(shape[0] * shape[1], train_like_one_process, shape, ["default", "mlp"])
+    on_ranks(shape[0] * shape[1], train_like_one_process, shape, ["default"])
 
 
 @pytest.mark.slow

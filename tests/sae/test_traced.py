@@ -56,21 +56,24 @@ def test_values_are_those_of_ordinary_calls(member, dtype, tmp_path):
     torch.testing.assert_close(jvp(sae, (x,), (x,))[0], out, **close)
 
 
-# Compiling takes seconds each time: by default the one that looks several times; one that looks once is compiled and
-# exported by the tests of other settings and of any number of tokens below.
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("passes", torch.float32),
-        *(pytest.param(name, torch.float32, marks=pytest.mark.slow) for name in MEMBERS if name != "passes"),
-        *(pytest.param(name, dtype, marks=pytest.mark.slow) for name, dtype in OTHERS),
-    ],
-)
+def members(often: str):
+    """All members, of which one is tried by default, as compiling and exporting take seconds each time."""
+    every = [*((name, torch.float32) for name in MEMBERS), *OTHERS]
+    slow = [each if each == (often, torch.float32) else pytest.param(*each, marks=pytest.mark.slow) for each in every]
+    return pytest.mark.parametrize(("name", "dtype"), slow)
+
+
+@members(often="passes")
 def test_programs_give_the_values_of_ordinary_calls(name, dtype, tmp_path):
     sae, x, _, out, close = with_ordinary_calls(tmp_path, dtype, MEMBERS[name])
     with torch.no_grad():
         torch.testing.assert_close(make_fx(sae)(x)(x), out, **close)
         torch.testing.assert_close(torch.export.export(sae, (x,)).module()(x), out, **close)
+
+
+@members(often="scores")
+def test_a_compiled_sae_gives_the_values_of_ordinary_calls(name, dtype, tmp_path):
+    sae, x, _, out, close = with_ordinary_calls(tmp_path, dtype, MEMBERS[name])
     check_compiled(sae, x, out, close)
 
 

@@ -110,6 +110,7 @@ def assert_same(run: Path, whole: Path) -> None:
     assert logs[0] == logs[1]
 
 
+@pytest.mark.slow
 def test_a_stop_signal_to_one_rank_saves_one_checkpoint_from_which_all_go_on_to_the_bit(undisturbed, tmp_path):
     stopped = StartedRanks(2, tmp_path / "a.log", train_disturbed, words(tmp_path / "run", (1, 2)), "SIGTERM", 1)
     assert stopped.wait() == [130, 130]
