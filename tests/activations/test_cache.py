@@ -125,7 +125,11 @@ def test_reading_continues_at_every_position(cache, stop_after):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, pytest.param({"prefetch_image_batches": 2}, marks=pytest.mark.slow), {"dtype": "bfloat16"}],
+    [
+        {},
+        pytest.param({"prefetch_image_batches": 2}, marks=pytest.mark.slow),
+        pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_a_resumed_run_on_the_cache_ends_with_the_same_weights(folder, cache, tmp_path, kwargs):

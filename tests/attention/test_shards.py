@@ -108,7 +108,7 @@ def compare_with_one_process(cases: list[int]) -> int:
     return len(cases)
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_part_of_the_grid_equals_one_process(size):
     cases = list(range(size, len(GRID), 97))
     assert on_ranks(size, compare_with_one_process, cases) == [len(cases)] * size

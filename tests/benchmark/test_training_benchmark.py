@@ -25,7 +25,10 @@ SMALL = {
 OWN = SparsemaxTrainingSAEConfig(d_in=12, d_sae=80, target_l0=6, dtype="float64", apply_b_dec_to_input=False)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [form if form in ("sparsemax", "jumprelu") else pytest.param(form, marks=pytest.mark.slow) for form in FORMS],
+)
 def test_every_form_is_trained_at_the_target_and_its_parts_add_up(form):
     cost = measure(load_config("quickstart", SMALL).config, form, 5)
     assert sum(cost["shares"].values()) == pytest.approx(1)

@@ -17,6 +17,7 @@ def files(tmp_path_factory) -> list[str]:
     return ["--model_name", str(folder / "model"), "--dataset_path", str(folder / "images.parquet")]
 
 
+@pytest.mark.slow
 def test_the_store_is_compared_with_the_model_alone(files, capsys):
     main(["store", *files, *SIZES, "--batches", "2", "--rounds", "1", "--with_cache"])
     printed = capsys.readouterr().out

@@ -291,6 +291,7 @@ def test_a_synthetic_model_that_is_not_there_is_an_error_of_one_sentence(tmp_pat
 LONGER = {**SYNTHETIC["arms"][1], "name": "longer", "steps_factor": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_an_arm_of_more_steps_leaves_the_others_as_they_are(tmp_path, synthetic_table, monkeypatch):
     shutil.copytree(synthetic_table.parent, tmp_path / "out")

@@ -216,6 +216,7 @@ def test_a_text_is_found_where_no_concept_peaks_with_the_concepts_active_there(o
     assert f"Concept {concept[1:]}" in page.locator("h1").inner_text()
 
 
+@pytest.mark.slow
 def test_a_search_in_contexts_says_how_many_it_shows_and_typing_again_ends_it(texts):
     page = texts.open("index.html")
     assert not any("contexts-" in url or "active-" in url for url in texts.requests)
@@ -256,7 +257,7 @@ def test_pages_of_earlier_versions_are_searched_by_peaks_alone(chromium, text_pa
         assert shown(page) and page.locator("#contexts").count() == 0
 
 
-@pytest.mark.parametrize("viewport", [PHONE, LAPTOP])
+@pytest.mark.parametrize("viewport", [PHONE, pytest.param(LAPTOP, marks=pytest.mark.slow)])
 def test_found_contexts_are_no_wider_than_the_screen(chromium, text_pages, viewport):
     for opened in reader(chromium, text_pages, viewport):
         page = opened.open("index.html")
@@ -267,6 +268,7 @@ def test_found_contexts_are_no_wider_than_the_screen(chromium, text_pages, viewp
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
+@pytest.mark.slow
 def test_bookmarks_and_notes_outlive_the_page_narrow_the_table_and_travel_as_a_file(images, tmp_path):
     page = images.open(f"concept.html#{BRIGHT}")
     page.get_by_role("button", name="Bookmark").click()
@@ -477,6 +479,7 @@ def test_nothing_is_wider_than_a_phone_and_pictures_have_a_text_or_are_marked_as
     assert page.locator("h1").count() == 1 and page.title()
 
 
+@pytest.mark.slow
 def test_dark_pages_are_dark(chromium, image_pages):
     lightness = {}
     for scheme in ("light", "dark"):

@@ -97,8 +97,8 @@ def test_every_command_opens_every_class(folder, tmp_path, capsys):
     [
         ("HookedTransformer", "hook_z", 1),
         ("HookedTransformer", "hook_q", None),
-        ("HookedTransformer", "hook_v", 1),
-        ("TransformerBridge", "hook_z", None),
+        pytest.param("HookedTransformer", "hook_v", 1, marks=pytest.mark.slow),
+        pytest.param("TransformerBridge", "hook_z", None, marks=pytest.mark.slow),
         ("TransformerBridge", "hook_q", 1),
         ("TransformerBridge", "hook_v", None),
     ],

@@ -142,7 +142,13 @@ def test_exported_programs_take_any_number_of_tokens(strict, tmp_path):
         torch.testing.assert_close(program(x[:7]), sae(x[:7]))
 
 
-@pytest.mark.parametrize("settings", [{}, {"reshape_activations": "hook_z", "normalize_activations": "layer_norm"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"reshape_activations": "hook_z", "normalize_activations": "layer_norm"}, marks=pytest.mark.slow),
+    ],
+)
 def test_shapes_alone_and_the_hosts_settings(settings):
     sae = SparsemaxSAE(SparsemaxSAEConfig(d_in=D_IN, d_sae=D_SAE, **settings))
     shape = (2, 5, 3, D_IN // 3) if "reshape_activations" in settings else (2, 5, D_IN)
