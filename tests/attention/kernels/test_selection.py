@@ -37,6 +37,7 @@ def check(z: torch.Tensor, budget: float, alpha: float = 2.0):
         assert torch.equal(mine, torchs)
 
 
+# By default one of each kind: these differ from others in their numbers alone.
 ALIKE = (
     "narrow gaussian",
     "dense gaussian",
