@@ -14,6 +14,7 @@ from sae_lens_sparsemax.attention.gate import gate, support_activations
 from sae_lens_sparsemax.attention.support import select_support
 from sae_lens_sparsemax.attention.traceable import traceable_gate
 from tests.attention.test_support import DISTRIBUTIONS
+from tests.support.members import slow_but
 
 ALPHAS = [2.0, 2.5, 3.0, 5.0, 20.0, math.inf]
 BUDGETS = [1.0, 0.3, 30.0]
@@ -95,9 +96,7 @@ def test_probabilities_are_those_of_entmax(alpha: float):
     torch.testing.assert_close(p.sum(-1), torch.ones(9, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "alpha", [a if a in (2.0, 3.0, math.inf) else pytest.param(a, marks=pytest.mark.slow) for a in ALPHAS]
-)
+@pytest.mark.parametrize("alpha", slow_but((2.0, 3.0, math.inf), ALPHAS))
 def test_gradients_equal_finite_differences(alpha: float):
     z = torch.randn(2, 7, dtype=torch.float64, requires_grad=True)
     for probabilities in (False, True) if math.isfinite(alpha) and alpha < 20 else (False,):

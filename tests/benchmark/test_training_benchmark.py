@@ -14,6 +14,7 @@ from tests.benchmark import measure as measuring
 from tests.benchmark import training
 from tests.benchmark.forms import FORMS, config_of, label, select
 from tests.benchmark.training_step import SHARES, measure
+from tests.support.members import slow_but
 
 SMALL = {
     "train_batch_size_tokens": 128,
@@ -25,10 +26,7 @@ SMALL = {
 OWN = SparsemaxTrainingSAEConfig(d_in=12, d_sae=80, target_l0=6, dtype="float64", apply_b_dec_to_input=False)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [form if form in ("sparsemax", "jumprelu") else pytest.param(form, marks=pytest.mark.slow) for form in FORMS],
-)
+@pytest.mark.parametrize("form", slow_but(("sparsemax", "jumprelu"), FORMS))
 def test_every_form_is_trained_at_the_target_and_its_parts_add_up(form):
     cost = measure(load_config("quickstart", SMALL).config, form, 5)
     assert sum(cost["shares"].values()) == pytest.approx(1)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sae_lens_sparsemax.explore.pages.scripts import decode_levels, read_script, write_script
 from tests.explore.test_explore_images import row_of
+from tests.support.members import slow_but
 from tests.support.sites import BRIGHT, DEAD, HOSTILE, HOSTILE_CLASS, bright_square
 
 PAGES = [
@@ -178,9 +179,7 @@ def rows_of_contexts(page: Any) -> Any:
 
 
 # By default one with markup and letters whose case changes their number, and one of several code points each.
-@pytest.mark.parametrize(
-    "k", [k if k in (0, 2) else pytest.param(k, marks=pytest.mark.slow) for k in range(len(ODD_TEXTS))]
-)
+@pytest.mark.parametrize("k", slow_but((0, 2), range(len(ODD_TEXTS))))
 def test_a_text_is_found_where_no_concept_peaks_with_the_concepts_active_there(odd_texts, k):
     texts, places = odd_texts
     (number, first), text = places[k], ODD_TEXTS[k]
@@ -462,9 +461,7 @@ def test_the_comparison_puts_saes_beside_each_other(images):
     page.wait_for_selector(".sheet a:nth-of-type(3)[aria-current]")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in PAGES[:3] else pytest.param(name, marks=pytest.mark.slow) for name in PAGES]
-)
+@pytest.mark.parametrize("name", slow_but(PAGES[:3], PAGES))
 def test_nothing_is_wider_than_a_phone_and_pictures_have_a_text_or_are_marked_as_ornaments(name, phone):
     page = phone.open(name)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

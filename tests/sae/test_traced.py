@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from sae_lens_sparsemax import SparsemaxSAE
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig
+from tests.support.members import slow_but
 from tests.support.small_sae import D_IN, D_SAE, inputs, small_sae
 
 MEMBERS = {
@@ -59,8 +60,7 @@ def test_values_are_those_of_ordinary_calls(member, dtype, tmp_path):
 def members(often: str):
     """All members, of which one is tried by default, as compiling and exporting take seconds each time."""
     every = [*((name, torch.float32) for name in MEMBERS), *OTHERS]
-    slow = [each if each == (often, torch.float32) else pytest.param(*each, marks=pytest.mark.slow) for each in every]
-    return pytest.mark.parametrize(("name", "dtype"), slow)
+    return pytest.mark.parametrize(("name", "dtype"), slow_but([(often, torch.float32)], every))
 
 
 @members(often="passes")

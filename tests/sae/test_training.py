@@ -8,6 +8,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax import PRESETS, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.attention import selection
+from tests.support.members import slow_but
 from tests.support.small_sae import D_IN, D_SAE, dense, inputs, small_sae, step_input
 
 VARIANTS = [
@@ -274,7 +275,7 @@ def test_tokens_without_active_concepts_count_as_none():
     assert output.metrics["l0_p95"]() == torch.quantile(l0.float(), 0.95)
 
 
-@pytest.mark.parametrize("alpha", [2.0, *(pytest.param(a, marks=pytest.mark.slow) for a in (2.5, 5.0)), float("inf")])
+@pytest.mark.parametrize("alpha", slow_but((2.0, float("inf")), (2.0, 2.5, 5.0, float("inf"))))
 def test_the_target_holds_for_every_gate(alpha):
     torch.manual_seed(0)
     one_pass = {"passes": 1, "refinements": 0, "activation_floor": 0.0}

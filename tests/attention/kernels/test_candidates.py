@@ -8,6 +8,7 @@ import torch
 
 from sae_lens_sparsemax.attention import screening
 from tests.attention.test_screening import ALPHAS, PAIRS, assert_same, rescored, unit
+from tests.support.members import slow_but
 
 pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
 from sae_lens_sparsemax.attention.kernels.rounding import round_rows
@@ -34,9 +35,7 @@ def by_kernels(monkeypatch):
 OFTEN = ("ties", "huge norms", "worst rounding")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in PAIRS]
-)
+@pytest.mark.parametrize("name", slow_but(OFTEN, PAIRS))
 def test_supports_are_those_of_the_float32_scores(name, by_kernels):
     torch.manual_seed(0)
     for alpha, m in zip(ALPHAS, (300, 77, 1), strict=True):

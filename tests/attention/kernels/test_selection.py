@@ -1,5 +1,6 @@
 """The selection kernels against the torch path, bit for bit, and against a float64 sort."""
 
+import itertools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from sae_lens_sparsemax.attention.support import Support, check_row_maxima, select_support, settle
 from tests.attention.test_entmax import ALPHAS, BUDGETS, support_by_definition
 from tests.attention.test_support import BAD_ROWS, DISTRIBUTIONS, sorted_support
+from tests.support.members import slow_but
 
 pytest.importorskip("triton", reason="the kernels need Triton, which has no wheel for this platform")
 from sae_lens_sparsemax.attention.kernels import selection, settling
@@ -49,9 +51,7 @@ ALIKE = (
 )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in DISTRIBUTIONS]
-)
+@pytest.mark.parametrize("name", slow_but(DISTRIBUTIONS.keys() - ALIKE, DISTRIBUTIONS))
 def test_support_and_threshold_equal_the_torch_path_and_a_sort(name: str):
     torch.manual_seed(0)
     z = DISTRIBUTIONS[name]()[:2, :5000]
@@ -72,11 +72,7 @@ OFTEN = {
 # The other gates are the same kernel with another exponent; `test_any_shape_equals_the_torch_path` draws them too.
 @pytest.mark.parametrize(
     ("name", "alpha"),
-    [
-        (name, alpha) if alpha in often else pytest.param(name, alpha, marks=pytest.mark.slow)
-        for name, often in OFTEN.items()
-        for alpha in ALPHAS[1:]
-    ],
+    slow_but([(name, alpha) for name in OFTEN for alpha in OFTEN[name]], itertools.product(OFTEN, ALPHAS[1:])),
 )
 def test_other_gates_equal_the_torch_path_and_the_definition(name: str, alpha: float):
     torch.manual_seed(0)
