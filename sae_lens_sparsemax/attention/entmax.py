@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-# A bound need not be tight: so many halvings leave a thousandth of the way from a row's mean to its maximum.
-BOUND_CUTS = 10
+# A bound need not be tight: so many halvings leave a 250th of the way from a row's mean to its maximum.
+BOUND_CUTS = 8
 # And so many where a bound is known already.
 MORE_CUTS = 6
 # A float32 cost of n terms is trusted to be at least b when it exceeds it by this share.
@@ -95,11 +95,9 @@ def in_support(
         (nnz,) bool, whether each is in the support of its row.
     """
     counts = crow.diff()
-    place = torch.arange(len(row), device=row.device) - crow[row]
-    widest = int(counts.max()) if len(row) else 0
-    if len(counts) * widest <= MAX_PADDING * len(row):
-        scores = _matrix(len(counts), widest, row, place, values)
+    if (scores := padded(values.double(), crow, row)) is not None:
         return values >= _least_from_below(scores, budget, exponent(alpha)).squeeze(1)[row]
+    place = torch.arange(len(row), device=row.device) - crow[row]
     keep = torch.zeros_like(row, dtype=torch.bool)
     # Rows of a similar number of candidates together, as a matrix: padding doubles them at most.
     size = (counts - 1).clamp_min(1).log2().floor().long()
@@ -107,7 +105,7 @@ def in_support(
         chosen = (size == group) & (counts > 0)
         entry = chosen[row].nonzero().squeeze(1)
         line = (chosen.cumsum(0) - 1)[row[entry]]
-        scores = _matrix(int(chosen.sum()), int(counts[chosen].max()), line, place[entry], values[entry])
+        scores = _matrix(int(chosen.sum()), int(counts[chosen].max()), line, place[entry], values[entry].double())
         keep[entry] = values[entry] >= _least_from_below(scores, budget, exponent(alpha)).squeeze(1)[line]
     return keep
 
@@ -152,10 +150,22 @@ def _least_from_below(scores: torch.Tensor, budget: float, beta: float) -> torch
     return least
 
 
+def padded(values: torch.Tensor, crow: torch.Tensor, row: torch.Tensor) -> torch.Tensor | None:
+    """(N, W) the (nnz,) values of rows, −inf beside them; None where that would be mostly padding.
+
+    Args: (nnz,) values; (N + 1,) their CSR offsets; (nnz,) their rows.
+    """
+    n_rows, n_entries = len(crow) - 1, len(row)
+    widest = int(crow.diff().max()) if n_entries else 0
+    if n_rows * widest > MAX_PADDING * n_entries:
+        return None
+    return _matrix(n_rows, widest, row, torch.arange(n_entries, device=row.device) - crow[row], values)
+
+
 def _matrix(n_rows: int, width: int, row: torch.Tensor, place: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """(N, W) float64, −inf beside the (nnz,) values."""
-    scores = torch.full((n_rows * width,), -torch.inf, dtype=torch.float64, device=values.device)
-    return scores.scatter_(0, row * width + place, values.double()).view(n_rows, width)
+    """(N, W), −inf beside the (nnz,) values."""
+    scores = values.new_full((n_rows * width,), -torch.inf)
+    return scores.scatter_(0, row * width + place, values).view(n_rows, width)
 
 
 def excess(
@@ -200,7 +210,7 @@ def excess(
 
 
 def terms(below: torch.Tensor, beta: float) -> torch.Tensor:
-    """max(z − t, 0)^β of z − t, where possible in its place.
+    """max(z − t, 0)^β of z − t, in its place.
 
     A difference beyond the largest number costs what that number does; one below zero, `zero_cost`.
     """
@@ -210,9 +220,9 @@ def terms(below: torch.Tensor, beta: float) -> torch.Tensor:
     if beta == 1:
         return below.relu_()
     if beta not in _ROOTS:
-        return below.clamp(0, largest).pow_(beta)
+        return below.clamp_(0, largest).pow_(beta)
     # Roots are several times faster than powers, but of zero they are slow.
-    roots = below.clamp(_NEARLY_ZERO[below.dtype], largest).sqrt_()
+    roots = below.clamp_(_NEARLY_ZERO[below.dtype], largest).sqrt_()
     return roots.sqrt_() if beta == 0.25 else roots
 
 

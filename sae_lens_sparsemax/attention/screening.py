@@ -52,8 +52,9 @@ from contextlib import contextmanager
 import torch
 
 from sae_lens_sparsemax.attention import kernels
+from sae_lens_sparsemax.attention.candidates import CHUNK, RankedScores
 from sae_lens_sparsemax.attention.rows import joined_offsets, row_offsets, sampled_product
-from sae_lens_sparsemax.attention.support import Support, sampled_std, settle, threshold_bound
+from sae_lens_sparsemax.attention.support import Support, sampled_std, settle, threshold_bound, tightened
 
 # By type of device: whether to screen, None to leave it to `is_worthwhile`. No other device ever screens.
 SCREEN: dict[str, bool | None] = {"cpu": None, "cuda": None}
@@ -65,11 +66,10 @@ MIN_SCORES_ON_GPU = 2**25
 # Tokens per block on the CPU, where each block packs the keys anew. A chunk of them lies in the first cache, and scores
 # and keys in half precision together in no more memory than the whole pass takes at its peak.
 BLOCK_ROWS = 512
-CHUNK = 32
 # Above this share of candidates a product of everything is cheaper than one by one.
 MAX_CANDIDATES = 1 / 64
 # Keys that torch converts at once, in cache.
-PIECE = 512
+PIECE = 128
 MAX_WIDTH, MAX_NORM = 2**14, 2.0**60
 UNIT, WIDER = 2.0**-8, 1 + 2.0**-7
 
@@ -140,7 +140,8 @@ class Screen:
         self._n_concepts, width = keys.shape
         padded = self._n_concepts + -self._n_concepts % CHUNK
         self._underflow = 2.0**-63 * width**0.5
-        self._rounded = keys.new_zeros(padded, width, dtype=torch.bfloat16)
+        self._rounded = keys.new_empty(padded, width, dtype=torch.bfloat16)
+        self._rounded[self._n_concepts :] = 0
         norm, lost = keys.new_zeros(2, padded)
         piece = self._n_concepts if kernels.can_hold_rows(keys) else PIECE
         for start in range(0, self._n_concepts, piece):
@@ -207,9 +208,9 @@ class Screen:
         lists, score_std = [], query.new_zeros(())
         for block in query.split(self.block_rows):
             scores = self.scores(block)
+            score_std = score_std if lists else sampled_std(scores, query.dtype)
             if (found := self.candidates(block, budget, alpha)) is None:
                 break
-            score_std = score_std if lists else sampled_std(scores, query.dtype)
             lists.append(found)
         if not lists:
             return None
@@ -220,6 +221,7 @@ class Screen:
         if self._bias is not None:
             values += self._bias[col]
         row_max = torch.segment_reduce(values, "max", offsets=crow).double()
+        values, crow, col = tightened(values, crow, col, row_max, budget, alpha)
         return settle(values, crow, col, row_max, budget, alpha), score_std
 
     def candidates(self, query: torch.Tensor, budget: float, alpha: float) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -241,25 +243,17 @@ class Screen:
         error = self.error(query)
         if error is None:
             return None
-        chunks = self._block(n).unflatten(0, (-1, CHUNK))
-        maxima = chunks.amax(1).T.contiguous().float()
-        below = maxima - self.share * maxima.abs() - error
+        ranked = RankedScores(self._block(n).contiguous())
+        maxima = ranked.maxima().T.contiguous().float()
+        below = (maxima.abs() * -self.share).add_(maxima).sub_(error)
         bound = threshold_bound(below, below.amax(-1, keepdim=True), budget, alpha)
         # z + r|z| + e > bound  ⇒  z > w − r/(1 − r)·|w|, where w = bound − e.
-        least = bound - error
+        least = torch.sub(bound, error, out=error)
         least -= self.share / (1 - self.share) * least.abs()
-        listed = maxima > least
-        active = listed.view(-1).nonzero().squeeze(1)
-        # Each of them holds a candidate.
-        if active.numel() > most:
+        if (found := ranked.above(least.T.contiguous(), most)) is None:
             return None
-        candidate = _chunks_above(chunks, listed, active, least)
-        found = candidate.view(-1).nonzero().squeeze(1)
-        if found.numel() > most:
-            return None
-        active = active[found // CHUNK]
-        row = active // maxima.shape[1]
-        return row_offsets(row, n), (active - row * maxima.shape[1]) * CHUNK + found % CHUNK
+        row, col = found
+        return row_offsets(row, n), col
 
 
 @contextmanager
@@ -286,28 +280,7 @@ def _round(rows: torch.Tensor, rounded: torch.Tensor, norm: torch.Tensor, lost: 
         return
     rounded.copy_(rows)
     torch.linalg.vector_norm(rows, dim=1, out=norm)
-    torch.linalg.vector_norm(rows - rounded, dim=1, out=lost)
-
-
-def _chunks_above(
-    chunks: torch.Tensor, listed: torch.Tensor, active: torch.Tensor, least: torch.Tensor
-) -> torch.Tensor:
-    """(A, CHUNK) bool, which scores of listed chunks exceed what they must.
-
-    Args:
-        chunks: (C, CHUNK, n) scores. listed: (n, C) which chunks are read, A in all. active: (A,) where in (n · C,).
-        least: (n, C) what scores must exceed.
-    """
-    n, n_chunks = listed.shape
-    # Tokens of a chunk one after the other, which share cache lines; the order of `active` comes back when few bits are
-    # left of each.
-    by_chunk = listed.T.contiguous().view(-1).nonzero().squeeze(1)
-    chunk = by_chunk // n
-    row = by_chunk - chunk * n
-    at = row * n_chunks + chunk
-    above = chunks.permute(0, 2, 1)[chunk, row].float().sub_(least.view(-1)[at, None]) > 0
-    place = at.new_empty(n * n_chunks).index_copy_(0, at, torch.arange(len(at)))
-    return above.index_select(0, place.index_select(0, active))
+    torch.linalg.vector_norm(torch.empty_like(rows).copy_(rounded).sub_(rows), dim=1, out=lost)
 
 
 def _chunk_maxima(values: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ For a row z of M scores, a budget b > 0 and α >= 2 this module finds the suppor
 Σ max(z_i − τ, 0)^β = b with β = 1/(α − 1). α = 2 and budget 1 is sparsemax itself, the Euclidean projection onto the
 simplex (Martins & Astudillo 2016; the paper's Eqs. 4–7). Budget 1/g is sparsemax(g·z) read in units of z, so a gate
 that looks at a multiple g of the scores costs nothing and never scales the score matrix. Larger α are α-entmax, and
-α = ∞ is TopK; `entmax` settles those.
+α = ∞ is TopK; `entmax` decides for those, `sparsemax` for α = 2.
 
 Two levels find S. The threshold of any subset of a row bounds τ from below, so a bound from the maxima of chunks of
 scores loses nothing; only chunks whose maximum exceeds it are read again, and what exceeds it there (a little more
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from sae_lens_sparsemax.attention import entmax, kernels
+from sae_lens_sparsemax.attention import entmax, kernels, sparsemax
 from sae_lens_sparsemax.attention.rows import entry_rows, row_offsets
 from sae_lens_sparsemax.attention.shards import Shard
 
@@ -30,10 +30,6 @@ from sae_lens_sparsemax.attention.shards import Shard
 SHORT_CHUNK, LONG_CHUNK, WIDE = 16, 32, 8192
 # Above this share of chunks still to be read, reading everything once more is cheaper than gathering.
 MAX_ACTIVE_CHUNKS = 0.3
-# Newton on n terms of at most b rounds by about 1e-6·b in float32; a bound lower by this margin loses no candidate.
-BOUND_MARGIN = 1e-4
-NEWTON_TOLERANCE = 1e-3
-MAX_NEWTON_STEPS = 100
 DENSE_BLOCK = 2**19
 
 
@@ -161,10 +157,7 @@ def threshold_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, 
     """
     if alpha != 2:
         return entmax.lower_bound(scores, row_max, budget, alpha)
-    bound = _newton_from_left((scores - row_max).clamp_(min=-2 * budget), budget).double() - BOUND_MARGIN * budget
-    # Beside a large maximum the sum is rounded, perhaps up to the maximum itself; one number further down is below.
-    bound = row_max.double() + bound
-    return _round_down(torch.nextafter(bound, torch.full_like(bound, -torch.inf)), scores.dtype)
+    return sparsemax.lower_bound(scores, row_max, budget)
 
 
 def settle(
@@ -183,10 +176,33 @@ def settle(
         return Support(*run(values, crow, col, row_max, budget, alpha), row_max, budget, alpha)
     row = entry_rows(crow, len(col))
     if alpha == 2:
-        keep = _michelot(values, crow, row, row_max, budget)
+        keep = sparsemax.in_support(values, crow, row, row_max, budget)
     else:
         keep = entmax.in_support(values, crow, row, budget, alpha)
-    return Support(row_offsets(row[keep], len(row_max)), col[keep], values[keep], row_max, budget, alpha)
+    return Support(*_kept(keep, values, row, col, len(row_max)), row_max, budget, alpha)
+
+
+def tightened(
+    values: torch.Tensor, crow: torch.Tensor, col: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values, crow and col as for `settle`, without most candidates that a bound by their own scores rules out.
+
+    It pays where there are many more of them than will stay; kernels settle those as fast.
+    """
+    if kernels.usable(values):
+        return values, crow, col
+    row = entry_rows(crow, len(col))
+    if (scores := entmax.padded(values, crow, row)) is None:
+        return values, crow, col
+    largest = row_max.to(values.dtype)[:, None]
+    if alpha == 2:
+        bound = threshold_bound(scores, largest, budget, alpha)
+    else:
+        least = torch.segment_reduce(values, "min", offsets=crow)[:, None]
+        below_all = torch.nextafter(least, torch.full_like(least, -torch.inf))
+        bound = entmax.lower_bound(scores, largest, budget, alpha, below_all)
+    crow, col, values = _kept(values > bound.squeeze(1)[row], values, row, col, len(row_max))
+    return values, crow, col
 
 
 def sampled_std(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -225,7 +241,7 @@ def _select_dense(z: torch.Tensor, row_max: torch.Tensor, bound: torch.Tensor, b
         rows = slice(start, start + step)
         block, largest = z[rows], row_max[rows]
         if alpha == 2:
-            chosen = _dense_block(block, largest, budget)
+            chosen = sparsemax.of_block(block, largest, budget)
         else:
             chosen = block > entmax.lower_bound(block, largest, budget, alpha, bound[rows])
         found.append(_flat_nonzero(chosen) + start * z.shape[1])
@@ -237,72 +253,12 @@ def _select_dense(z: torch.Tensor, row_max: torch.Tensor, bound: torch.Tensor, b
     return Support(row_offsets(row, z.shape[0]), col, values, row_max, budget, alpha)
 
 
-def _dense_block(z: torch.Tensor, row_max: torch.Tensor, budget: float) -> torch.Tensor:
-    """(n, M) which scores sparsemax selects; the last steps sum in float64."""
-    # Whatever lies further than b below the maximum is out; the clamp keeps −inf out of the sums.
-    floor = -2 * budget
-    tau = _newton_from_left((z - row_max).clamp_(min=floor), budget).double()
-    # float32 Newton stops within rounding of τ, which is b/M below the maximum at least; a few more steps in float64
-    # settle which entries exceed it.
-    tau.clamp_(max=-budget / z.shape[1])
-    shifted = (z.double() - row_max.double()).clamp_(min=floor)
-    above = torch.empty_like(shifted)
-    for _ in range(MAX_NEWTON_STEPS):
-        torch.gt(shifted, tau, out=above)
-        count = above.sum(-1, keepdim=True)
-        settled = (above.mul_(shifted).sum(-1, keepdim=True) - budget) / count
-        if torch.equal(settled, tau):
-            break
-        tau = settled
-    return shifted > tau
-
-
-def _newton_from_left(shifted: torch.Tensor, budget: float) -> torch.Tensor:
-    """(N, 1) lower bound of each row's τ, for scores with their row maximum subtracted.
-
-    Σ max(z_i − t, 0) is convex and decreasing in t, so Newton from any t <= τ climbs towards τ and never passes it
-    (but for rounding). It starts at max − b, where the maximum alone would spend the budget.
-    """
-    bound = torch.full_like(shifted[:, :1], -budget)
-    above = torch.empty_like(shifted)
-    for _ in range(MAX_NEWTON_STEPS):
-        torch.sub(shifted, bound, out=above).relu_()
-        excess = above.sum(-1, keepdim=True) - budget
-        count = above.sign_().sum(-1, keepdim=True)
-        step = excess / count.clamp_(min=1)
-        bound += step.clamp_(min=0)
-        if not bool((step > NEWTON_TOLERANCE * budget).any()):
-            break
-    return bound
-
-
-def _michelot(
-    values: torch.Tensor, crow: torch.Tensor, row: torch.Tensor, row_max: torch.Tensor, budget: float
-) -> torch.Tensor:
-    """Settle a superset of the supports: τ of what is left, drop what is below it, until nothing drops.
-
-    Args: (nnz,) candidate scores, (N + 1,) their CSR offsets, (nnz,) their rows, (N,) float64 row maxima.
-    Returns: (nnz,) bool, the supports.
-    """
-    shifted = values.double() - row_max[row]
-    keep = torch.ones_like(shifted)
-    n_kept = len(keep)
-    while True:
-        # Sums of contiguous segments, in order: the same bits on every run, also on a GPU.
-        count = torch.segment_reduce(keep, "sum", offsets=crow)
-        tau = (torch.segment_reduce(shifted * keep, "sum", offsets=crow) - budget) / count
-        torch.gt(shifted, tau[row], out=keep)
-        still_kept = int(keep.sum())
-        if still_kept == n_kept:
-            return keep.bool()
-        n_kept = still_kept
-
-
-def _round_down(tau: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The largest `dtype` number <= τ: comparing scores with it decides exactly as comparing with τ itself."""
-    rounded = tau.to(dtype)
-    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
-    return torch.where(rounded.double() > tau, below, rounded)
+def _kept(
+    keep: torch.Tensor, values: torch.Tensor, row: torch.Tensor, col: torch.Tensor, n_rows: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Offsets, columns and values of those of (nnz,) entries that are to be kept."""
+    kept = keep.nonzero().squeeze(1)
+    return row_offsets(row[kept], n_rows), col[kept], values[kept]
 
 
 def _flat_nonzero(mask: torch.Tensor) -> torch.Tensor:
