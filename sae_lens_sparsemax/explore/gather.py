@@ -121,8 +121,8 @@ def _fingerprint(sae: SAE[Any], stream: SampleStream, *kept: int) -> str:
     """Changes with the SAE's weights, the data, and what is kept of them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(sae.state_dict().items()):
-        # Sums in float64 tell weights apart at a thousandth of the cost of hashing them.
-        weights = tensor.double()
+        # Sums in float64 tell weights apart at a thousandth of the cost of hashing, in one order, however they lie.
+        weights = tensor.contiguous().double()
         digest.update(f"{name} {tuple(tensor.shape)} {weights.sum().item()!r} {weights.norm().item()!r}".encode())
     values = [stream.describe(), stream.n_samples, stream.n_tokens, stream.d_embedding, *kept]
     if has_passes(sae):

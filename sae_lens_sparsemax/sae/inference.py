@@ -31,7 +31,7 @@ from sae_lens_sparsemax.sae.passes import (
     read,
 )
 from sae_lens_sparsemax.sae.queries import checked_queries
-from sae_lens_sparsemax.sae.weights import check_weights, is_training_checkpoint
+from sae_lens_sparsemax.sae.weights import by_concept, check_weights, is_training_checkpoint, prepare_for_saving
 
 
 class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
@@ -53,6 +53,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
+        self.W_enc = nn.Parameter(by_concept(self.W_enc.data))
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
         turns = no_turns(self.cfg, self.dtype, self.device)
         self.W_pass = None if turns is None else nn.Parameter(pass_maps(turns, 1.0))
@@ -136,6 +137,11 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         if is_training_checkpoint(state_dict):
             fold_checkpoint(state_dict, self.cfg.activation_floor, self.cfg.map_lr_scale)
         check_weights(state_dict, self)
+        state_dict["W_enc"] = by_concept(state_dict["W_enc"])
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        prepare_for_saving(state_dict)
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:

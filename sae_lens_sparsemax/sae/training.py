@@ -25,7 +25,7 @@ from sae_lens_sparsemax.sae.losses import l1_penalty, reconstruction_loss
 from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm, wide
 from sae_lens_sparsemax.sae.sharding import OverRanks, local, mesh_of_new_saes
 from sae_lens_sparsemax.sae.thresholds import above, follow_mean, mean_activations
-from sae_lens_sparsemax.sae.weights import prepare_for_training, saved_gate_scale
+from sae_lens_sparsemax.sae.weights import prepare_for_saving, prepare_for_training, saved_gate_scale
 
 
 class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
@@ -266,9 +266,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        """Files hold contiguous tensors, whatever layout training prefers."""
-        for name, value in state_dict.items():
-            state_dict[name] = value.contiguous()
+        prepare_for_saving(state_dict)
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -35,7 +35,18 @@ def prepare_for_training(state_dict: dict[str, Any], module: nn.Module) -> None:
     # SAELens's loaders turn every tensor into the dtype asked for, the flag too.
     state_dict["b_dec_is_initialised"] = state_dict["b_dec_is_initialised"].bool()
     if PREFIX + "W_enc" in state_dict:
-        state_dict[PREFIX + "W_enc"] = state_dict[PREFIX + "W_enc"].T.contiguous().T
+        state_dict[PREFIX + "W_enc"] = by_concept(state_dict[PREFIX + "W_enc"])
+
+
+def by_concept(W_enc: torch.Tensor) -> torch.Tensor:
+    """(d, M) as SAELens has it, but concept by concept in memory, since rows of W_encᵀ are what is gathered."""
+    return W_enc.T.contiguous().T
+
+
+def prepare_for_saving(state_dict: dict[str, Any]) -> None:
+    """Files hold contiguous tensors, whatever layout computing prefers; in place."""
+    for name, value in state_dict.items():
+        state_dict[name] = value.contiguous()
 
 
 def drop_old_gate_scale(state_dict: dict[str, Any]) -> None:

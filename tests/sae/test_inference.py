@@ -6,6 +6,7 @@ import pytest
 import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxSAEConfig, sparsemax
 from sae_lens_sparsemax.attention import selection
@@ -135,6 +136,22 @@ def test_g_is_kept_in_float64_whatever_the_weights_are(tmp_path):
     sae = new_sae(gate_scale=1 / 3).to(torch.bfloat16)
     sae.save_model(tmp_path)
     assert SAE.load_from_disk(tmp_path, dtype="float16").cfg.gate_scale == 1 / 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_gathered_lies_in_rows_however_an_sae_came_about_and_files_are_as_ever(dtype, tmp_path):
+    def lies_in_rows(sae: SAE) -> bool:
+        return sae.W_enc.shape == (D_IN, D_SAE) and sae.W_enc.T.is_contiguous()
+
+    sae = new_sae()
+    assert lies_in_rows(sae)
+    sae.save_model(tmp_path / "own")
+    small_sae().save_inference_model(tmp_path / "trained")
+    for folder in ("own", "trained"):
+        assert load_file(tmp_path / folder / "sae_weights.safetensors")["W_enc"].is_contiguous()
+        assert lies_in_rows(loaded := SAE.load_from_disk(tmp_path / folder, dtype=str(dtype).removeprefix("torch.")))
+        assert lies_in_rows(loaded.double())
+    torch.testing.assert_close(SAE.load_from_disk(tmp_path / "own").W_enc, sae.W_enc, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
