@@ -12,6 +12,7 @@ everything below it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -94,18 +95,8 @@ def in_support(
     Returns:
         (nnz,) bool, whether each is in the support of its row.
     """
-    counts = crow.diff()
-    if (scores := padded(values.double(), crow, row)) is not None:
-        return values >= _least_from_below(scores, budget, exponent(alpha)).squeeze(1)[row]
-    place = torch.arange(len(row), device=row.device) - crow[row]
-    keep = torch.zeros_like(row, dtype=torch.bool)
-    # Rows of a similar number of candidates together, as a matrix: padding doubles them at most.
-    size = (counts - 1).clamp_min(1).log2().floor().long()
-    for group in size[counts > 0].unique().tolist():
-        chosen = (size == group) & (counts > 0)
-        entry = chosen[row].nonzero().squeeze(1)
-        line = (chosen.cumsum(0) - 1)[row[entry]]
-        scores = _matrix(int(chosen.sum()), int(counts[chosen].max()), line, place[entry], values[entry].double())
+    keep = torch.empty_like(row, dtype=torch.bool)
+    for _, entry, line, scores in matrices(values.double(), crow, row):
         keep[entry] = values[entry] >= _least_from_below(scores, budget, exponent(alpha)).squeeze(1)[line]
     return keep
 
@@ -150,16 +141,33 @@ def _least_from_below(scores: torch.Tensor, budget: float, beta: float) -> torch
     return least
 
 
-def padded(values: torch.Tensor, crow: torch.Tensor, row: torch.Tensor) -> torch.Tensor | None:
-    """(N, W) the (nnz,) values of rows, −inf beside them; None where that would be mostly padding.
+def matrices(
+    values: torch.Tensor, crow: torch.Tensor, row: torch.Tensor
+) -> Iterator[tuple[Any, Any, torch.Tensor, torch.Tensor]]:
+    """The lists of N rows as one matrix, or those of rows of similar length as one each, so that padding is little.
 
     Args: (nnz,) values; (N + 1,) their CSR offsets; (nnz,) their rows.
+
+    Yields:
+        Which rows and which entries they are, the line of each entry, and (n, W) the values, −inf beside them.
     """
-    n_rows, n_entries = len(crow) - 1, len(row)
-    widest = int(crow.diff().max()) if n_entries else 0
-    if n_rows * widest > MAX_PADDING * n_entries:
-        return None
-    return _matrix(n_rows, widest, row, torch.arange(n_entries, device=row.device) - crow[row], values)
+    if not len(row):
+        return
+    counts = crow.diff()
+    place = torch.arange(len(row), device=row.device) - crow[row]
+    widest = int(counts.max())
+    if len(counts) * widest <= MAX_PADDING * len(row):
+        everything = slice(None)
+        yield everything, everything, row, _matrix(len(counts), widest, row, place, values)
+        return
+    # Padding doubles them at most.
+    size = (counts - 1).clamp_min(1).log2().floor().long()
+    for group in size[counts > 0].unique().tolist():
+        chosen = (size == group) & (counts > 0)
+        entry = chosen[row].nonzero().squeeze(1)
+        line = (chosen.cumsum(0) - 1)[row[entry]]
+        widest = int(counts[chosen].max())
+        yield chosen, entry, line, _matrix(int(chosen.sum()), widest, line, place[entry], values[entry])
 
 
 def _matrix(n_rows: int, width: int, row: torch.Tensor, place: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -58,8 +58,8 @@ from sae_lens_sparsemax.attention.support import Support, sampled_std, settle, t
 
 # By type of device: whether to screen, None to leave it to `is_worthwhile`. No other device ever screens.
 SCREEN: dict[str, bool | None] = {"cpu": None, "cuda": None}
-# On two cores with AMX, screening won by a twentieth at this width and by a sixth at twice it; and keys must be
-# converted, which fewer tokens do not repay (an estimate).
+# On two cores with AMX, screening won by a seventh at this width, by a third at twice it, and with one pass lost at
+# half of it; and keys must be converted, which fewer tokens do not repay (an estimate).
 MIN_CONCEPTS, MIN_TOKENS = 12_288, 512
 # On an H200 it won with so many scores and drew with half as many, where launches take the time and not the product.
 MIN_SCORES_ON_GPU = 2**25

@@ -192,16 +192,17 @@ def tightened(
     if kernels.usable(values):
         return values, crow, col
     row = entry_rows(crow, len(col))
-    if (scores := entmax.padded(values, crow, row)) is None:
-        return values, crow, col
     largest = row_max.to(values.dtype)[:, None]
-    if alpha == 2:
-        bound = threshold_bound(scores, largest, budget, alpha)
-    else:
-        least = torch.segment_reduce(values, "min", offsets=crow)[:, None]
-        below_all = torch.nextafter(least, torch.full_like(least, -torch.inf))
-        bound = entmax.lower_bound(scores, largest, budget, alpha, below_all)
-    crow, col, values = _kept(values > bound.squeeze(1)[row], values, row, col, len(row_max))
+    least = torch.segment_reduce(values, "min", offsets=crow)[:, None]
+    below_all = torch.nextafter(least, torch.full_like(least, -torch.inf))
+    keep = torch.empty_like(row, dtype=torch.bool)
+    for rows, entry, line, scores in entmax.matrices(values, crow, row):
+        if alpha == 2:
+            bound = threshold_bound(scores, largest[rows], budget, alpha)
+        else:
+            bound = entmax.lower_bound(scores, largest[rows], budget, alpha, below_all[rows])
+        keep[entry] = values[entry] > bound.squeeze(1)[line]
+    crow, col, values = _kept(keep, values, row, col, len(row_max))
     return values, crow, col
 
 

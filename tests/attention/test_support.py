@@ -1,5 +1,6 @@
 """The support against a float64 sort."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from sae_lens_sparsemax.attention import support as support_module
 from sae_lens_sparsemax.attention.cross_attention import attend
 from sae_lens_sparsemax.attention.gate import gate, sparsemax
-from sae_lens_sparsemax.attention.support import select_support
+from sae_lens_sparsemax.attention.support import select_support, settle, tightened
 
 
 def sorted_support(z: torch.Tensor, budget: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,6 +95,26 @@ def exact_support(row: list[float], budget: float) -> tuple[list[int], list[floa
             tau = (total - Fraction(budget)) / rank
     above = [(column, Fraction(value) - tau) for column, value in enumerate(row)]
     return [column for column, excess in above if excess > 0], [float(excess) for _, excess in above if excess > 0]
+
+
+@pytest.mark.parametrize("widest", [1, 40, 4000])
+@pytest.mark.parametrize("alpha", [2.0, 2.5, 3.0, 20.0, math.inf])
+def test_candidates_that_a_bound_rules_out_were_in_no_support(alpha, widest):
+    """Rows of one candidate beside wider ones, and of which one has most of all."""
+    torch.manual_seed(0)
+    counts = torch.randint(1, 41, (60,)).index_put_((torch.tensor([7]),), torch.tensor(widest))
+    crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    col = torch.cat([torch.arange(n) for n in counts.tolist()])
+    values = (4 * torch.randn(len(col))).round() / 4
+    row_max = torch.segment_reduce(values, "max", offsets=crow).double()
+    budget = 3.0 if math.isinf(alpha) else 2.0
+    expected = settle(values, crow, col, row_max, budget, alpha)
+    fewer, *where = tightened(values, crow, col, row_max, budget, alpha)
+
+    assert len(fewer) < 0.8 * len(values)
+    found = settle(fewer, *where, row_max, budget, alpha)
+    for name in ("crow", "col", "values"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 @settings(max_examples=100, deadline=None)
