@@ -244,16 +244,23 @@ class Screen:
         if error is None:
             return None
         ranked = RankedScores(self._block(n).contiguous())
-        maxima = ranked.maxima().T.contiguous().float()
-        below = (maxima.abs() * -self.share).add_(maxima).sub_(error)
-        bound = threshold_bound(below, below.amax(-1, keepdim=True), budget, alpha)
-        # z + r|z| + e > bound  ⇒  z > w − r/(1 − r)·|w|, where w = bound − e.
-        least = torch.sub(bound, error, out=error)
-        least -= self.share / (1 - self.share) * least.abs()
+        least = self._least(ranked.maxima(), error, budget, alpha)
+        if least.min().item() < 0:
+            ranked.order_negatives()
+            least = self._least(ranked.maxima(), error, budget, alpha)
         if (found := ranked.above(least.T.contiguous(), most)) is None:
             return None
         row, col = found
         return row_offsets(row, n), col
+
+    def _least(self, maxima: torch.Tensor, error: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+        """(n, C) what candidates exceed, by (C, n) numbers that do not exceed the maxima of chunks."""
+        maxima = maxima.T.contiguous().float()
+        below = (maxima.abs() * -self.share).add_(maxima).sub_(error)
+        bound = threshold_bound(below, below.amax(-1, keepdim=True), budget, alpha)
+        # z + r|z| + e > bound  ⇒  z > w − r/(1 − r)·|w|, where w = bound − e.
+        least = bound - error
+        return least.sub_(self.share / (1 - self.share) * least.abs())
 
 
 @contextmanager
