@@ -222,15 +222,16 @@ def terms(below: torch.Tensor, beta: float) -> torch.Tensor:
 
     A difference beyond the largest number costs what that number does; one below zero, `zero_cost`.
     """
+    # Both clamps at once have no rule under vmap where they are in place.
     largest = torch.finfo(below.dtype).max
     if beta == 0:
         return below.sign_().relu_()
     if beta == 1:
         return below.relu_()
     if beta not in _ROOTS:
-        return below.clamp_(0, largest).pow_(beta)
+        return below.relu_().clamp_max_(largest).pow_(beta)
     # Roots are several times faster than powers, but of zero they are slow.
-    roots = below.clamp_(_NEARLY_ZERO[below.dtype], largest).sqrt_()
+    roots = below.clamp_min_(_NEARLY_ZERO[below.dtype]).clamp_max_(largest).sqrt_()
     return roots.sqrt_() if beta == 0.25 else roots
 
 
