@@ -15,8 +15,8 @@ import torch
 # Concepts per chunk, for each of which and each token a number must be exceeded, and per group, whose maxima tell where
 # in a chunk to look.
 CHUNK, GROUP = 32, 8
-# Concepts whose scores are turned around at once, in cache.
-PIECE = 512
+# Whose scores are turned around together, in cache.
+CONCEPTS_AT_ONCE = 512
 _SIZE_16, _SIZE_32 = 2**15 - 1, 2**31 - 1
 _MINUS_INFINITY = -(2**7)
 
@@ -46,7 +46,7 @@ class RankedScores:
         """Let negative numbers decide too, for half as much time as everything else takes."""
         if self._negatives_in_order:
             return
-        for ranks in self._ranks.split(PIECE):
+        for ranks in self._ranks.split(CONCEPTS_AT_ONCE):
             ranks ^= (ranks >> 15).bitwise_and_(_SIZE_16)
         self._negatives_in_order = True
         self._groups, self._chunks = self._maxima()
