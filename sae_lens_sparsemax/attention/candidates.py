@@ -42,14 +42,15 @@ class RankedScores:
         ranks = _turned(self._chunks) if self._negatives_in_order else self._chunks
         return ranks.view(torch.bfloat16)
 
-    def order_negatives(self) -> None:
-        """Let negative numbers decide too, for half as much time as everything else takes."""
+    def order_negatives(self) -> bool:
+        """Let negative numbers decide too, for half as much time as all else takes; false if they did already."""
         if self._negatives_in_order:
-            return
+            return False
         for ranks in self._ranks.split(CONCEPTS_AT_ONCE):
-            ranks ^= (ranks >> 15).bitwise_and_(_SIZE_16)
+            ranks.copy_(_turned(ranks))
         self._negatives_in_order = True
         self._groups, self._chunks = self._maxima()
+        return True
 
     def above(self, least: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Where scores exceed (C, n) numbers: (nnz,) tokens and concepts, by token and concept; None if more than most.

@@ -245,8 +245,7 @@ class Screen:
             return None
         ranked = RankedScores(self._block(n).contiguous())
         least = self._least(ranked.maxima(), error, budget, alpha)
-        if least.min().item() < 0:
-            ranked.order_negatives()
+        if least.min().item() < 0 and ranked.order_negatives():
             least = self._least(ranked.maxima(), error, budget, alpha)
         if (found := ranked.above(least.T.contiguous(), most)) is None:
             return None

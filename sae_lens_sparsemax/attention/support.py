@@ -150,13 +150,17 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
     return settle(values, row_offsets(row, z.shape[0]), col, row_max.double().squeeze(1), budget, alpha)
 
 
-def threshold_bound(scores: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
+def threshold_bound(
+    scores: torch.Tensor, row_max: torch.Tensor, budget: float, alpha: float, known: torch.Tensor | None = None
+) -> torch.Tensor:
     """(N, 1) a number that each row's support exceeds, from a subset of its scores, or from bounds below them.
 
-    Args: (N, C) finite scores, or −inf for padding; (N, 1) the maximum of each row; b; α >= 2.
+    Args:
+        scores: (N, C), finite, or −inf for padding. row_max: (N, 1) the maximum of each row. budget: b. alpha: α >= 2.
+        known: (N, 1) such numbers where some are known, above which other gates than sparsemax look for better ones.
     """
     if alpha != 2:
-        return entmax.lower_bound(scores, row_max, budget, alpha)
+        return entmax.lower_bound(scores, row_max, budget, alpha, known)
     return sparsemax.lower_bound(scores, row_max, budget)
 
 
@@ -197,10 +201,7 @@ def tightened(
     below_all = torch.nextafter(least, torch.full_like(least, -torch.inf))
     keep = torch.empty_like(row, dtype=torch.bool)
     for rows, entry, line, scores in entmax.matrices(values, crow, row):
-        if alpha == 2:
-            bound = threshold_bound(scores, largest[rows], budget, alpha)
-        else:
-            bound = entmax.lower_bound(scores, largest[rows], budget, alpha, below_all[rows])
+        bound = threshold_bound(scores, largest[rows], budget, alpha, below_all[rows])
         keep[entry] = values[entry] > bound.squeeze(1)[line]
     crow, col, values = _kept(keep, values, row, col, len(row_max))
     return values, crow, col
