@@ -52,8 +52,6 @@ def test_a_resumed_run_ends_with_the_same_weights(folder, tmp_path, architecture
     assert_equal(weights(VisionSAETrainingRunner(rest).run()), expected)
 
 
-# On a machine of one core.
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(
     "kwargs",
     [
