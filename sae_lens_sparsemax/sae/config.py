@@ -120,6 +120,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             C W_v); "mlp" learns W_enc, b_enc and W_dec separately, as the paper's Table 3 ablates.
         query_projection: Whether W_q is learnt beside W_k (the paper) or is the identity (released code). Only
             W_q W_kᵀ matters to the model.
+        encoder_bias: Whether shared concepts have a bias in their scores, b_enc, as two matrices always have. It
+            explains more where concepts a token are many beside d_in, and lets concepts die.
         map_lr_scale: Share of the learning rate at which d × d maps learn: W_q, W_k and W_v, which are this times the
             parameters of their names, and a tenth of it for the maps of later passes. Adam moves every entry by the
             rate, so what a map does to a query moves by more the wider it is, and wide SAEs would diverge at rates at
@@ -147,6 +149,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
     target_l0_rate: float = 0.02
     structure: Structure = "cross_attention"
     query_projection: bool = False
+    encoder_bias: bool = False
     map_lr_scale: float | None = field(default=None, type=number_or_none)
     init_score_scale: float = 1.0
     loss_weighting: LossWeighting = "none"
@@ -216,10 +219,11 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
                 "normalize_activations='covariance_whitening' needs unit_norm_query=False: ‖x‖ of a whitened "
                 "activation is no function of x that the folded weights could express"
             )
-        if self.structure == "cross_attention" and not self.apply_b_dec_to_input:
+        has_bias = self.structure == "mlp" or self.encoder_bias
+        if not has_bias and not self.apply_b_dec_to_input:
             raise ValueError(
-                "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True with "
-                "structure='cross_attention': without it the mean would fold into an encoder bias, which it has not"
+                "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True or encoder_bias=True "
+                "with structure='cross_attention': without them the mean would have no bias to fold into"
             )
         if self.passes + self.refinements > 1 and not self.apply_b_dec_to_input:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 Both structures offer the same few maps, so the SAE around them knows no difference:
 q = project_query(u, T), Z = q · keysᵀ (+ bias), context = P · values, x̂ − b_dec = project_context(context),
-and their folded form W_enc, b_enc, W_dec.
+and their folded form W_enc, W_dec.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class CrossAttentionDictionary(nn.Module):
     C·W_k and C·W_v (M·d² each) are never formed in training; the projections act on the N queries and contexts.
 
     The parameters W_q, W_k and W_v are the projections divided by cfg.map_lr_scale, so that an optimizer which
-    moves all entries alike, as Adam does, moves the projections by that share.
+    moves all entries alike, as Adam does, moves the projections by that share. `b_enc` is a parameter where the scores
+    have a bias, and None elsewhere.
     """
 
     def __init__(self, cfg: SparsemaxTrainingSAEConfig, dtype: torch.dtype, device: torch.device, own: range) -> None:
@@ -68,6 +69,7 @@ class CrossAttentionDictionary(nn.Module):
         self.W_q = nn.Parameter(identity.clone()) if cfg.query_projection else None
         self.W_k = nn.Parameter(identity.clone())
         self.W_v = nn.Parameter(identity * (row_norm / cfg.init_score_scale))
+        self.b_enc: nn.Parameter | None = _no_bias(own, dtype, device) if cfg.encoder_bias else None
 
     @property
     def keys(self) -> torch.Tensor:
@@ -80,9 +82,9 @@ class CrossAttentionDictionary(nn.Module):
         return self.concepts
 
     @property
-    def bias(self) -> None:
-        """Cross-attention scores have no bias."""
-        return None
+    def bias(self) -> torch.Tensor | None:
+        """(M,) b_enc, or None."""
+        return self.b_enc
 
     def query_map(self, dtype: torch.dtype) -> torch.Tensor:
         """(d, d) of the queries u, multiplied in `dtype`: rounded in half precision it would change the supports."""
@@ -115,11 +117,6 @@ class CrossAttentionDictionary(nn.Module):
         return (self.query_map(self.concepts.dtype) @ self.concepts.T).as_subclass(ComputedTensor)
 
     @property
-    def b_enc(self) -> torch.Tensor:
-        """(M,) zeros."""
-        return self.concepts.new_zeros(self.concepts.shape[0])
-
-    @property
     def W_dec(self) -> torch.Tensor:
         """(M, d) C W_v."""
         return (self.concepts @ self.value_map(self.concepts.dtype)).as_subclass(ComputedTensor)
@@ -137,8 +134,11 @@ class CrossAttentionDictionary(nn.Module):
 
     def fold_input_shift(self, shift: torch.Tensor) -> None:
         """Take queries u in place of u − shift; impossible without a bias."""
-        if shift.any():
-            raise NotImplementedError("cross-attention scores have no bias that could take up a shift of the queries")
+        if self.b_enc is not None:
+            shifted = shift @ self.query_map(shift.dtype) @ self.concepts.T.to(shift.dtype)
+            _replace(self.b_enc, self.b_enc.to(shift.dtype) - shifted)
+        elif shift.any():
+            raise NotImplementedError("scores without encoder_bias have no bias that could take up a shift of queries")
 
 
 class MLPDictionary(nn.Module):
@@ -150,7 +150,7 @@ class MLPDictionary(nn.Module):
         row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
         # (d, M) as SAELens has it, but concept by concept in memory: the backward pass gathers rows of W_encᵀ.
         self.W_enc = nn.Parameter((directions * cfg.init_score_scale).T)
-        self.b_enc = nn.Parameter(torch.zeros(len(own), dtype=dtype, device=device))
+        self.b_enc = _no_bias(own, dtype, device)
         self.W_dec = nn.Parameter(directions * row_norm)
 
     @property
@@ -202,6 +202,10 @@ def build_dictionary(
     """The dictionary of cfg.structure, initialised; of a range of concepts, what the whole one has there."""
     kind = MLPDictionary if cfg.structure == "mlp" else CrossAttentionDictionary
     return kind(cfg, dtype, device, own)
+
+
+def _no_bias(own: range, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(len(own), dtype=dtype, device=device))
 
 
 def _random_directions(own: range, n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

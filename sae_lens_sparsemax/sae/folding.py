@@ -1,7 +1,7 @@
 """What folds into plain linear maps, exactly, and what does not and is refused.
 
-Training parameters fold into W_enc = W_q W_kᵀ Cᵀ (d × M), b_enc = 0 and W_dec = C W_v (M × d), rounded once, each
-projection a multiple of the parameter of its name; for the MLP structure they are the parameters. A normalisation of
+Training parameters fold into W_enc = W_q W_kᵀ Cᵀ (d × M) and W_dec = C W_v (M × d), rounded once, and b_enc, zeros
+where there is none, each projection a multiple of the parameter of its name; for the MLP structure they are the parameters. A normalisation of
 the activations folds into the dictionary.
 """
 
@@ -65,7 +65,7 @@ def _fold_cross_attention(own: dict[str, torch.Tensor], map_lr_scale: float) -> 
         block = slice(first, first + _CONCEPTS_OF_A_BLOCK)
         wide = concepts[block].double()
         W_enc[:, block], W_dec[block] = query_map @ wide.T, wide @ output_map
-    return {"W_enc": W_enc, "b_enc": concepts.new_zeros(n), "W_dec": W_dec}
+    return {"W_enc": W_enc, "b_enc": own.get("b_enc", concepts.new_zeros(n)), "W_dec": W_dec}
 
 
 @torch.no_grad()

@@ -31,7 +31,8 @@ from sae_lens_sparsemax.sae.weights import prepare_for_saving, prepare_for_train
 class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
     """The cross-attention sparsemax SAE in training (the paper's Eq. 3, and its variants).
 
-    Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q`, and `b_dec`; or
+    Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q` and
+    `dictionary.b_enc`, and `b_dec`; or
     `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp"; and `turns`, from
     which the maps of further passes' queries are made, where there are any. `W_enc`, `W_dec` and `W_pass` are computed
     from the parameters: read them; with shared concepts, writing to the first two raises a ValueError.
@@ -79,8 +80,9 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
 
     @property
     def b_enc(self) -> torch.Tensor:
-        """(d_sae,) encoder bias; zeros with shared concepts."""
-        return self.dictionary.b_enc
+        """(d_sae,) encoder bias; zeros where there is none to learn."""
+        bias = self.dictionary.bias
+        return self.b_dec.new_zeros(self.cfg.d_sae) if bias is None else bias
 
     @property
     def W_dec(self) -> torch.Tensor:  # type: ignore[override]

@@ -36,6 +36,10 @@ VARIANTS += [
     {"structure": "cross_attention", "unit_norm_query": unit, "passes": 3, "activation_floor": 0.6}
     for unit in (True, False)
 ]
+VARIANTS += [
+    {"structure": "cross_attention", "unit_norm_query": unit, "query_projection": not unit, "encoder_bias": True}
+    for unit in (True, False)
+]
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -103,7 +107,8 @@ def test_an_average_norm_is_folded_exactly(settings, with_offset, form, tmp_path
 @pytest.mark.parametrize("with_offset", [True, False])
 @pytest.mark.parametrize("settings", [v for v in VARIANTS if not v["unit_norm_query"]], ids=str)
 def test_a_whitening_is_folded_exactly_for_raw_queries(settings, with_offset, form, tmp_path):
-    if settings["structure"] == "cross_attention" and not with_offset:
+    has_bias = settings["structure"] == "mlp" or settings.get("encoder_bias")
+    if not has_bias and not with_offset:
         pytest.skip("the config refuses it")
     sae = small_sae(
         dtype="float64",

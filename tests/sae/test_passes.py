@@ -12,7 +12,7 @@ from torch.func import functional_call
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.attention import selection
 from sae_lens_sparsemax.sae.thresholds import follow_mean
-from tests.support.small_sae import D_SAE, dense, inputs, small_sae, step_input
+from tests.support.small_sae import D_SAE, DICTIONARIES, dense, inputs, small_sae, step_input
 
 INFINITE = float("inf")
 
@@ -49,23 +49,23 @@ def definition(sae: SparsemaxTrainingSAE, x: torch.Tensor) -> tuple[torch.Tensor
     return acts, first
 
 
-@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+@pytest.mark.parametrize("dictionary", DICTIONARIES.values(), ids=DICTIONARIES)
 @pytest.mark.parametrize("unit_norm_query", [True, False])
 @pytest.mark.parametrize(("alpha", "gate_scale"), [(2.0, 1.5), (3.0, 0.8), (INFINITE, 0.25)])
 @pytest.mark.parametrize(("passes", "refinements"), [(1, 1), (2, 0), (3, 2)])
 @pytest.mark.parametrize("activation_floor", [0.0, 0.9])
 def test_every_way_to_encode_is_the_definition(
-    structure, unit_norm_query, alpha, gate_scale, passes, refinements, activation_floor, monkeypatch
+    dictionary, unit_norm_query, alpha, gate_scale, passes, refinements, activation_floor, monkeypatch
 ):
     sae = small_sae(
         dtype="float64",
-        structure=structure,
         unit_norm_query=unit_norm_query,
         alpha=alpha,
         gate_scale=gate_scale,
         passes=passes,
         refinements=refinements,
         activation_floor=activation_floor,
+        **dictionary,
     ).eval()
     x = inputs(10, dtype=torch.float64)
     expected = definition(sae, x)[0]
@@ -92,12 +92,12 @@ class TrainingStep(nn.Module):
         return (output.sae_out - x).square().sum() + dense(output.feature_acts).square().sum()
 
 
-@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
+@pytest.mark.parametrize("dictionary", DICTIONARIES.values(), ids=DICTIONARIES)
 @pytest.mark.parametrize("density", [0.0, 1.0])
-def test_gradients_are_those_of_finite_differences(structure, density, monkeypatch):
+def test_gradients_are_those_of_finite_differences(dictionary, density, monkeypatch):
     monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", density)
     sae = small_sae(
-        dtype="float64", structure=structure, passes=2, refinements=1, alpha=3.0, d_sae=24, activation_floor=0.3
+        dtype="float64", **dictionary, passes=2, refinements=1, alpha=3.0, d_sae=24, activation_floor=0.3
     ).eval()
     x = inputs(6, dtype=torch.float64)
     step = TrainingStep(sae)

@@ -10,14 +10,14 @@ from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE
 from safetensors.torch import load_file, save_file
 
 from sae_lens_sparsemax import SparsemaxSAE, SparsemaxTrainingSAE
-from tests.support.small_sae import inputs, small_sae
+from tests.support.small_sae import DICTIONARIES, inputs, small_sae
 
 WEIGHTS = "sae_weights.safetensors"
 
 
-@pytest.mark.parametrize("structure", ["cross_attention", "mlp"])
-def test_training_and_inference_files_load_to_equal_outputs(structure, tmp_path):
-    sae, x = small_sae(structure=structure, query_projection=True, gate_scale=1 / 3), inputs()
+@pytest.mark.parametrize("dictionary", DICTIONARIES.values(), ids=DICTIONARIES)
+def test_training_and_inference_files_load_to_equal_outputs(dictionary, tmp_path):
+    sae, x = small_sae(**dictionary, query_projection=True, gate_scale=1 / 3), inputs()
     sae.save_model(tmp_path / "checkpoint")
     sae.save_inference_model(tmp_path / "inference")
     checkpoint, inference = SAE.load_from_disk(tmp_path / "checkpoint"), SAE.load_from_disk(tmp_path / "inference")

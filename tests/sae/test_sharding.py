@@ -32,6 +32,7 @@ VARIANTS = {
     "three passes": {"passes": 3, "activation_floor": 0.0},
     "mlp": {"structure": "mlp", "query_projection": False, "apply_b_dec_to_input": False},
     "probabilities": {"activations": "probabilities", "target_l0": None, "l1_coefficient": 0.1},
+    "biases": {"encoder_bias": True},
     "raw queries": {"unit_norm_query": False, "loss_weighting": "inverse_norm"},
 }
 MESHES, LONG = ["2x2"], ["default", "mlp", "probabilities"]

@@ -26,6 +26,7 @@ VARIANTS = [
     {"structure": "mlp", "passes": 3, "refinements": 2, "apply_b_dec_to_input": False},
     {"unit_norm_query": False, "query_projection": True, "alpha": float("inf"), "passes": 2},
     {"activations": "probabilities", "passes": 2},
+    {"encoder_bias": True, "passes": 2, "refinements": 1, "activation_floor": 0.5},
 ]
 
 

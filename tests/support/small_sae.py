@@ -7,6 +7,7 @@ from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.config import EARLIER_GATE
 
 D_IN, D_SAE = 12, 80
+DICTIONARIES = {"shared": {}, "with biases": {"encoder_bias": True}, "mlp": {"structure": "mlp"}}
 
 
 def inputs(n: int = 40, d: int = D_IN, dtype: torch.dtype = torch.float32) -> torch.Tensor:
