@@ -1,8 +1,8 @@
 """What folds into plain linear maps, exactly, and what does not and is refused.
 
-Training parameters fold into W_enc = W_q W_kᵀ Cᵀ (d × M) and W_dec = C W_v (M × d), rounded once, and b_enc, zeros
-where there is none, each projection a multiple of the parameter of its name; for the MLP structure they are the parameters. A normalisation of
-the activations folds into the dictionary.
+Training parameters fold into W_enc = W_q W_kᵀ Cᵀ (d × M) and W_dec = C W_v (M × d), rounded once, each projection a
+multiple of the parameter of its name, and b_enc, zeros where none was learnt; for the MLP structure they are the
+parameters. A normalisation of the activations folds into the dictionary.
 """
 
 from __future__ import annotations

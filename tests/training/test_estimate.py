@@ -54,6 +54,7 @@ def test_a_rank_holds_its_concepts_and_all_else_whole():
         ParallelConfig(async_checkpoints=True)
     mlp = sizes(config(2, 4, structure="mlp"))
     assert mlp.divided == 25 * (2 * D + 1) and mlp.N == 32
+    assert sizes(config(2, 4, encoder_bias=True)).divided == 25 * (D + 1)
 
 
 def received(cfg) -> dict[str, tuple[str, int, int]]:
