@@ -69,7 +69,7 @@ class CrossAttentionDictionary(nn.Module):
         self.W_q = nn.Parameter(identity.clone()) if cfg.query_projection else None
         self.W_k = nn.Parameter(identity.clone())
         self.W_v = nn.Parameter(identity * (row_norm / cfg.init_score_scale))
-        self.b_enc: nn.Parameter | None = _no_bias(own, dtype, device) if cfg.encoder_bias else None
+        self.b_enc: nn.Parameter | None = _zero_bias(own, dtype, device) if cfg.encoder_bias else None
 
     @property
     def keys(self) -> torch.Tensor:
@@ -150,7 +150,7 @@ class MLPDictionary(nn.Module):
         row_norm = cfg.decoder_init_norm or 1.0 / cfg.init_score_scale
         # (d, M) as SAELens has it, but concept by concept in memory: the backward pass gathers rows of W_encᵀ.
         self.W_enc = nn.Parameter((directions * cfg.init_score_scale).T)
-        self.b_enc = _no_bias(own, dtype, device)
+        self.b_enc = _zero_bias(own, dtype, device)
         self.W_dec = nn.Parameter(directions * row_norm)
 
     @property
@@ -204,7 +204,7 @@ def build_dictionary(
     return kind(cfg, dtype, device, own)
 
 
-def _no_bias(own: range, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+def _zero_bias(own: range, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
     return nn.Parameter(torch.zeros(len(own), dtype=dtype, device=device))
 
 

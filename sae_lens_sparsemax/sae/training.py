@@ -32,10 +32,10 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
     """The cross-attention sparsemax SAE in training (the paper's Eq. 3, and its variants).
 
     Parameters: `dictionary.concepts`, `dictionary.W_k`, `dictionary.W_v`, perhaps `dictionary.W_q` and
-    `dictionary.b_enc`, and `b_dec`; or
-    `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with structure="mlp"; and `turns`, from
-    which the maps of further passes' queries are made, where there are any. `W_enc`, `W_dec` and `W_pass` are computed
-    from the parameters: read them; with shared concepts, writing to the first two raises a ValueError.
+    `dictionary.b_enc`, and `b_dec`; or `dictionary.W_enc`, `dictionary.b_enc`, `dictionary.W_dec` and `b_dec` with
+    structure="mlp"; and `turns`, from which the maps of further passes' queries are made, where there are any. `W_enc`,
+    `W_dec` and `W_pass` are computed from the parameters: read them; with shared concepts, writing to the first two
+    raises a ValueError.
 
     The gate scale g is `cfg.gate_scale`, which only `gate_scale` reads and writes here. A float of the config is exact
     in every file and copy, whereas a buffer is rounded with the weights by `.to(dtype)` and by SAELens's loaders, and

@@ -35,7 +35,7 @@ VARIANTS = {
     "biases": {"encoder_bias": True},
     "raw queries": {"unit_norm_query": False, "loss_weighting": "inverse_norm"},
 }
-MESHES, LONG = ["2x2"], ["default", "mlp", "probabilities"]
+MESHES, LONG = ["2x2"], ["default", "mlp", "biases", "probabilities"]
 if ALL_MEMBERS:
     MESHES, LONG = [*MESHES, "2x1", "1x2", "1x3", "1x4", "3x1"], list(VARIANTS)
 
