@@ -219,16 +219,16 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
                 "normalize_activations='covariance_whitening' needs unit_norm_query=False: ‖x‖ of a whitened "
                 "activation is no function of x that the folded weights could express"
             )
+        if self.passes + self.refinements > 1 and not self.apply_b_dec_to_input:
+            raise ValueError(
+                "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True with several passes: "
+                "without it every pass would take up the mean in a bias of its own"
+            )
         has_bias = self.structure == "mlp" or self.encoder_bias
         if not has_bias and not self.apply_b_dec_to_input:
             raise ValueError(
                 "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True or encoder_bias=True "
                 "with structure='cross_attention': without them the mean would have no bias to fold into"
-            )
-        if self.passes + self.refinements > 1 and not self.apply_b_dec_to_input:
-            raise ValueError(
-                "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True with several passes: "
-                "without it every pass would take up the mean in a bias of its own"
             )
 
 

@@ -135,8 +135,7 @@ class CrossAttentionDictionary(nn.Module):
     def fold_input_shift(self, shift: torch.Tensor) -> None:
         """Take queries u in place of u − shift; impossible without a bias."""
         if self.b_enc is not None:
-            shifted = shift @ self.query_map(shift.dtype) @ self.concepts.T.to(shift.dtype)
-            _replace(self.b_enc, self.b_enc.to(shift.dtype) - shifted)
+            _lower_by_scores(self.b_enc, self, shift)
         elif shift.any():
             raise NotImplementedError("scores without encoder_bias have no bias that could take up a shift of queries")
 
@@ -190,7 +189,7 @@ class MLPDictionary(nn.Module):
 
     def fold_input_shift(self, shift: torch.Tensor) -> None:
         """Take queries u in place of u − shift."""
-        _replace(self.b_enc, self.b_enc.to(shift.dtype) - shift @ self.W_enc.to(shift.dtype))
+        _lower_by_scores(self.b_enc, self, shift)
 
 
 Dictionary = CrossAttentionDictionary | MLPDictionary
@@ -243,6 +242,11 @@ def _pieces(n: int, like: torch.Tensor) -> list[int]:
 
 def _share_memory(result: torch.Tensor, source: Any) -> bool:
     return isinstance(source, ComputedTensor) and result.untyped_storage()._cdata == source.untyped_storage()._cdata
+
+
+def _lower_by_scores(bias: nn.Parameter, dictionary: Dictionary, query: torch.Tensor) -> None:
+    """Take what a query (d,) scores, in its dtype, off a bias (M,)."""
+    _replace(bias, bias.to(query.dtype) - dictionary.project_query(query) @ dictionary.keys.T.to(query.dtype))
 
 
 def _replace(parameter: nn.Parameter, value: torch.Tensor) -> None:
