@@ -238,12 +238,20 @@ def _training(sae: SAE[Any]) -> dict[str, Any]:
         "data set": metadata.dataset_path,
         "context": metadata.context_size,
         "structure": details.get("structure"),
+        "encoder bias": _has_encoder_bias(details),
         "target L0": "none" if target is None else str(target),
         "floor of": details.get("floor_of"),
         "loss weighting": details.get("loss_weighting"),
         "dtype": sae.cfg.dtype,
         "SAELens": metadata.sae_lens_training_version,
     }
+
+
+def _has_encoder_bias(details: Mapping[str, Any]) -> bool | None:
+    """Whether scores have a bias, or None where nothing is known; shared concepts had none before there was a field."""
+    if "structure" not in details:
+        return None
+    return details["structure"] == "mlp" or details.get("encoder_bias", False)
 
 
 def _table(describe: Callable[[SAE[Any]], dict[str, Any]], saes: Mapping[str, SAE[Any]]) -> str:

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from sae_lens import SAE, TopKSAE, TopKSAEConfig, TrainingSAE, upload_saes_to_huggingface
 
-from sae_lens_sparsemax import SparsemaxSAE
+from sae_lens_sparsemax import SparsemaxSAE, SparsemaxSAEConfig
 from sae_lens_sparsemax.explore.labels import Label, labels_of
 from sae_lens_sparsemax.hub import model_card, upload_saes
 from tests.support.host_training import HOOK, new_config, trainer_of
@@ -167,12 +167,25 @@ def test_the_card_begins_with_the_import_and_tells_what_each_sae_is(trained):
     cfg = trained.cfg
     assert f"| {cfg.passes} | {cfg.refinements} | {cfg.activation_floor:g} | {cfg.metadata.l0:.1f} |" in row
     assert f"| {cfg.alpha:g} | {cfg.gate_scale:.6g} |" in row
-    assert "| layer_2 | not recorded | 64 | cross_attention | 12.0 |" in body
+    assert "| layer_2 | not recorded | 64 | cross_attention | no | 12.0 |" in body
+
+
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ({"structure": "cross_attention", "encoder_bias": True}, "cross_attention | yes"),
+        ({"structure": "cross_attention"}, "cross_attention | no"),  # written before there was such a field
+        ({"structure": "mlp", "encoder_bias": False}, "mlp | yes"),
+        ({}, "not recorded | not recorded"),
+    ],
+)
+def test_the_card_says_whether_scores_have_a_bias(details, said):
+    sae = SparsemaxSAE(SparsemaxSAEConfig(d_in=4, d_sae=8))
+    sae.cfg.metadata.training_architecture_details = details
+    assert f"| one | not recorded | not recorded | {said} |" in model_card("user/saes", {"one": sae})
 
 
 def test_the_card_of_an_sae_without_metadata_says_so():
-    from sae_lens_sparsemax import SparsemaxSAEConfig
-
     bare = SparsemaxSAE(SparsemaxSAEConfig(d_in=4, d_sae=8))
     assert "| bare | not recorded | not recorded | 4 | 8 |" in model_card("user/saes", {"bare": bare})
     bare.cfg.metadata.model_name = "a|b\nc"
