@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from typing_extensions import override
@@ -125,7 +126,7 @@ def _agreed(words: list[str]) -> AbstractContextManager[None]:
 def _read(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """A command's own options, and the settings among the words by dotted key."""
     parser, commands = _parsers()
-    overrides: dict[str, Any] = {}
+    given, overrides = words, dict[str, Any]()
     command = COMMANDS.get(words[0]) if words else None
     if command is not None:
         from sae_lens_sparsemax.settings.checking import refuse_unknown_keys
@@ -138,7 +139,25 @@ def _read(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         words, overrides = split_overrides(words, own._option_string_actions, groups)
         if not hasattr(command, "settings"):
             refuse_unknown_keys({f"--{key}": value for key, value in overrides.items()}, own._option_string_actions)
-    return parser.parse_args(words), overrides
+    options, unread = parser.parse_known_args(words)
+    if unread:
+        _refuse_unread(unread[0], given, overrides, commands[options.command])
+    return options, overrides
+
+
+def _refuse_unread(word: str, given: list[str], overrides: Mapping[str, Any], own: argparse.ArgumentParser) -> NoReturn:
+    """Say what is wrong with a word that nothing takes: most often it was meant as the value of what is before it."""
+    from sae_lens_sparsemax.settings.sentences import must_be
+
+    for option, following in pairwise(given):
+        if following != word:
+            continue
+        if overrides.get(option.removeprefix("--")) is True:
+            raise must_be(option, "true or false", word)
+        flag = own._option_string_actions.get(option)
+        if flag is not None and flag.nargs == 0:
+            raise must_be(option, "given without a value", word)
+    own.error(f"unrecognized arguments: {word}")
 
 
 def keep_freed_memory() -> bool:

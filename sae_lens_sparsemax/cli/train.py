@@ -46,8 +46,18 @@ def settings(words: Sequence[str]) -> list[Group]:
     """The settings of the runner and the architecture that the recipe among the words names."""
     from sae_lens_sparsemax.training.config_file import settings_of
 
-    recipe = next((word for word in words if not word.startswith("-")), None)
-    return settings_of(recipe) if recipe is not None else []
+    recipe = _recipe_among(words)
+    return [] if recipe is None else settings_of(recipe)
+
+
+def _recipe_among(words: Sequence[str]) -> str | None:
+    """The word that names a recipe or a file, or that seems meant to, before it is known which options take a value."""
+    from sae_lens_sparsemax.settings.yaml_files import is_recipe
+
+    values = {i for i, word in enumerate(words, 1) if word.startswith("--") and "=" not in word}
+    own = [word for i, word in enumerate(words) if i not in values and not word.startswith("-")]
+    perhaps = [word for i, word in enumerate(words) if i in values and not word.startswith("-")]
+    return next((word for word in (*own, *perhaps) if is_recipe(word, "train")), next(iter((*own, *perhaps)), None))
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:

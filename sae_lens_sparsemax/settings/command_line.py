@@ -69,7 +69,7 @@ def split_overrides(
             )
         if equals:
             overrides[key] = Word(value)
-        elif words and not words[0].startswith("--") and (keys.get(key) is not bool or words[0] in ("true", "false")):
+        elif words and not words[0].startswith("--") and (keys.get(key) is not bool or _is_truth_value(words[0])):
             overrides[key] = Word(words.pop(0))
         elif keys.get(key) is bool:
             overrides[key] = True
@@ -127,6 +127,10 @@ def _options(cls: type, place: str) -> Iterator[tuple[str, type, dataclasses.Fie
                 yield from _options(inner, name if inner is hint else f"{name}.NAME")
         elif field.init and not isinstance(hint, TypeVar):
             yield name, cls, field, hint
+
+
+def _is_truth_value(word: str) -> bool:
+    return word.lower() in ("true", "false")
 
 
 def _dotted(group: Group, field: str) -> str:

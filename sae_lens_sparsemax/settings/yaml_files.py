@@ -266,6 +266,15 @@ def find_recipe(name: str | Path, command: str) -> Path:
     raise ValueError(f"There is no file and no recipe {shown(str(name))}{hint}")
 
 
+def is_recipe(name: str, command: str) -> bool:
+    """Whether `find_recipe` finds a file."""
+    try:
+        find_recipe(name, command)
+    except ValueError:
+        return False
+    return True
+
+
 def recipe_names(command: str | None = None) -> list[str]:
     """Names of the recipes of a command, or of all: paths below the folder of recipes, without the ending."""
     if RECIPES is None:

@@ -91,6 +91,45 @@ def test_dry_run_prints_the_complete_configuration_and_trains_nothing(config_pat
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        ["--lr", "1e-3", "--streaming", "true"],
+        ["--lr", "1e-3", "--streaming"],
+        ["--streaming", "True", "--lr=1e-3"],
+        ["--set", "lr=1e-3", "--resume", "--streaming"],
+    ],
+)
+def test_settings_may_stand_before_the_recipe(config_path, capsys, options):
+    assert main(["train", *options, str(config_path), "--dry_run"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["lr"] == 1e-3 and printed["streaming"] is True
+    assert printed["sae"]["d_sae"] == 32
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            ["train", "quickstart", "--sae.encoder_bias", "perhaps"],
+            "--sae.encoder_bias must be true or false, got 'perhaps'",
+        ),
+        (["train", "quickstart", "--streaming", "1"], "--streaming must be true or false, got '1'"),
+        (["cache-activations", "quickstart", "--streaming", "no"], "--streaming must be true or false, got 'no'"),
+        (["train", "quickstart", "--dry_run", "true"], "--dry_run must be given without a value, got 'true'"),
+        (["quickstart", "--vision", "please"], "--vision must be given without a value, got 'please'"),
+        (["train", "quickstart", "again"], "unrecognized arguments: again"),
+        (["compare", "synthetic", "--steps", "3", "3"], "unrecognized arguments: 3"),
+        (["train", "--lr", "1e-3", "quickstrat"], "did you mean quickstart?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_word_that_nothing_takes_is_explained(capsys, monkeypatch, tmp_path, command, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--sae.targt_l0", "3"], "did you mean sae.target_l0?"),
