@@ -12,8 +12,9 @@ from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens_sparsemax.attention.cross_attention import attend
 from sae_lens_sparsemax.attention.gate import sparsemax
 from sae_lens_sparsemax.attention.support import select_support
-from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.config import ARCHITECTURE, SparsemaxSAEConfig, SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
+from sae_lens_sparsemax.sae.presets import PRESETS
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 
 if TYPE_CHECKING:

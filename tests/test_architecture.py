@@ -29,7 +29,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The method itself: `sae` may be asked for names, configs, presets and its one mistake; only publishing knows its
 # classes.
 METHOD = {"attention": {"attention"}, "sae": {"sae", "attention", "files"}}
-FROM_SAE = {f"{NAME}.sae.config", f"{NAME}.sae.divergence"}
+FROM_SAE = {f"{NAME}.sae.config", f"{NAME}.sae.presets", f"{NAME}.sae.divergence"}
 LIBRARIES = {
     "attention": {"torch", "triton"},
     "sae": {"torch", "sae_lens", "simple_parsing", "typing_extensions"},

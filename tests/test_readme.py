@@ -10,7 +10,7 @@ import pytest
 from sae_lens_sparsemax.cli import main as cli
 from sae_lens_sparsemax.compare.config import config_from_yaml
 from sae_lens_sparsemax.settings.command_line import settings_help, split_overrides
-from sae_lens_sparsemax.settings.yaml_files import find_recipe, recipe_names, recipe_title
+from sae_lens_sparsemax.settings.recipes import find_recipe, recipe_names, recipe_title
 from sae_lens_sparsemax.training.config_file import load_config
 from tests.support.places import CONFIGS
 from tests.support.places import REPOSITORY as ROOT

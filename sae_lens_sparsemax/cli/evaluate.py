@@ -89,8 +89,9 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.processes.failures import one_failure_ends_all
     from sae_lens_sparsemax.processes.together import is_first, own_device, own_part, together
     from sae_lens_sparsemax.settings.command_line import apply_overrides
+    from sae_lens_sparsemax.settings.recipes import find_recipe
     from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
-    from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
+    from sae_lens_sparsemax.settings.yaml_files import read_yaml
 
     with together():
         recipe = read_yaml(find_recipe(options.config, "evaluate")) if options.config is not None else {}

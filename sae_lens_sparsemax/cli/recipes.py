@@ -25,7 +25,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:  # noqa:
 
 def print_recipes(commands: tuple[str, ...]) -> None:
     """Print the recipes of some commands, a line each."""
-    from sae_lens_sparsemax.settings.yaml_files import RECIPES, recipe_names, recipe_title
+    from sae_lens_sparsemax.settings.recipes import RECIPES, recipe_names, recipe_title
 
     for command in commands:
         names = recipe_names(command)

@@ -52,7 +52,7 @@ def settings(words: Sequence[str]) -> list[Group]:
 
 def _recipe_among(words: Sequence[str]) -> str | None:
     """The word that names a recipe or a file, or that seems meant to, before it is known which options take a value."""
-    from sae_lens_sparsemax.settings.yaml_files import is_recipe
+    from sae_lens_sparsemax.settings.recipes import is_recipe
 
     values = {i for i, word in enumerate(words, 1) if word.startswith("--") and "=" not in word}
     own = [word for i, word in enumerate(words) if i not in values and not word.startswith("-")]

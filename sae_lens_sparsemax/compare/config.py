@@ -17,8 +17,9 @@ from sae_lens_sparsemax.evaluation.probing import Pooling
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.checking import Word, build, convert, refuse_unknown_keys
 from sae_lens_sparsemax.settings.command_line import apply_overrides
+from sae_lens_sparsemax.settings.recipes import find_recipe
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
-from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml
+from sae_lens_sparsemax.settings.yaml_files import read_yaml
 from sae_lens_sparsemax.training.config import refuse_float16
 
 # What the comparison itself sets in SAELens's trainer configuration.

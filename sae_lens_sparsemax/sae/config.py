@@ -1,4 +1,4 @@
-"""Configurations of the sparsemax SAE, for inference and for training, and the presets named after their sources.
+"""Configurations of the sparsemax SAE, for inference and for training.
 
 Field names are SAELens's where it has one. What a field stands for in the paper and in the authors' released code is
 said in the docstrings of the classes, from where SAELens's command line takes its help.
@@ -273,36 +273,3 @@ def _check_positive(cfg: SAEConfig, *names: str) -> None:
         value = getattr(cfg, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Eq. 3 to the letter: probabilities of raw queries, all three projections, plain MSE, nothing steers L0.
-    "paper": {
-        "activations": "probabilities",
-        **EARLIER,
-        "unit_norm_query": False,
-        "query_projection": True,
-        "target_l0": None,
-        "loss_weighting": "none",
-        "b_dec_init": "zeros",
-    },
-    # The authors' repository: scores on the support, unit-norm queries, no W_q, no biases, weighted loss. Its mask of
-    # concepts that fire on more than a tenth of the tokens is undocumented, unsaved state, and left out.
-    "released": {
-        "activations": "scores",
-        **EARLIER,
-        "unit_norm_query": True,
-        "query_projection": False,
-        "target_l0": None,
-        "loss_weighting": "inverse_norm",
-        "b_dec_init": "fixed_zeros",
-        "apply_b_dec_to_input": False,
-    },
-    # One pass of sparsemax, as in the paper, trained with what measured best otherwise.
-    "sparsemax": EARLIER_GATE,
-    # The cheapest good one: a single pass.
-    "one_pass": {"passes": 1, "refinements": 0},
-    # Truest where features are many, correlated and hierarchical: few strong activations. A lower target_l0 than usual
-    # serves it best.
-    "features": {"refinements": 0, "activation_floor": 0.7, "floor_of": "concept"},
-}

@@ -1,7 +1,6 @@
 """Reading YAML strictly: numbers as people write them, no key given twice, one sentence per mistake.
 
-A file may name another beside it as its `base:`, whose settings it extends group by group. Where a command asks for
-a file, the name of a recipe that comes with the package will do.
+A file may name another beside it as its `base:`, whose settings it extends group by group.
 
 But: no tags, no Python objects, keys are text, and YAML 1.2's scalars rather than those of 1.1: `no` and `2024-05-01`
 are text. What nobody writes by hand (half a megabyte, a hundred levels, anchors that multiply) is refused at once.
@@ -17,15 +16,7 @@ from typing import Any
 
 import yaml
 
-from sae_lens_sparsemax.settings.sentences import must_be, nearest, shown, similar_path
-
-_PACKAGE = Path(__file__).parents[1]
-# An installed package carries its recipes; in a clone they lie beside it.
-RECIPES = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), None)
-
-_FOLDERS = {"train": (".", "vision"), "evaluate": ("evaluate",), "compare": ("compare",), "reproduce": ("paper",)}
-"""Where the recipes of each command lie."""
-
+from sae_lens_sparsemax.settings.sentences import must_be, shown, similar_path
 
 # Read within a second.
 _MOST_BYTES = 2**18
@@ -175,7 +166,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def _one_file(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):  # noqa: PTH113  also of names that no file can have
-        raise ValueError(f"There is no file {shown(str(path))}{_similar_file(path)}.")
+        raise ValueError(f"There is no file {shown(str(path))}{similar_yaml(path)}.")
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_BYTES + 1)
@@ -239,60 +230,8 @@ def _parse(text: str, loader: Any) -> Any:
         raise ValueError(f"In {shown(text)} {error}.") from error
 
 
-def find_recipe(name: str | Path, command: str) -> Path:
-    """The file that a command was given: a path, or the name of a recipe that comes with the package.
-
-    Args:
-        name: An existing file; or a path below the folder of recipes, or its last part, with or without `.yaml`;
-            the recipes of the command come before those of others.
-        command: `train`, `evaluate`, `compare` or `reproduce`.
-
-    Raises:
-        ValueError: There is neither; the message names the nearest.
-    """
-    path = Path(name)
-    if os.path.isfile(path):  # noqa: PTH113  also of names that no file can have
-        return path
-    wanted = str(name).removeprefix("configs/").removesuffix(".yaml")
-    for names in (recipe_names(command), recipe_names()):
-        last = {Path(each).name: each for each in names}
-        found = wanted if wanted in names else last.get(wanted)
-        if found is not None:
-            assert RECIPES is not None
-            return RECIPES / f"{found}.yaml"
-    last = {Path(each).name: each for each in recipe_names(command)}
-    near = nearest(wanted, last.values()) or last.get(nearest(Path(wanted).name, last) or "")
-    hint = f"; did you mean {near}?" if near else _similar_file(path) or "; 'sparsemax-sae recipes' lists them"
-    raise ValueError(f"There is no file and no recipe {shown(str(name))}{hint}")
-
-
-def is_recipe(name: str, command: str) -> bool:
-    """Whether `find_recipe` finds a file."""
-    try:
-        find_recipe(name, command)
-    except ValueError:
-        return False
-    return True
-
-
-def recipe_names(command: str | None = None) -> list[str]:
-    """Names of the recipes of a command, or of all: paths below the folder of recipes, without the ending."""
-    if RECIPES is None:
-        return []
-    folders = _FOLDERS[command] if command else [folder for each in _FOLDERS.values() for folder in each]
-    found = (path for folder in folders for path in (RECIPES / folder).glob("*.yaml"))
-    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in found if not path.stem.startswith("base"))
-
-
-def recipe_title(name: str) -> str:
-    """What a recipe is, from its first comment or its `title`."""
-    assert RECIPES is not None
-    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    title = next((line.removeprefix("title:").strip(" \"'") for line in lines if line.startswith("title:")), None)
-    return title or next((line.strip("# ") for line in lines if line.startswith("#")), "")
-
-
-def _similar_file(path: Path) -> str:
+def similar_yaml(path: Path) -> str:
+    """A hint at a file beside `path` whose name is nearly its, or ""."""
     return similar_path(path, lambda entry: entry.suffix in {".yaml", ".yml", ".json"})
 
 

@@ -17,11 +17,13 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 
-from sae_lens_sparsemax.sae.config import ARCHITECTURE, PRESETS
+from sae_lens_sparsemax.sae.config import ARCHITECTURE
+from sae_lens_sparsemax.sae.presets import PRESETS
 from sae_lens_sparsemax.settings.checking import build, convert, plain, refuse_unknown_keys
 from sae_lens_sparsemax.settings.command_line import Group, apply_overrides
+from sae_lens_sparsemax.settings.recipes import find_recipe
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
-from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml, yaml_text
+from sae_lens_sparsemax.settings.yaml_files import read_yaml, yaml_text
 from sae_lens_sparsemax.training.estimate import described
 from sae_lens_sparsemax.training.mesh import parallel_of
 

@@ -21,7 +21,8 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import SAEConfig, TrainStepInput
 
-from sae_lens_sparsemax.sae.config import BEST_GATE, PRESETS, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.config import BEST_GATE, SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.sae.presets import PRESETS
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 from sae_lens_sparsemax.settings.sentences import must_be
 

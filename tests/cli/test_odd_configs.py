@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.settings.yaml_files import find_recipe, read_yaml, recipe_names
+from sae_lens_sparsemax.settings.recipes import find_recipe, recipe_names
+from sae_lens_sparsemax.settings.yaml_files import read_yaml
 from tests.support.places import REPOSITORY
 
 SAE_FOLDER = str(REPOSITORY / "tests" / "assets" / "version_0_1" / "sae")

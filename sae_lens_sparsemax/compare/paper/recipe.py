@@ -12,8 +12,9 @@ from sae_lens_sparsemax.evaluation.suite.text import text_group_names
 from sae_lens_sparsemax.evaluation.suite.vision import vision_group_names
 from sae_lens_sparsemax.settings.checking import build, convert, plain
 from sae_lens_sparsemax.settings.command_line import apply_overrides
+from sae_lens_sparsemax.settings.recipes import find_recipe
 from sae_lens_sparsemax.settings.sentences import must_be_one_of
-from sae_lens_sparsemax.settings.yaml_files import find_recipe, merged, read_yaml
+from sae_lens_sparsemax.settings.yaml_files import merged, read_yaml
 from sae_lens_sparsemax.training.config_file import config_from_values, plain_values, sae_class
 
 MATCH = "match"
