@@ -157,6 +157,17 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain(config_class, {**values, **given})
 
 
+@dataclasses.dataclass
+class _SAEByName:
+    """Keys of the group `sae` that are no fields of an architecture's config."""
+
+    architecture: str = ARCHITECTURE
+    """Any that SAELens knows; each has settings of its own."""
+    preset: str | None = None
+    """Settings of the architecture sparsemax by name, which keys given beside it replace: one_pass (cheap),
+    three_passes (explains most), features (true concepts), sparsemax, paper or released."""
+
+
 def settings_of(recipe: str | Path) -> list[Group]:
     """All keys of the training that a file or recipe asks for, as the help shows them."""
     values = read_yaml(find_recipe(recipe, "train"))
@@ -164,6 +175,7 @@ def settings_of(recipe: str | Path) -> list[Group]:
     sae = sae_class(values.get("sae") or {})
     return [
         Group(f"settings of 'runner: {kind}'", config_class),
+        Group("the SAE", _SAEByName, "sae"),
         Group(f"settings of 'sae.architecture: {sae.architecture()}'", sae, "sae"),
         Group("settings of the log", LoggingConfig, "logger"),
     ]

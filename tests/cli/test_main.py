@@ -8,7 +8,7 @@ import pytest
 import yaml
 from sae_lens import SAE
 
-from sae_lens_sparsemax import __version__
+from sae_lens_sparsemax import PRESETS, __version__
 from sae_lens_sparsemax.cli import train
 from sae_lens_sparsemax.cli.main import main
 from tests.support.places import REPOSITORY
@@ -240,6 +240,8 @@ def test_the_help_of_a_recipe_tells_the_keys_of_its_training(capsys):
     assert "--lr X The learning rate (default 0.0003)" in printed
     assert "--sae.target_l0 X Mean concepts per token to hold during training" in printed
     assert "--logger.wandb_log_frequency N" in printed
+    presets = printed.partition("--sae.preset TEXT")[2].partition("--sae.")[0]
+    assert "--sae.architecture TEXT" in printed and all(name in presets for name in PRESETS)
 
 
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(capsys, monkeypatch):
