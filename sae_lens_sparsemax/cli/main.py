@@ -126,7 +126,8 @@ def _agreed(words: list[str]) -> AbstractContextManager[None]:
 def _read(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """A command's own options, and the settings among the words by dotted key."""
     parser, commands = _parsers()
-    given, overrides = words, dict[str, Any]()
+    given = words
+    overrides: dict[str, Any] = {}
     command = COMMANDS.get(words[0]) if words else None
     if command is not None:
         from sae_lens_sparsemax.settings.checking import refuse_unknown_keys

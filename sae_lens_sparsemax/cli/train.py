@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ def _recipe_among(words: Sequence[str]) -> str | None:
     """The word that names a recipe or a file, or that seems meant to, before it is known which options take a value."""
     from sae_lens_sparsemax.settings.recipes import is_recipe
 
-    values = {i for i, word in enumerate(words, 1) if word.startswith("--") and "=" not in word}
-    own = [word for i, word in enumerate(words) if i not in values and not word.startswith("-")]
-    perhaps = [word for i, word in enumerate(words) if i in values and not word.startswith("-")]
-    return next((word for word in (*own, *perhaps) if is_recipe(word, "train")), next(iter((*own, *perhaps)), None))
+    named = [(before, word) for before, word in pairwise(("", *words)) if not word.startswith("-")]
+    # Those first that can be no option's value.
+    named.sort(key=lambda each: each[0].startswith("--") and "=" not in each[0])
+    candidates = [word for _, word in named]
+    return next((word for word in candidates if is_recipe(word, "train")), next(iter(candidates), None))
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:

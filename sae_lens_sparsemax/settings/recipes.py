@@ -27,29 +27,18 @@ def find_recipe(name: str | Path, command: str) -> Path:
     Raises:
         ValueError: There is neither; the message names the nearest.
     """
-    path = Path(name)
-    if os.path.isfile(path):  # noqa: PTH113  also of names that no file can have
-        return path
-    wanted = str(name).removeprefix("configs/").removesuffix(".yaml")
-    for names in (recipe_names(command), recipe_names()):
-        last = {Path(each).name: each for each in names}
-        found = wanted if wanted in names else last.get(wanted)
-        if found is not None:
-            assert RECIPES is not None
-            return RECIPES / f"{found}.yaml"
+    if (found := _found(name, command)) is not None:
+        return found
+    wanted = _wanted(name)
     last = {Path(each).name: each for each in recipe_names(command)}
     near = nearest(wanted, last.values()) or last.get(nearest(Path(wanted).name, last) or "")
-    hint = f"; did you mean {near}?" if near else similar_yaml(path) or "; 'sparsemax-sae recipes' lists them"
+    hint = f"; did you mean {near}?" if near else similar_yaml(Path(name)) or "; 'sparsemax-sae recipes' lists them"
     raise ValueError(f"There is no file and no recipe {shown(str(name))}{hint}")
 
 
 def is_recipe(name: str, command: str) -> bool:
     """Whether `find_recipe` finds a file."""
-    try:
-        find_recipe(name, command)
-    except ValueError:
-        return False
-    return True
+    return _found(name, command) is not None
 
 
 def recipe_names(command: str | None = None) -> list[str]:
@@ -67,3 +56,21 @@ def recipe_title(name: str) -> str:
     lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     title = next((line.removeprefix("title:").strip(" \"'") for line in lines if line.startswith("title:")), None)
     return title or next((line.strip("# ") for line in lines if line.startswith("#")), "")
+
+
+def _found(name: str | Path, command: str) -> Path | None:
+    if os.path.isfile(name):  # noqa: PTH113  also of names that no file can have
+        return Path(name)
+    wanted = _wanted(name)
+    for names in (recipe_names(command), recipe_names()):
+        last = {Path(each).name: each for each in names}
+        recipe = wanted if wanted in names else last.get(wanted)
+        if recipe is not None:
+            assert RECIPES is not None
+            return RECIPES / f"{recipe}.yaml"
+    return None
+
+
+def _wanted(name: str | Path) -> str:
+    """The name of a recipe as `recipe_names` gives it, or its last part."""
+    return str(name).removeprefix("configs/").removesuffix(".yaml")
