@@ -29,7 +29,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens_sparsemax.display.tables import markdown_table
 from sae_lens_sparsemax.explore.labels import OWN, PROPOSED, own_labels, proposed_labels
 from sae_lens_sparsemax.files import reading
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 from sae_lens_sparsemax.settings.sentences import must_be

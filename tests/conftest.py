@@ -190,8 +190,8 @@ def mini_clip(shared_data) -> HookedViT:
 @pytest.fixture(scope="session")
 def clip_and_sae(tmp_path_factory):
     """A vision model and an SAE whose concept BRIGHT fires on bright patches and whose concept DEAD never fires."""
-    from sae_lens_sparsemax.models.at_hook import load_sae
     from sae_lens_sparsemax.models.hooked_vit import HookedViT
+    from sae_lens_sparsemax.models.saved_saes import load_sae
     from tests.support import sites
 
     folder = tmp_path_factory.mktemp("concepts")
@@ -203,8 +203,8 @@ def clip_and_sae(tmp_path_factory):
 @pytest.fixture(scope="session")
 def language_model_and_sae(tmp_path_factory):
     from sae_lens_sparsemax.data.quickstart import QUICKSTART
-    from sae_lens_sparsemax.models.at_hook import load_sae
     from sae_lens_sparsemax.models.language_models import load_language_model
+    from sae_lens_sparsemax.models.saved_saes import load_sae
     from tests.support import sites
 
     folder = tmp_path_factory.mktemp("concepts-of-text")

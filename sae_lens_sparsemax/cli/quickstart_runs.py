@@ -20,7 +20,7 @@ from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE, eva
 from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.files import save_json
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.vision_at_hook import open_vision
 from sae_lens_sparsemax.training.checkpoints import differing_settings, output_of_run
 from sae_lens_sparsemax.training.config_file import load_config

@@ -19,6 +19,7 @@ from sae_lens_sparsemax.compare.sources import ComparedActivations
 from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
 from sae_lens_sparsemax.compare.text_source import TextSource
 from sae_lens_sparsemax.compare.vision_source import VisionSource
+from sae_lens_sparsemax.data.loading import refuse_missing_data
 from sae_lens_sparsemax.files import only_writer, save_json
 
 
@@ -44,6 +45,7 @@ def compare(cfg: CompareConfig) -> Path:
 
 
 def _compare(cfg: CompareConfig, folder: Path) -> Path:
+    refuse_missing_data(cfg.dataset_path, *(data.path for data in cfg.eval_datasets.values()))
     save_json(asdict(cfg), folder / "config.json")
     source = _source(cfg)
     runs = all_runs(cfg)

@@ -21,7 +21,7 @@ from sae_lens_sparsemax.compare.arm import Arm
 from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint, resolved_sae
 from sae_lens_sparsemax.compare.sources import VALIDATION, ComparedActivations, Metrics
 from sae_lens_sparsemax.files import atomic_directory, load_json, save_json, verify_checksums, write_checksums
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.sae.divergence import Diverged
 from sae_lens_sparsemax.training.trainer import adapt
 

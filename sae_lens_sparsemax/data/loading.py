@@ -20,6 +20,7 @@ from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.settings.sentences import listed, must_be, must_be_one_of, shown, similar_path
 
 _HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
+_FILE_ENDINGS = {".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt"}
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _SCHEMA_METADATA = re.compile(r"-- schema metadata --.*?(?=\bto\s*\{)", re.DOTALL)
 
@@ -78,7 +79,7 @@ def split_names(path: str, config: str | None) -> list[str]:
             return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if os.path.isdir(folder) and not (folder / "state.json").is_file():  # noqa: PTH112
             return datasets.get_dataset_split_names(str(folder), config)
-        if os.path.exists(folder) or is_local(path) or glob.has_magic(path):  # noqa: PTH110
+        if is_local_data(path) or glob.has_magic(path):
             return ["train"]
         try:
             return datasets.get_dataset_split_names(path, config)
@@ -88,12 +89,11 @@ def split_names(path: str, config: str | None) -> list[str]:
 
 def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: Mapping[str, Any]) -> tuple[Any, bool]:
     """The rows, and whether they are paragraphs if they are text."""
+    refuse_missing_data(path)
     given: dict[str, Any] = {"split": split, "streaming": streaming}
     file = str(Path(path).expanduser())
-    ending = Path(file.removesuffix(".gz")).suffix.lower()
+    ending = _ending(file)
     if ending in builders and not os.path.isdir(file):  # noqa: PTH112  also of names that no file can have
-        if not is_there(file):
-            raise ValueError(f"there is no file {shown(file)}{_similar(file, builders)}")
         builder, options = builders[ending]
         if ending == ".txt":
             options = {**options, "sample_by": "paragraph"}
@@ -103,13 +103,10 @@ def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: 
         return data.to_iterable_dataset() if streaming and isinstance(data, Dataset) else data, ending == ".txt"
     folder = Path(file)
     if not os.path.exists(file):  # noqa: PTH110
-        if is_local(path):
-            raise ValueError(f"there is no file or folder {shown(path)}{_similar(file, builders)}")
         try:
             return datasets.load_dataset(path, name=config, **given), False
         except OSError as error:  # not on the hub, or the hub out of reach
-            near = _similar(file, builders)
-            raise ValueError(f"{error}; nor is there a file or folder of that name{near}") from error
+            raise ValueError(f"{error}; nor is there a file or folder of that name{_similar(file)}") from error
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         data = datasets.load_from_disk(file)
         if isinstance(data, DatasetDict):
@@ -177,18 +174,43 @@ def require_column(setting: str, column: str, columns: Iterable[str], path: str)
         raise must_be(setting, f"one of {listed(list(map(repr, columns)))} in the data set {path!r}", column, columns)
 
 
-def is_local(name: str) -> bool:
+def _is_local(name: str) -> bool:
     """Whether a name can only be meant for a local file or folder: the hub has none like it, or its parent exists."""
     return not _HUB_NAME.fullmatch(name) or ("/" in name and Path(name).parent.is_dir())
 
 
-def refuse_missing_model(name: str) -> None:
-    """Raise a ValueError with the nearest folder of a model, if `name` can only be a local folder and is none."""
+def is_local_data(path: str) -> bool:
+    """Whether the name of a data set is that of local files or a folder, there or missing."""
+    file = Path(path).expanduser()
+    return _ending(str(file)) in _FILE_ENDINGS or os.path.exists(file) or _is_local(path)  # noqa: PTH110
+
+
+def refuse_missing_data(*paths: str | None) -> None:
+    """Raise a ValueError with the nearest, if a data set can only be local and is not there.
+
+    Asked before a model is loaded or anything is computed; it reads nothing.
+
+    Args:
+        paths: names of data sets as `load_rows` takes them; None for one that is not given.
+    """
+    for path in paths:
+        if path is None or path == QUICKSTART:
+            continue
+        with explained(path):
+            file = str(Path(path).expanduser())
+            is_missing = is_local_data(path) and not (os.path.exists(file) or is_there(file))  # noqa: PTH110
+            if is_missing:
+                kind = "file" if _ending(file) in _FILE_ENDINGS else "file or folder"
+                raise ValueError(f"there is no {kind} {shown(file)}{_similar(file)}")
+
+
+def refuse_missing_model(name: str, setting: str = "model_name") -> None:
+    """Raise a ValueError with the nearest folder, if the model that a setting names can only be local and is gone."""
     folder = Path(name).expanduser()
-    if is_local(name) and not os.path.isdir(folder):  # noqa: PTH112  also of names that no folder can have
+    if _is_local(name) and not os.path.isdir(folder):  # noqa: PTH112  also of names that no folder can have
         near = similar_path(folder, lambda entry: (entry / "config.json").is_file())
         raise ValueError(
-            f"The model {shown(name)} could not be loaded: there is no such folder{near}; --model_name says where it is"
+            f"The model {shown(name)} could not be loaded: there is no such folder{near}; --{setting} says where it is"
         )
 
 
@@ -200,5 +222,9 @@ def is_there(pattern: str) -> bool:
         return False
 
 
-def _similar(path: str, builders: Mapping[str, Any]) -> str:
-    return similar_path(Path(path), lambda entry: entry.is_dir() or entry.suffix in builders)
+def _similar(path: str) -> str:
+    return similar_path(Path(path), lambda entry: entry.is_dir() or entry.suffix in _FILE_ENDINGS)
+
+
+def _ending(file: str) -> str:
+    return Path(file.removesuffix(".gz")).suffix.lower()

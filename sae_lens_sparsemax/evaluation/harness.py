@@ -18,6 +18,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
+from sae_lens_sparsemax.data.loading import refuse_missing_data
 from sae_lens_sparsemax.data.texts import load_text_dataset, require_one_context
 from sae_lens_sparsemax.display.tables import percent
 from sae_lens_sparsemax.evaluation.predictions import (
@@ -173,6 +174,7 @@ def open_contexts(
         ValueError: metadata that are needed are missing; model, hook, width or data do not fit.
     """
     given = completed(settings, sae, _FROM_METADATA, required=("model_name", "dataset_path", "context_size"))
+    refuse_missing_data(given.dataset_path)
     at_hook = open_text(
         sae, given.model_name, given.model_class_name, max_norm=max_norm, device=given.device, load=load
     )

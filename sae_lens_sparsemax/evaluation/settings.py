@@ -12,6 +12,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.data.class_names import check_dataset
 from sae_lens_sparsemax.data.labelled_images import ImageData, ImageReading
 from sae_lens_sparsemax.data.labelled_texts import LabelledText
+from sae_lens_sparsemax.data.loading import refuse_missing_data, refuse_missing_model
 from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.concept_counts import PATCHSAE_THRESHOLD
@@ -164,6 +165,9 @@ class VisionSuiteSettings(ModelSettings, ImageSettings):
     """Images at a time."""
 
 
+PIXELS = "pixels"
+"""As `encoder`, needs no model: the image's own pixels, at most 32 × 32, with their mean removed."""
+
 S = TypeVar("S", bound=ModelSettings)
 
 
@@ -217,6 +221,7 @@ def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings
             "'held_out' needs the fraction that training left out, which the SAE's metadata do not have; give "
             "--held_out_fraction, or a data set that was not trained on."
         )
+    refuse_missing_data(*(each.path for each in (*datasets.values(), *given.probing.values())))
     return completed(
         dataclasses.replace(given, held_out_fraction=fraction or 0.0, datasets=datasets),
         sae,
@@ -235,6 +240,9 @@ def vision_settings(values: Mapping[str, Any], sae: SAE[Any]) -> VisionSuiteSett
     settings = completed(given, sae, (*required, "tokens"), required)
     if settings.dataset_path is None:
         raise ValueError("dataset_path must be given: images that the SAE was not trained on")
+    refuse_missing_data(settings.dataset_path, settings.counting_dataset and settings.counting_dataset.path)
+    if settings.encoder not in (None, PIXELS):
+        refuse_missing_model(settings.encoder, "encoder")
     check_templates(settings.templates)
     if settings.classes is not None:
         check_dataset(settings.classes)

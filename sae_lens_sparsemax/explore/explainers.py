@@ -53,7 +53,7 @@ class LocalModel:
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.name = Path(name).name
         path = str(quickstart_model_path()) if name == QUICKSTART else str(Path(name).expanduser())
-        refuse_missing_model(path)
+        refuse_missing_model(path, "explainer")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             model: Any = AutoModelForCausalLM.from_pretrained(path)

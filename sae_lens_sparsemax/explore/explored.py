@@ -11,7 +11,7 @@ from torch import nn
 
 from sae_lens_sparsemax.explore.pages.scripts import decode_levels, read_script
 from sae_lens_sparsemax.explore.pages.site import MANIFEST
-from sae_lens_sparsemax.models.at_hook import load_sae, require_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae, require_sae
 from sae_lens_sparsemax.settings.sentences import must_be
 
 PAGES = "explore"

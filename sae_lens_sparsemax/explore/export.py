@@ -23,7 +23,7 @@ import pandas as pd
 from sae_lens_sparsemax.explore.explored import PAGES, Example, Explored, open_explored, place_of
 from sae_lens_sparsemax.explore.labels import Label, labels_of
 from sae_lens_sparsemax.explore.run import explore
-from sae_lens_sparsemax.files import atomic_directory, atomic_file, require_writable
+from sae_lens_sparsemax.files import atomic_directory, atomic_file, refuse_to_replace, require_writable
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 Format = Literal["csv", "parquet", "neuronpedia", "saedashboard"]
@@ -87,6 +87,8 @@ def export(source: str | Path, output: str | Path | None = None, settings: Expor
     if path.is_dir() and (is_table or any(path.iterdir())):
         raise must_be("output_path", "a file" if is_table else "a new or empty folder", str(path))
     require_writable(path.parent, "output_path")
+    if is_table:
+        refuse_to_replace(path, lambda file: _begins(file, b"concept,label" if settings.format == "csv" else b"PAR1"))
     if pages is None:
         pages = Explored(explore([str(source)], place / PAGES).parent)
     if settings.number:
@@ -113,6 +115,12 @@ def export(source: str | Path, output: str | Path | None = None, settings: Expor
         else:
             _write_neuronpedia(folder, pages, settings, labels, batches)
     return path
+
+
+def _begins(file: Path, beginning: bytes) -> bool:
+    """Whether the first bytes of a file, without quotes, are these."""
+    with file.open("rb") as opened:
+        return opened.read(2 * len(beginning)).replace(b'"', b"").startswith(beginning)
 
 
 def concept_table(pages: Explored, labels: Mapping[int, Label] | None = None) -> pd.DataFrame:

@@ -18,9 +18,10 @@ from sae_lens_sparsemax.explore.explored import Explored
 from sae_lens_sparsemax.explore.labels import labels_of
 from sae_lens_sparsemax.explore.steering import SteeredText, as_changes, as_whole, class_probabilities, steered_text
 from sae_lens_sparsemax.files import reason
-from sae_lens_sparsemax.models.at_hook import TextAtHook, load_sae, open_text, text_at_hook
+from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.splice import Change, change_concepts
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, VisionAtHook, open_vision
 from sae_lens_sparsemax.settings.sentences import must_be

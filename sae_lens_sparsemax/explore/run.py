@@ -22,8 +22,8 @@ from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream, guess_names
 from sae_lens_sparsemax.explore.weights import nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.files import atomic_directory, only_writer
-from sae_lens_sparsemax.models.at_hook import load_sae, require_sae
 from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
+from sae_lens_sparsemax.models.saved_saes import load_sae, require_sae
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import gathered, is_first, join, own_device, own_part

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.data.class_names import read_words, shipped_words
 from sae_lens_sparsemax.data.images import class_names_of
 from sae_lens_sparsemax.data.labelled_images import load_images
+from sae_lens_sparsemax.data.loading import refuse_missing_data, refuse_missing_model
 from sae_lens_sparsemax.data.order import Wanted, everything
 from sae_lens_sparsemax.evaluation.harness import open_contexts
 from sae_lens_sparsemax.evaluation.naming import ConceptName, embed_words, image_directions, name_concepts
@@ -58,6 +59,9 @@ class ImageStream:
         names = ("model_name", "dataset_path", "dataset_split", "dataset_config", "image_column")
         self.settings = settings = completed(settings, sae, names, required=("model_name", "dataset_path"))
         self.dataset, self.model_name = settings.dataset, settings.model_name
+        refuse_missing_data(self.dataset.path)
+        if settings.encoder:
+            refuse_missing_model(settings.encoder, "encoder")
         self.at_hook = open_vision(sae, self.model_name, device=settings.device)
         self.model, self.tokens = self.at_hook.model, self.at_hook.tokens
         self.images = load_images(

@@ -20,9 +20,9 @@ from sae_lens_sparsemax.explore.samples import encode_batch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 from sae_lens_sparsemax.explore.weights import token_logits, unembedding
-from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.patch_geometry import patch_geometry
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.settings.sentences import must_be
 
 _SAMPLES = 200

@@ -52,6 +52,25 @@ def require_writable(folder: Path | str, name: str) -> None:
             raise ValueError(f"{name} must be a place that can be written to, got {str(folder)!r}: {why}") from error
 
 
+def refuse_to_replace(path: Path, is_own: Callable[[Path], bool]) -> None:
+    """See that nothing but an earlier result is replaced at `path`, before the work whose result goes there.
+
+    Args:
+        path: file or folder that will be written; need not exist.
+        is_own: whether what is there is such a result.
+
+    Raises:
+        ValueError: it is something else, and not empty.
+    """
+    try:
+        is_free = not path.exists() or (not any(path.iterdir()) if path.is_dir() else not path.stat().st_size)
+        if is_free or is_own(path):
+            return
+    except (OSError, ValueError):  # it cannot be read as a result
+        pass
+    raise ValueError(f"{str(path)!r} holds something else and would be replaced; name another --output_path.")
+
+
 @contextmanager
 def _folder(folder: Path) -> Iterator[None]:
     """Inside the block there is such a folder; afterwards, what was made for it and is still empty goes again."""

@@ -1,4 +1,4 @@
-"""A saved SAE, and the language model that it reads at its hook: what every command opens, once.
+"""The language model that an SAE reads at its hook: what every command opens, once.
 
 The counterpart for images is `models.vision_at_hook`.
 """
@@ -9,19 +9,13 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from sae_lens import SAE
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
-from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
-from sae_lens_sparsemax.files import read_object, reading, reason, refuse_not_finite, tensor_shapes, verify_checksums
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.language_models import (
     check_width,
@@ -32,91 +26,12 @@ from sae_lens_sparsemax.models.language_models import (
     resolve_hook_name,
 )
 from sae_lens_sparsemax.models.splice import Edit, Hook, edit_hook
-from sae_lens_sparsemax.settings.checking import convert
-from sae_lens_sparsemax.settings.sentences import shown, similar_path
 
 logger = logging.getLogger(__name__)
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 # A character takes four bytes at most, and a token that begins with the end of one may hold more.
 _MOST_PARTS = 6
-
-
-# What commands read of the metadata, which SAELens takes as they are.
-_METADATA: dict[str, Any] = {
-    **dict.fromkeys(
-        ("model_name", "model_class_name", "hook_name", "hook_name_out", "dataset_path", "dataset_split",
-         "dataset_config", "text_column", "image_column", "tokens", "training_architecture"),
-        str | None,
-    ),
-    **dict.fromkeys(("context_size", "hook_head_index"), int | None),
-    **dict.fromkeys(("prepend_bos", "disable_concat_sequences"), bool | None),
-    **dict.fromkeys(("max_norm", "held_out_fraction", "l0", "num_dead_features"), float | None),
-    **dict.fromkeys(("model_from_pretrained_kwargs", "training_architecture_details"), dict[str, Any] | None),
-    "seqpos_slice": list[int | None] | tuple[int | None, ...] | None,
-    "exclude_special_tokens": bool | list[int] | None,
-    "sequence_separator_token": str | int | None,
-}  # fmt: skip
-
-
-def require_sae(source: str) -> None:
-    """Refuse what is neither the folder of an SAE nor named as one on the hub is, without loading it.
-
-    Raises:
-        ValueError: there is no such folder, or no SAE in it.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / SAE_CFG_FILENAME).is_file():
-            raise ValueError(f"The folder {source!r} holds no SAE: it has no {SAE_CFG_FILENAME}.")
-    elif ":" not in source:
-        near = similar_path(folder, lambda entry: (entry / SAE_CFG_FILENAME).is_file())
-        raise ValueError(f"There is no folder {shown(source)}; an SAE on the hub is named user/repository:id{near}")
-
-
-def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
-    """Load an SAE from a folder (inference SAE or training checkpoint), or from ``release_or_repo:id``.
-
-    Raises:
-        ValueError: there is no SAE, its files are damaged, its architecture is not registered, or its weights are not
-            finite.
-    """
-    require_sae(source)
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        verify_checksums(folder, others=True)
-        values = read_object(folder / SAE_CFG_FILENAME)
-        with reading(folder / SAE_CFG_FILENAME):
-            _check_config(handle_config_defaulting(values))
-        tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
-        with reading(folder):
-            sae = SAE.load_from_disk(folder, device=device)
-    else:
-        release, _, sae_id = source.partition(":")
-        sae, failure = None, None
-        with reading(source):
-            try:
-                sae = SAE.from_pretrained(release, sae_id, device=device)
-                _check_config(sae.cfg.to_dict())
-            except (HfHubHTTPError, EntryNotFoundError) as error:
-                failure = error
-        if sae is None or failure is not None:
-            assert failure is not None
-            raise ValueError(f"The SAE {source!r} cannot be had from the hub: {reason(failure)}") from failure
-    refuse_not_finite(sae.state_dict(), f"the weights of the SAE {source!r}")
-    return sae
-
-
-def _check_config(values: dict[str, Any]) -> None:
-    """Raise a ValueError unless an SAE's configuration, as it is saved, has values of the types of its fields."""
-    if values.get("architecture") not in SAE_CLASS_REGISTRY:
-        raise ValueError(f"its architecture {shown(values.get('architecture'))} is not registered")
-    hints = get_type_hints(SAE_CLASS_REGISTRY[values["architecture"]][1])
-    metadata = convert(values.get("metadata", {}), dict[str, Any], "metadata")
-    for name in (values.keys() & hints.keys()) - {"metadata", "device"}:
-        convert(values[name], hints[name], name)
-    for name in metadata.keys() & _METADATA.keys():
-        convert(metadata[name], _METADATA[name], f"metadata.{name}")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sae_lens_sparsemax.settings.sentences import nearest, shown
-from sae_lens_sparsemax.settings.yaml_files import similar_yaml
+from sae_lens_sparsemax.settings.sentences import nearest
+from sae_lens_sparsemax.settings.yaml_files import no_file, similar_yaml
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its recipes; in a clone they lie beside it.
@@ -33,7 +33,7 @@ def find_recipe(name: str | Path, command: str) -> Path:
     last = {Path(each).name: each for each in recipe_names(command)}
     near = nearest(wanted, last.values()) or last.get(nearest(Path(wanted).name, last) or "")
     hint = f"; did you mean {near}?" if near else similar_yaml(Path(name)) or "; 'sparsemax-sae recipes' lists them"
-    raise ValueError(f"There is no file and no recipe {shown(str(name))}{hint}")
+    raise ValueError(no_file(name, "file and no recipe") + hint)
 
 
 def is_recipe(name: str, command: str) -> bool:

@@ -166,7 +166,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def _one_file(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):  # noqa: PTH113  also of names that no file can have
-        raise ValueError(f"There is no file {shown(str(path))}{similar_yaml(path)}.")
+        raise ValueError(f"{no_file(path)}{similar_yaml(path)}.")
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_BYTES + 1)
@@ -232,7 +232,13 @@ def _parse(text: str, loader: Any) -> Any:
 
 def similar_yaml(path: Path) -> str:
     """A hint at a file beside `path` whose name is nearly its, or ""."""
-    return similar_path(path, lambda entry: entry.suffix in {".yaml", ".yml", ".json"})
+    return similar_path(path, lambda entry: entry.suffix in {".yaml", ".yml", ".json"} and entry.is_file())
+
+
+def no_file(path: Path | str, wanted: str = "file") -> str:
+    """What is wrong with a path that is none of a file: nothing is there, or a folder."""
+    is_folder = os.path.isdir(path)  # noqa: PTH112  also of names that no folder can have
+    return f"{shown(str(path))} is a folder, no {wanted}" if is_folder else f"There is no {wanted} {shown(str(path))}"
 
 
 def _one_line(error: yaml.YAMLError) -> str:

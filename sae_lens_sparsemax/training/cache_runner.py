@@ -30,6 +30,7 @@ from sae_lens_sparsemax.training.sources import (
     image_loader,
     language_model,
     n_tokens_drawn,
+    require_sources,
     run_identity,
     text_dataset,
     vision_model,
@@ -63,6 +64,7 @@ def cache_activations(
         if cfg.cached_activations_path is None:
             raise ValueError("cached_activations_path must name the folder to store activations in, got None")
         require_writable(cfg.cached_activations_path, "cached_activations_path")
+        require_sources(cfg, without_data=override_dataset is not None)
         cfg = on_own_device(cfg) if has_others else copy.copy(cfg)
         prepare = _images if isinstance(cfg, VisionSAERunnerConfig) else _text
         writer, batches, n_tokens = prepare(cfg, override_model, override_dataset, shard_bytes)

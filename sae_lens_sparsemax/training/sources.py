@@ -19,12 +19,30 @@ from sae_lens_sparsemax.data.images import (
     load_image_dataset,
     split_of,
 )
+from sae_lens_sparsemax.data.loading import refuse_missing_data
 from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.training.mesh import Ranks, own_rows, parallel_of, share
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
+
+
+def require_sources(cfg: Any, *, without_data: bool, from_cache: bool = False) -> None:
+    """See that the data and the cache that a run of either kind names are there, before its model is loaded.
+
+    Args:
+        cfg: the run's configuration.
+        without_data: whether the data set that it names is not read.
+        from_cache: whether a cache of ours is read.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    if not without_data:
+        refuse_missing_data(cfg.dataset_path)
+    if from_cache:
+        read_manifest(Path(cfg.cached_activations_path))
 
 
 def vision_model(cfg: VisionSAERunnerConfig[Any]) -> HookedViT:

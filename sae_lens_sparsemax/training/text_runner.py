@@ -22,7 +22,13 @@ from sae_lens_sparsemax.models.language_models import hook_width, resolve_hook_n
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.mesh import across_ranks, own_rows, tokens_per_rank
 from sae_lens_sparsemax.training.runner import TrainingRunner, pretrained_sae
-from sae_lens_sparsemax.training.sources import cached_source, language_model, reads_cache, text_dataset
+from sae_lens_sparsemax.training.sources import (
+    cached_source,
+    language_model,
+    reads_cache,
+    require_sources,
+    text_dataset,
+)
 
 
 class TextTrainingRunner(TrainingRunner):
@@ -52,12 +58,13 @@ class TextTrainingRunner(TrainingRunner):
         if cfg.resume_from_checkpoint is not None and cfg.prefetch_llm_batches:
             # The host starts the thread that reads ahead before it restores the position in the data.
             raise ValueError("A run cannot be resumed with 'prefetch_llm_batches'; set it to false.")
+        if from_cache and override_dataset is not None:
+            raise ValueError("Cached activations are read instead of text: give a data set or a cache, not both.")
+        require_sources(cfg, without_data=override_dataset is not None, from_cache=from_cache)
         torch.manual_seed(cfg.seed)
         model: Any = override_model if override_model is not None else language_model(cfg)
         cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
         cfg.sae = with_width(cfg.sae, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
-        if from_cache and override_dataset is not None:
-            raise ValueError("Cached activations are read instead of text: give a data set or a cache, not both.")
         dataset = override_dataset if override_dataset is not None else text_dataset(cfg)
         whole, dataset = dataset, own_rows(dataset, self.ranks)
         source = cached_source(cfg, model, self.ranks) if from_cache else None

@@ -19,6 +19,7 @@ from sae_lens_sparsemax.data.images import (
     split_of,
 )
 from sae_lens_sparsemax.data.labelled_images import ImageData, load_images
+from sae_lens_sparsemax.data.loading import refuse_missing_data
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadata
@@ -27,7 +28,7 @@ from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
 from sae_lens_sparsemax.training.mesh import across_ranks, share, tokens_per_rank
 from sae_lens_sparsemax.training.runner import TrainingRunner, pretrained_sae
-from sae_lens_sparsemax.training.sources import image_source, vision_model
+from sae_lens_sparsemax.training.sources import image_source, require_sources, vision_model
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ class VisionSAETrainingRunner(TrainingRunner):
     ) -> None:
         cfg = copy.deepcopy(cfg)
         self.cfg: Any = cfg
+        from_cache = cfg.cached_activations_path is not None
+        require_sources(cfg, without_data=from_cache or override_dataset is not None, from_cache=from_cache)
+        refuse_missing_data(cfg.eval_dataset_path if override_eval_dataset is None else None)
         torch.manual_seed(cfg.seed)
         self.model: Any = override_model or vision_model(cfg)
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)

@@ -159,7 +159,7 @@ def no_work(monkeypatch, tmp_path):
     monkeypatch.setattr("sae_lens_sparsemax.compare.runner.compare", begins)
     monkeypatch.setattr("sae_lens_sparsemax.training.cache_runner.cache_activations", begins)
     monkeypatch.setattr("sae_lens_sparsemax.explore.run.explore", begins)
-    monkeypatch.setattr("sae_lens_sparsemax.models.at_hook.load_sae", begins)
+    monkeypatch.setattr("sae_lens_sparsemax.models.saved_saes.load_sae", begins)
     monkeypatch.chdir(tmp_path)
     return Begins
 

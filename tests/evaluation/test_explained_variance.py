@@ -19,7 +19,7 @@ from sae_lens_sparsemax.evaluation.vision_evaluator import VisionEvaluator
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.run import open_stream
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.training.trainer import adapt
 from tests.support.tiny_language_model import documents

@@ -12,7 +12,7 @@ from sae_lens.config import LoggingConfig
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.evaluation.harness import evaluate_sae
 from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.training.log import TrainingLog
 from tests.support.close_results import assert_close
 from tests.support.started_ranks import StartedRanks

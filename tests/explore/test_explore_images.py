@@ -13,7 +13,7 @@ from sae_lens_sparsemax.explore.pages.site import PLOTLY
 from sae_lens_sparsemax.explore.run import explore, short_names
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import ImageStream
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.settings.checking import build
 from tests.explore.test_page_data import decode_levels
 from tests.support.sites import BRIGHT, DEAD, HOSTILE_CLASS, N_IMAGES, bright_square

@@ -8,7 +8,8 @@ from sae_lens_sparsemax.explore.pages.shown_samples import peak_tokens
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import TextStream
-from sae_lens_sparsemax.models.at_hook import TextAtHook, load_sae
+from sae_lens_sparsemax.models.at_hook import TextAtHook
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from tests.explore.test_explore_images import read
 from tests.explore.test_page_data import decode_levels
 from tests.support.sites import HOSTILE, save_text_sae

@@ -9,7 +9,7 @@ from sae_lens_sparsemax.explore.app.opening import open_pages
 from sae_lens_sparsemax.explore.explain import ExplainSettings, explain
 from sae_lens_sparsemax.explore.labels import labels_of
 from sae_lens_sparsemax.hub import upload_saes
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 
 
 class Answers:

@@ -18,7 +18,8 @@ from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
 from sae_lens_sparsemax.explore.app.session import open_session
 from sae_lens_sparsemax.figures.inputs import reference_contexts
 from sae_lens_sparsemax.models import language_models
-from sae_lens_sparsemax.models.at_hook import TextAtHook, load_sae, open_text, text_at_hook
+from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text, text_at_hook
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.splice import Change
 from tests.support.tiny_language_model import documents
 

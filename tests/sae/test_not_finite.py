@@ -6,7 +6,7 @@ from sae_lens import SAE, TrainingSAE
 from safetensors.torch import load_file, save_file
 
 from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.sae.queries import split_norm
 from tests.sae.test_inference import new_sae
 from tests.support.small_sae import inputs, small_sae, step_input

@@ -9,8 +9,8 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.data.order import Wanted, everything
 from sae_lens_sparsemax.explore.samples import SampleBatch
-from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.encoding import SparseActs, sparse_acts
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from tests.support.small_sae import D_IN, small_sae
 
 

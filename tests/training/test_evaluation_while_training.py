@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
 from sae_lens_sparsemax.evaluation.harness import evaluate_sae
 from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.training.config import TextRunnerConfig
 from sae_lens_sparsemax.training.log import TrainingLog
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner

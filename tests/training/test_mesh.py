@@ -173,7 +173,7 @@ def results(tiny_model_folder, tmp_path_factory) -> dict[str, list[Any]]:
         return tiny_training.config(folder, "sparsemax", parallel=ParallelConfig(1, 2), **changes)
 
     def without_model(**changes):  # which is missed later
-        return text_config(folder / "no-model", folder / "no-text", folder, **changes)
+        return text_config(folder / "no-model", folder / "texts.jsonl", folder, **changes)
 
     host = LanguageModelSAERunnerConfig(sae=REFUSED["sae.architecture must be 'sparsemax' on"]["sae"], dataset_path="d")
     works = {

@@ -29,9 +29,9 @@ from sae_lens_sparsemax.compare.text_source import _Norms
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, run_groups
 from sae_lens_sparsemax.explore.gather import load_state, save_state
 from sae_lens_sparsemax.files import CHECKSUMS_FILENAME, load_json, read_tensors, save_json, save_tensors, sealed
-from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.training.checkpoints import newest_checkpoint
 from sae_lens_sparsemax.training.log import TrainingLog
 from sae_lens_sparsemax.training.synthetic_runner import SyntheticTrainingRunner

@@ -24,7 +24,7 @@ from sae_lens_sparsemax.files import (
     verify_checksums,
     whole_files,
 )
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints, newest_checkpoint
 from sae_lens_sparsemax.training.log import TrainingLog, read_metrics
 from sae_lens_sparsemax.training.synthetic_runner import SyntheticTrainingRunner

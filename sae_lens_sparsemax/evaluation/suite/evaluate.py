@@ -22,8 +22,8 @@ from sae_lens_sparsemax.evaluation.suite.report import REPORT_FILENAME, write_re
 from sae_lens_sparsemax.evaluation.suite.text import text_groups
 from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
 from sae_lens_sparsemax.files import require_writable, save_json
-from sae_lens_sparsemax.models.at_hook import load_sae
 from sae_lens_sparsemax.models.language_models import load_language_model
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import is_first, join, own_device

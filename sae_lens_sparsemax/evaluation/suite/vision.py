@@ -22,7 +22,7 @@ from sae_lens_sparsemax.evaluation.geometry import evaluate_geometry
 from sae_lens_sparsemax.evaluation.monosemanticity import evaluate_monosemanticity
 from sae_lens_sparsemax.evaluation.name_agreement import evaluate_names
 from sae_lens_sparsemax.evaluation.naming import decoder_directions, embed_words
-from sae_lens_sparsemax.evaluation.settings import VisionSuiteSettings
+from sae_lens_sparsemax.evaluation.settings import PIXELS, VisionSuiteSettings
 from sae_lens_sparsemax.evaluation.sparsity import l0_against_complexity, l0_of_images
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured
 from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, evaluate_zero_shot
@@ -32,9 +32,6 @@ from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, open_vision
 
 # Samples compared with each other in CKNNA; fewer where there are not so many.
 _CKNNA_BATCH = 512
-
-PIXELS = "pixels"
-"""Names the encoder that needs no model: the image's own pixels, at most 32 × 32, with their mean removed."""
 
 _PIXELS_SIDE = 32
 

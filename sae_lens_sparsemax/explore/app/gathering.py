@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sae_lens_sparsemax.data.loading import is_local
+from sae_lens_sparsemax.data.loading import is_local_data
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.explore.app.opening import open_pages, take_outliers
 from sae_lens_sparsemax.explore.app.session import Session
@@ -155,7 +155,7 @@ class Gathering:
     def _streams(self) -> bool:
         """Whether the first images are read as they come: a click downloads no data set. Texts always are."""
         path = self.session.sae.cfg.metadata.dataset_path
-        return self.session.kind == "image" and bool(path) and path != QUICKSTART and not is_local(path)
+        return self.session.kind == "image" and bool(path) and path != QUICKSTART and not is_local_data(path)
 
     def _what(self) -> str:
         samples = "images" if self.session.kind == "image" else "contexts"

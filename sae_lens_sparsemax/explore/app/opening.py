@@ -14,7 +14,7 @@ from sae_lens_sparsemax.data.class_names import known_words, require_known, ship
 from sae_lens_sparsemax.data.drawings import CLASSES, drawing
 from sae_lens_sparsemax.data.image_loader import decode_image
 from sae_lens_sparsemax.data.images import class_names_of, image_column_of, label_column_of, load_image_dataset
-from sae_lens_sparsemax.data.loading import is_local
+from sae_lens_sparsemax.data.loading import is_local_data
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.explore.explored import Explored, find_explored, find_explored_of
 from sae_lens_sparsemax.models.at_hook import TextAtHook
@@ -157,7 +157,7 @@ def _of_training(sae: SAE[Any]) -> tuple[list[Image.Image], list[str]]:
     """Images and classes of what an SAE was trained on, if it is on this machine: to open the app takes no network."""
     meta = sae.cfg.metadata
     path = meta.dataset_path
-    if not path or path == QUICKSTART or not is_local(path):
+    if not path or path == QUICKSTART or not is_local_data(path):
         return [], []
     try:
         split, config = meta.dataset_split or "train", meta.dataset_config

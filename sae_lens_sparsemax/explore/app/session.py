@@ -33,10 +33,11 @@ from sae_lens_sparsemax.explore.explored import Explored
 from sae_lens_sparsemax.explore.labels import shown_labels
 from sae_lens_sparsemax.explore.settings import AppSettings
 from sae_lens_sparsemax.explore.steering import class_probabilities, next_token_probabilities, steered_text
-from sae_lens_sparsemax.models.at_hook import TextAtHook, load_sae, open_text, text_at_hook
+from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import predicts_next_tokens
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.splice import Change, change_concepts
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, VisionAtHook, open_vision
 from sae_lens_sparsemax.settings.sentences import must_be

@@ -22,6 +22,8 @@ from sae_lens_sparsemax.explore.pages.searched import write_active, write_found
 from sae_lens_sparsemax.explore.pages.site import MANIFEST, PLOTLY, summary, write_pages, write_showcase
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
+from sae_lens_sparsemax.files import refuse_to_replace
+from sae_lens_sparsemax.settings.sentences import must_be
 
 logger = logging.getLogger(__name__)
 _FAILURES_SHOWN = 20
@@ -38,10 +40,9 @@ def check_folder(output: Path) -> None:
     Raises:
         ValueError: It does, or is a file.
     """
-    if output.is_dir() and ((output / "data" / f"{MANIFEST}.js").is_file() or not any(output.iterdir())):
-        return
-    if output.exists():
-        raise ValueError(f"{str(output)!r} holds something else and would be replaced; name another --output_path.")
+    if output.is_file():
+        raise must_be("output_path", "a folder", str(output))
+    refuse_to_replace(output, lambda folder: (folder / "data" / f"{MANIFEST}.js").is_file())
 
 
 def write_folder(folder: Path, reports: list[SAEReport], settings: ExploreSettings, *, progress: bool) -> None:

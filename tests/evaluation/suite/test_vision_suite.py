@@ -220,7 +220,7 @@ def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder)
         ),
         pytest.param({"classes": "eurosat"}, "label", "label", marks=pytest.mark.slow),
         pytest.param({"threshold_quantile": 1.5}, "must lie in [0, 1]", None, marks=pytest.mark.slow),
-        pytest.param({"encoder": "/no/such/encoder"}, None, None, marks=pytest.mark.slow),
+        pytest.param({"encoder": "no/such-encoder"}, None, None, marks=pytest.mark.slow),
     ],
 )
 def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_path, given, zero_shot, names):
@@ -235,8 +235,8 @@ def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_pat
     for name, reason in (("zero_shot", zero_shot), ("names", names)):
         assert reason in groups[name]["not_measured"] if reason else name in groups[name]
     if "encoder" in given:
-        assert "/no/such/encoder" in groups["monosemanticity"]["not_measured"]
-        assert "/no/such/encoder" in result.report.read_text()
+        assert "no/such-encoder" in groups["monosemanticity"]["not_measured"]
+        assert "no/such-encoder" in result.report.read_text()
 
 
 @pytest.mark.parametrize(
@@ -244,6 +244,11 @@ def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_pat
     [
         ([], "dataset_path must be given"),
         (["--dataset_path", "absent.parquet"], "there is no file 'absent.parquet'"),
+        (
+            ["--dataset_path", TEST.path, "--counting_dataset.path", "absent.parquet"],
+            "there is no file 'absent.parquet'",
+        ),
+        (["--dataset_path", TEST.path, "--encoder", "/no/such/encoder"], "--encoder says where it is"),
         (["--dataset_path", TEST.path, "--image_column", "img"], "image_column must be one of"),
         (["--dataset_path", TEST.path, "--dataset_split", "test"], "split"),
         (["--dataset_path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),

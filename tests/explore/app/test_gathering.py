@@ -18,7 +18,7 @@ from sae_lens_sparsemax.explore.app.gathering import Gathering
 from sae_lens_sparsemax.explore.app.session import open_session
 from sae_lens_sparsemax.explore.explored import Explored, find_explored
 from sae_lens_sparsemax.explore.settings import AppSettings
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from tests.explore.app.test_server import request
 from tests.support.sites import save_text, save_text_sae
 

@@ -13,7 +13,7 @@ from sae_lens_sparsemax.explore.labels import shown_labels
 from sae_lens_sparsemax.explore.notebook import concepts_of, steer
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from tests.support.sites import HOSTILE_CLASS
 
 

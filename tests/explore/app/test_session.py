@@ -14,7 +14,7 @@ from sae_lens_sparsemax.explore.app.opening import known_classes, open_pages, op
 from sae_lens_sparsemax.explore.app.session import ImageSession, TextSession, open_session
 from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_text
 from sae_lens_sparsemax.explore.labels import shown_labels
-from sae_lens_sparsemax.models.at_hook import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.splice import Change
 from tests.support.sites import BRIGHT, DEAD, HOSTILE_CLASS, save_text_sae
 from tests.support.small_sae import small_sae
