@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, SupportsIndex, get_args
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from simple_parsing.helpers.fields import field
@@ -72,8 +72,8 @@ class SparsemaxSAEConfig(SAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "d_in", "map_lr_scale")
         _check_gate(self)
+        _check_positive(self, "d_in", "map_lr_scale")
 
 
 def number_or_none(text: str) -> float | None:
@@ -235,6 +235,9 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
 def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     _check_choice(cfg, "activations", Activations)
     _check_choice(cfg, "gate", Gate)
+    for name in ("d_in", "d_sae", "passes", "refinements"):
+        if not isinstance(value := getattr(cfg, name), SupportsIndex):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
     _check_positive(cfg, "d_sae")
     check_gate(cfg.gate_scale, cfg.activations == "probabilities", cfg.alpha)
     if cfg.gate == "relu" and cfg.activations != "scores":

@@ -49,6 +49,14 @@ def test_numbers_that_must_be_positive_are_refused_otherwise(field, value):
         config(**{field: value})
 
 
+@pytest.mark.parametrize(("field", "value"), [("passes", 2.5), ("refinements", "1"), ("d_sae", 64.0), ("d_in", "8")])
+def test_counts_are_whole_numbers(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be a whole number, got {value!r}"):
+        config(**{field: value})
+    with pytest.raises(ValueError, match=f"{field} must be a whole number, got {value!r}"):
+        SparsemaxSAEConfig(**{"d_in": 8, "d_sae": 64, field: value})
+
+
 def test_a_width_may_be_unknown_in_a_training_config_until_an_sae_is_built():
     unknown = config(d_in=0)
     with pytest.raises(ValueError, match="d_in must be the width of the activations when an SAE is built, got 0"):
