@@ -197,6 +197,20 @@ def completed(settings: S, sae: SAE[Any], names: Iterable[str], required: Iterab
     return dataclasses.replace(settings, **found)
 
 
+def require_inputs(settings: TextSuiteSettings | VisionSuiteSettings) -> None:
+    """See that the data and the encoder that a suite's settings name are there, before anything is loaded.
+
+    Raises:
+        ValueError: one can only be local, and is missing.
+    """
+    if isinstance(settings, TextSuiteSettings):
+        refuse_missing_data(*(each.path for each in (*settings.datasets.values(), *settings.probing.values())))
+        return
+    refuse_missing_data(settings.dataset_path, settings.counting_dataset and settings.counting_dataset.path)
+    if settings.encoder not in (None, PIXELS):
+        refuse_missing_model(settings.encoder, "encoder")
+
+
 def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings:
     """The settings of a run on one SAE, completed from its metadata.
 
@@ -221,9 +235,10 @@ def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings
             "'held_out' needs the fraction that training left out, which the SAE's metadata do not have; give "
             "--held_out_fraction, or a data set that was not trained on."
         )
-    refuse_missing_data(*(each.path for each in (*datasets.values(), *given.probing.values())))
+    given = dataclasses.replace(given, held_out_fraction=fraction or 0.0, datasets=datasets)
+    require_inputs(given)
     return completed(
-        dataclasses.replace(given, held_out_fraction=fraction or 0.0, datasets=datasets),
+        given,
         sae,
         ("model_name", "model_class_name", "hook_name", "context_size", "max_norm"),
         required=("model_name", "hook_name", "context_size"),
@@ -240,9 +255,7 @@ def vision_settings(values: Mapping[str, Any], sae: SAE[Any]) -> VisionSuiteSett
     settings = completed(given, sae, (*required, "tokens"), required)
     if settings.dataset_path is None:
         raise ValueError("dataset_path must be given: images that the SAE was not trained on")
-    refuse_missing_data(settings.dataset_path, settings.counting_dataset and settings.counting_dataset.path)
-    if settings.encoder not in (None, PIXELS):
-        refuse_missing_model(settings.encoder, "encoder")
+    require_inputs(settings)
     check_templates(settings.templates)
     if settings.classes is not None:
         check_dataset(settings.classes)

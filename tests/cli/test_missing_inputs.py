@@ -60,6 +60,8 @@ def here(tmp_path, monkeypatch):
         "explore sae --dataset_path absent.txt",
         "explore image_sae --dataset_path absent.parquet",
         "compare compare.yaml",
+        "reproduce table5 --small --evaluate.dataset_path absent.parquet",
+        "reproduce table17 --small --evaluate.counting_dataset.path absent.parquet",
     ],
 )
 def test_a_file_that_is_missing_is_found_before_any_work(here, capsys, words):

@@ -72,12 +72,17 @@ class Recipe:
                 raise ValueError(f"paper.{name} must hold {width} values, one for each column, got {len(row)}")
         for name in self.arms:
             config_from_values(self.training(name, "unused", k=1 if self.saes[name].get(MATCH) else None))
-        measured = build(_suite_settings(self.suite), self.evaluate, "evaluate")
+        measured = self.measured
         is_text = isinstance(measured, TextSuiteSettings)
         names = text_group_names(measured) if is_text else vision_group_names()
         for name in self.groups:
             if name not in names:
                 raise must_be_one_of("groups", name, names)
+
+    @property
+    def measured(self) -> TextSuiteSettings | VisionSuiteSettings:
+        """`evaluate` as the suite's own settings, not completed by an SAE's metadata."""
+        return build(_suite_settings(self.suite), self.evaluate, "evaluate")
 
     def training(self, name: str, output_path: str, k: float | None = None) -> dict[str, Any]:
         """Settings for `sparsemax-sae train` of one SAE; `k` is needed for those that match another's L0."""
@@ -139,5 +144,5 @@ def _sae_read(values: Mapping[str, Any], shared: Mapping[str, Any], name: str) -
     return {**read, "train": {key: trained[key] for key in own}} if own else read
 
 
-def _suite_settings(suite: Any) -> type:
+def _suite_settings(suite: Any) -> type[TextSuiteSettings] | type[VisionSuiteSettings]:
     return TextSuiteSettings if suite == "text" else VisionSuiteSettings

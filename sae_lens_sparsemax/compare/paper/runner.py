@@ -14,6 +14,7 @@ from sae_lens_sparsemax.compare.config import fingerprint, resolved_sae
 from sae_lens_sparsemax.compare.paper.recipe import MATCH, Recipe, load_recipe
 from sae_lens_sparsemax.compare.suggest_k import mean_l0
 from sae_lens_sparsemax.display.tables import csv_table, markdown_table
+from sae_lens_sparsemax.evaluation.settings import require_inputs
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
 from sae_lens_sparsemax.files import atomic_write_text, read_object, require_writable, save_json
 from sae_lens_sparsemax.sae.divergence import Diverged
@@ -61,10 +62,12 @@ def reproduce(
     recipe = load_recipe(path, small=small, overrides=overrides)
     folder = Path(recipe.output_path) / (f"{path.stem}-small" if small else path.stem)
     require_writable(recipe.output_path, "output_path")
-    if recipe.average_of:
+    parts = [load_recipe(path.parent / name, small=small, overrides=overrides) for name in recipe.average_of]
+    for part in parts or [recipe]:  # before hours of training
+        require_inputs(part.measured)
+    if parts:
         tables = []
-        for name in recipe.average_of:
-            part = load_recipe(path.parent / name, small=small, overrides=overrides)
+        for part in parts:
             say(part.title)
             tables.append(_rows(part, say))
         rows = averaged(tables)
