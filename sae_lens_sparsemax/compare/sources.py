@@ -90,11 +90,12 @@ class CapturedActivations(ABC):
     def capture(self) -> None:
         """Store what is not there yet: activations to train on, to choose learning rates on, and to report on."""
         cfg = self.cfg
+        # The short ones first: what is wrong with one of them is found before the long one is stored.
+        sizes = {VALIDATION: cfg.n_validation_tokens, **dict.fromkeys(cfg.evaluation_sets, cfg.n_evaluation_tokens)}
+        self.held_out = {name: self._table(name, n_tokens) for name, n_tokens in sizes.items()}
         self.train = self._table(TRAIN, cfg.n_stored_tokens)
         longer = cfg.n_longest_tokens > cfg.n_stored_tokens
         self._stored = self._table(TRAIN, cfg.n_longest_tokens) if longer else self.train
-        self.held_out = {VALIDATION: self._table(VALIDATION, cfg.n_validation_tokens)}
-        self.held_out |= {name: self._table(name, cfg.n_evaluation_tokens) for name in cfg.evaluation_sets}
         self.d_in = self.train.d_in
 
     def batches(self, seed: int) -> Iterator[torch.Tensor]:
