@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +84,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Evaluate as the arguments say; returns the exit status."""
     from sae_lens_sparsemax.evaluation.settings import text_settings, vision_settings
     from sae_lens_sparsemax.evaluation.suite.evaluate import default_folder, suite_of
-    from sae_lens_sparsemax.files import refuse_to_replace, require_writable
+    from sae_lens_sparsemax.files import read_object, refuse_to_replace, require_writable
     from sae_lens_sparsemax.models.language_models import load_each_once
     from sae_lens_sparsemax.models.saved_saes import load_sae
     from sae_lens_sparsemax.processes.failures import one_failure_ends_all
@@ -121,7 +120,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 if file.is_dir():
                     raise must_be("--output_path", "a JSON file, with '--suite saelens'", str(file))
                 require_writable(file.parent, "--output_path")
-                refuse_to_replace(file, lambda json_file: "saelens" in json.loads(json_file.read_bytes()))
+                refuse_to_replace(file, lambda path: "saelens" in read_object(path))
         shares = _shares(suites, given)
         # What is wrong with a later suite is found before the first begins.
         for each, own in shares.items():

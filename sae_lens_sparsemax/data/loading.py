@@ -181,8 +181,8 @@ def _is_local(name: str) -> bool:
 
 def is_local_data(path: str) -> bool:
     """Whether the name of a data set is that of local files or a folder, there or missing."""
-    file = Path(path).expanduser()
-    return _ending(str(file)) in _FILE_ENDINGS or os.path.exists(file) or _is_local(path)  # noqa: PTH110
+    file = os.path.expanduser(path)  # noqa: PTH111  leaves what names no user as it is
+    return _ending(file) in _FILE_ENDINGS or os.path.exists(file) or _is_local(path)  # noqa: PTH110
 
 
 def refuse_missing_data(*paths: str | None) -> None:
@@ -197,7 +197,7 @@ def refuse_missing_data(*paths: str | None) -> None:
         if path is None or path == QUICKSTART:
             continue
         with explained(path):
-            file = str(Path(path).expanduser())
+            file = os.path.expanduser(path)  # noqa: PTH111
             is_missing = is_local_data(path) and not (os.path.exists(file) or is_there(file))  # noqa: PTH110
             if is_missing:
                 kind = "file" if _ending(file) in _FILE_ENDINGS else "file or folder"

@@ -28,6 +28,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(COMPARISON))
     (tmp_path / "empty").mkdir()
     (tmp_path / "note.txt").write_text("a thought")
+    (tmp_path / "five.json").write_text("5")
     sites.save_text_sae(tmp_path / "sae", sites.save_text(tmp_path))
     images = sites.save_images(tmp_path)
     sites.save_image_sae(tmp_path / "image_sae", sites.save_clip(tmp_path / "clip"), images)
@@ -105,6 +106,7 @@ def test_a_file_for_a_folder_and_a_folder_for_a_file_are_told(here, capsys, word
         "evaluate sae --output_path note.txt",
         "evaluate sae --output_path sae/cfg.json",
         "evaluate sae --output_path images.parquet",
+        "evaluate sae --output_path five.json",
         "export sae --output_path note.txt",
         "export sae --format parquet --output_path text.jsonl",
     ],
@@ -121,7 +123,7 @@ def test_only_what_can_be_local_alone_is_missed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
     refuse_missing_data(None, "quickstart", "a.jsonl", "*.jsonl", str(tmp_path), "user/data", "wikitext")
-    for path in ("b.jsonl", "b.csv.gz", "*.csv", "no/such/folder/", "~/absent.txt", "\0.txt"):
+    for path in ("b.jsonl", "b.csv.gz", "*.csv", "no/such/folder/", "~/absent.txt", "~nobody/absent.txt", "\0.txt"):
         with pytest.raises(ValueError, match="could not be loaded: there is no file"):
             refuse_missing_data(path)
     with pytest.raises(ValueError, match=r"did you mean 'a\.jsonl'"):
