@@ -185,14 +185,16 @@ def is_local_data(path: str) -> bool:
     return _ending(file) in _FILE_ENDINGS or os.path.exists(file) or _is_local(path)  # noqa: PTH110
 
 
-def refuse_missing_data(*paths: str | None) -> None:
+def refuse_missing_data(*paths: str | None, setting: str = "") -> None:
     """Raise a ValueError with the nearest, if a data set can only be local and is not there.
 
     Asked before a model is loaded or anything is computed; it reads nothing.
 
     Args:
         paths: names of data sets as `load_rows` takes them; None for one that is not given.
+        setting: what names another in place of one that an SAE's metadata may have named, on another machine.
     """
+    hint = f"; --{setting} names another" if setting else ""
     for path in paths:
         if path is None or path == QUICKSTART:
             continue
@@ -201,7 +203,7 @@ def refuse_missing_data(*paths: str | None) -> None:
             is_missing = is_local_data(path) and not (os.path.exists(file) or is_there(file))  # noqa: PTH110
             if is_missing:
                 kind = "file" if _ending(file) in _FILE_ENDINGS else "file or folder"
-                raise ValueError(f"there is no {kind} {shown(file)}{_similar(file)}")
+                raise ValueError(f"there is no {kind} {shown(file)}{_similar(file)}{hint}")
 
 
 def refuse_missing_model(name: str, setting: str = "model_name") -> None:

@@ -174,7 +174,7 @@ def open_contexts(
         ValueError: metadata that are needed are missing; model, hook, width or data do not fit.
     """
     given = completed(settings, sae, _FROM_METADATA, required=("model_name", "dataset_path", "context_size"))
-    refuse_missing_data(given.dataset_path)
+    refuse_missing_data(given.dataset_path, setting="dataset_path")
     at_hook = open_text(
         sae, given.model_name, given.model_class_name, max_norm=max_norm, device=given.device, load=load
     )

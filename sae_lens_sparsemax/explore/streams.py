@@ -59,7 +59,7 @@ class ImageStream:
         names = ("model_name", "dataset_path", "dataset_split", "dataset_config", "image_column")
         self.settings = settings = completed(settings, sae, names, required=("model_name", "dataset_path"))
         self.dataset, self.model_name = settings.dataset, settings.model_name
-        refuse_missing_data(self.dataset.path)
+        refuse_missing_data(self.dataset.path, setting="dataset_path")
         if settings.encoder:
             refuse_missing_model(settings.encoder, "encoder")
         self.at_hook = open_vision(sae, self.model_name, device=settings.device)

@@ -72,6 +72,13 @@ def test_a_file_that_is_missing_is_found_before_any_work(here, capsys, words):
     assert {path for path in here.rglob("*") if path.is_file()} == before
 
 
+def test_data_of_another_machine_are_replaced_by_a_setting(here, capsys):
+    (here / "text.jsonl").unlink()
+    for command in ("evaluate", "explore"):
+        assert main([command, "sae"]) == 2
+        assert capsys.readouterr().err.strip().endswith("text.jsonl'; --dataset_path names another")
+
+
 @pytest.mark.parametrize("recipe", ["quickstart", "quickstart_vision"])
 def test_a_cache_that_is_missing_is_found_before_any_work(here, capsys, recipe):
     assert main(["train", recipe, "--cached_activations_path", "empty"]) == 2
