@@ -248,7 +248,6 @@ def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_pat
             ["--dataset_path", TEST.path, "--counting_dataset.path", "absent.parquet"],
             "there is no file 'absent.parquet'",
         ),
-        (["--dataset_path", TEST.path, "--encoder", "/no/such/encoder"], "--encoder says where it is"),
         (["--dataset_path", TEST.path, "--image_column", "img"], "image_column must be one of"),
         (["--dataset_path", TEST.path, "--dataset_split", "test"], "split"),
         (["--dataset_path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),
