@@ -200,8 +200,7 @@ def refuse_missing_data(*paths: str | None, setting: str = "") -> None:
             continue
         with explained(path):
             file = os.path.expanduser(path)  # noqa: PTH111
-            is_missing = is_local_data(path) and not (os.path.exists(file) or is_there(file))  # noqa: PTH110
-            if is_missing:
+            if is_local_data(path) and not (os.path.exists(file) or is_there(file)):  # noqa: PTH110
                 kind = "file" if _ending(file) in _FILE_ENDINGS else "file or folder"
                 raise ValueError(f"there is no {kind} {shown(file)}{_similar(file)}{hint}")
 

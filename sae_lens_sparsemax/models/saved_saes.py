@@ -42,18 +42,15 @@ def require_sae(source: str) -> None:
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / SAE_CFG_FILENAME).is_file():
-            inside = sorted((*folder.glob(f"*/{SAE_CFG_FILENAME}"), *folder.glob(f"*/*/{SAE_CFG_FILENAME}")), key=_age)
-            near = f"; did you mean {str(inside[0].parent)!r}?" if inside else "."
+            inside = (*folder.glob(f"*/{SAE_CFG_FILENAME}"), *folder.glob(f"*/*/{SAE_CFG_FILENAME}"))
+            newest = max(inside, key=lambda file: file.stat().st_mtime, default=None)
+            near = f"; did you mean {str(newest.parent)!r}?" if newest else "."
             raise ValueError(f"The folder {shown(source)} holds no SAE: it has no {SAE_CFG_FILENAME}{near}")
     elif os.path.isfile(folder):  # noqa: PTH113  also of names that no file can have
         raise ValueError(f"{shown(source)} is a file; an SAE is a folder with {SAE_CFG_FILENAME}.")
     elif ":" not in source:
         near = similar_path(folder, lambda entry: (entry / SAE_CFG_FILENAME).is_file())
         raise ValueError(f"There is no folder {shown(source)}; an SAE on the hub is named user/repository:id{near}")
-
-
-def _age(path: Path) -> float:
-    return -path.stat().st_mtime
 
 
 def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
