@@ -69,12 +69,19 @@ _FOUND = {"dataset_split", "image_column"}
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
-    """Checkpoints that can be resumed, oldest first: the folders named after the tokens trained on."""
+    """Checkpoints that can be resumed, oldest first: the folders named after the tokens trained on.
+
+    That of `save_final_checkpoint` is `final_` and the tokens.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name))
+    found = [path for path in folder.iterdir() if _tokens_in(path).isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(_tokens_in(path)))
+
+
+def _tokens_in(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix("final_")
 
 
 def newest_checkpoint(folder: Path | str) -> Path:
@@ -137,8 +144,8 @@ def _refuse_to_replace(config: Any, earlier: list[Path]) -> None:
     resumed, output = config.resume_from_checkpoint, config.output_path
     if earlier and resumed is None:
         raise ValueError(
-            f"{str(config.checkpoint_path)!r} holds checkpoints of an earlier run, the newest after {earlier[-1].name} "
-            f"tokens: continue it with --resume, {how}"
+            f"{str(config.checkpoint_path)!r} holds checkpoints of an earlier run, the newest after "
+            f"{_tokens_in(earlier[-1])} tokens: continue it with --resume, {how}"
         )
     if output is None or not (Path(output) / SAE_WEIGHTS_FILENAME).is_file():
         return

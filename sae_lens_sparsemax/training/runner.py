@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
@@ -91,6 +92,10 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             with trainer.stopping_on_signals():
                 sae: Any = trainer.fit()
             return sae if ranks is None else sae.assembled()
+        except Exception as error:
+            if ranks is not None and not isinstance(error, InterruptedException):
+                log = None  # torchrun ends all ranks in a moment: first of all, the error must be said
+            raise
         finally:
             if isinstance(self.activations_store, MixedActivationsStore):
                 self.activations_store.close()

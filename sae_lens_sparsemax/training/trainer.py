@@ -17,6 +17,7 @@ import logging
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training._interruption import InterruptedException
+from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
@@ -261,8 +263,33 @@ def _continue_after_checkpoint(trainer: SAETrainer[Any, Any]) -> None:
     - A checkpoint is written before its step is counted, so the restored step number is one behind; the
       learning-rate scheduler has counted every step.
     - Checkpoints due before the restored position would be written again, one per step.
+    - The scheduler has the length of the run that wrote the checkpoint, which may have been another: a longer run
+      would go on at the rate 0 that the earlier one ended with.
     """
     trainer.n_training_steps = trainer.lr_scheduler.last_epoch
+    _restart_schedule(trainer)
     trainer.checkpoint_thresholds = [
         threshold for threshold in trainer.checkpoint_thresholds if threshold >= trainer.n_training_samples
     ]
+
+
+def _restart_schedule(trainer: SAETrainer[Any, Any]) -> None:
+    """Put the learning rate where a run of this length has it after as many steps, to the bit."""
+    cfg = trainer.cfg
+    assert cfg.lr_end is not None  # SAELens's trainer has set it
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # the steps were taken before
+        trainer.lr_scheduler = get_lr_scheduler(
+            cfg.lr_scheduler_name,
+            trainer.optimizer,
+            training_steps=cfg.total_training_steps,
+            lr=cfg.lr,
+            warm_up_steps=cfg.lr_warm_up_steps,
+            decay_steps=cfg.lr_decay_steps,
+            lr_end=cfg.lr_end,
+            num_cycles=cfg.n_restart_cycles,
+        )
+        for _ in range(trainer.n_training_steps):
+            trainer.lr_scheduler.step()

@@ -5,11 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from sae_lens.config import LoggingConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig
 
-from sae_lens_sparsemax.training.checkpoints import CHECKSUMS_FILENAME, newest_checkpoint, output_of_run
+from sae_lens_sparsemax.training.checkpoints import (
+    CHECKSUMS_FILENAME,
+    list_checkpoints,
+    newest_checkpoint,
+    output_of_run,
+)
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig
 from sae_lens_sparsemax.training.synthetic_runner import SyntheticTrainingRunner
 
@@ -69,6 +75,44 @@ def test_a_resumed_run_may_be_longer_and_log_and_save_elsewhere(folder, tmp_path
     logger = LoggingConfig(log_to_wandb=False, wandb_log_frequency=3)
     resume(folder, training_samples=1280, logger=logger, n_checkpoints=0, output_path=str(tmp_path / "longer")).run()
     assert (tmp_path / "longer" / "cfg.json").is_file()
+
+
+SCHEDULES = {
+    "constant": {"lr_decay_steps": 6},
+    "cosineannealing": {"lr_scheduler_name": "cosineannealing"},
+    "restarts": {"lr_scheduler_name": "cosineannealingwarmrestarts", "n_restart_cycles": 2, "lr_decay_steps": 3},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+@pytest.mark.parametrize(("samples", "then"), [(640, 1280), (1280, 640)], ids=["longer", "shorter"])
+def test_a_run_resumed_with_another_length_is_the_run_of_that_length(schedule, samples, then, tmp_path):
+    settings = {"lr_warm_up_steps": 9, **schedule}
+    straight = config(tmp_path / "straight", training_samples=then, **settings)
+    torch.manual_seed(0)
+    expected = SyntheticTrainingRunner(straight).run().sae.state_dict()
+    torch.manual_seed(0)
+    SyntheticTrainingRunner(config(tmp_path / "run", training_samples=samples, n_checkpoints=7, **settings)).run()
+    checkpoint = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
+    assert int(checkpoint.name) <= 9 * 32, "until the warm-up ends, runs of all lengths have the same rates"
+    changes = {"training_samples": then, "resume_from_checkpoint": str(checkpoint)}
+    found = SyntheticTrainingRunner(config(tmp_path / "run", **changes, **settings)).run().sae.state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_final_checkpoint_is_resumed_and_replaced_as_any_other(tmp_path):
+    SyntheticTrainingRunner(config(tmp_path / "run", save_final_checkpoint=True)).run()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["352", "final_640"]
+    longer = config(tmp_path / "run", training_samples=1280, save_final_checkpoint=True)
+    with output_of_run(longer, resume=True):
+        assert Path(longer.resume_from_checkpoint).name == "final_640"
+    with pytest.raises(ValueError, match="the newest after 640 tokens"):
+        SyntheticTrainingRunner(config(tmp_path / "run")).run()
+    SyntheticTrainingRunner(longer).run()
+    anew = config(tmp_path / "run", n_checkpoints=0)
+    SyntheticTrainingRunner(anew).run(overwrite=True)
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
 def _flip(path: Path) -> None:
