@@ -19,8 +19,6 @@ from sae_lens.constants import (
 )
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sae_lens_sparsemax.files import (
     CHECKSUMS_FILENAME,
@@ -32,12 +30,11 @@ from sae_lens_sparsemax.files import (
     verify_checksums,
     write_checksums,
 )
+from sae_lens_sparsemax.models.saved_saes import is_of_ranks, shapes_in_shards
 from sae_lens_sparsemax.processes.together import gathered, is_first, together
 from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER_GATE
 from sae_lens_sparsemax.settings.sentences import shown
 
-SHARDS = "shards"
-"""The folder of weights and optimizer in a checkpoint of several processes; see `ranks_checkpoints.py`."""
 _SEALED = "has_checksums"
 _TOKENS = ("training_tokens", "training_samples")
 # What a resumed run may change: how long and where it runs, and what it shows and saves; not what it computes.
@@ -160,11 +157,6 @@ def _refuse_to_replace(config: Any, earlier: list[Path]) -> None:
         )
 
 
-def is_of_ranks(checkpoint: Path | str) -> bool:
-    """Whether several processes wrote a checkpoint, each its part."""
-    return (Path(checkpoint) / SHARDS).is_dir()
-
-
 def seal_checkpoint(folder: Path) -> None:
     """Finish a checkpoint whose files are all written: with their checksums, and a word that there are such."""
     path = folder / SAE_CFG_FILENAME
@@ -260,7 +252,7 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
     expected = sae.state_dict()
     sae.process_state_dict_for_saving(expected)
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    found = _shapes_of_shards(folder) if is_of_ranks(folder) else tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
+    found = shapes_in_shards(folder) if is_of_ranks(folder) else tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(f"The checkpoint {str(folder)!r} lacks the tensor {missing[0]!r}.")
     for name, shape in wanted.items():
@@ -269,10 +261,3 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
                 f"In the checkpoint {str(folder)!r} the tensor {name!r} has shape {found[name]}; "
                 f"this run needs {shape}."
             )
-
-
-def _shapes_of_shards(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    with reading(checkpoint / SHARDS):
-        found = FileSystemReader(checkpoint / SHARDS).read_metadata().state_dict_metadata
-        weights = {name.removeprefix("sae."): of for name, of in found.items() if name.startswith("sae.")}
-        return {name: tuple(of.size) for name, of in weights.items() if isinstance(of, TensorStorageMetadata)}

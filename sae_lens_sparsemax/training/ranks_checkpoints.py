@@ -37,7 +37,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sae_lens_sparsemax.files import atomic_directory, read_object, read_tensors, save_tensors, writing
-from sae_lens_sparsemax.training.checkpoints import SHARDS, is_of_ranks, seal_checkpoint
+from sae_lens_sparsemax.models.saved_saes import SHARDS, is_of_ranks
+from sae_lens_sparsemax.training.checkpoints import seal_checkpoint
 from sae_lens_sparsemax.training.mesh import Ranks
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ What is SAELens's stays SAELens's: making the trainer, its loop, loading a check
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,20 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.files import added_files, write_checksums
+from sae_lens_sparsemax.models.saved_saes import is_of_ranks, load_training_sae
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
-from sae_lens_sparsemax.training.checkpoints import check_checkpoint, is_of_ranks, output_of_run
+from sae_lens_sparsemax.settings.sentences import shown
+from sae_lens_sparsemax.training.checkpoints import check_checkpoint, output_of_run
 from sae_lens_sparsemax.training.estimate import require_room_for_final_sae
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 from sae_lens_sparsemax.training.mesh import Ranks, parallel_of
 from sae_lens_sparsemax.training.ranks_checkpoints import load_checkpoint_of_ranks
 from sae_lens_sparsemax.training.ranks_trainer import adapt_to_ranks
 from sae_lens_sparsemax.training.trainer import adapt
+
+# What a training changes, or where it runs: no choice that a loaded SAE would contradict.
+_OF_A_STATE = {"gate_scale", "metadata", "device"}
+_MOST_NAMED = 6
 
 
 class TrainingRunner(LanguageModelSAETrainingRunner):
@@ -132,10 +139,28 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
 
 def pretrained_sae(cfg: Any, ranks: Ranks | None) -> TrainingSAE[Any] | None:
-    """A rank's part of the SAE of ``from_pretrained_path``, read where it lies; None where SAELens is to read it."""
-    if ranks is None or cfg.from_pretrained_path is None:
+    """The SAE of ``from_pretrained_path``, of several ranks this one's part; None where none is given.
+
+    Args:
+        cfg: a run's configuration; where its SAE leaves the width to the hook, that of the one read is put down.
+
+    Raises:
+        ValueError: it cannot be read, or ``sae`` says something else of it than is so.
+    """
+    if cfg.from_pretrained_path is None:
         return None
-    sae: Any = TrainingSAE.load_from_disk(cfg.from_pretrained_path, "cpu")
-    if hasattr(sae, "divide"):  # others are refused
+    sae: Any = load_training_sae(cfg.from_pretrained_path, cfg.device if ranks is None else "cpu")
+    if cfg.sae.d_in == 0:
+        cfg.sae = replace(cfg.sae, d_in=sae.cfg.d_in)
+    own, asked = sae.cfg.to_dict(), cfg.sae.to_dict()
+    differing = [
+        f"sae.{name} must be {shown(own.get(name))}, got {shown(value)}"
+        for name, value in sorted(asked.items())
+        if value != own.get(name) and name not in _OF_A_STATE
+    ]
+    if differing:
+        where = f"(as in the SAE of from_pretrained_path, {cfg.from_pretrained_path!r})"
+        raise ValueError(f"{'; '.join(differing[:_MOST_NAMED])} {where}")
+    if ranks is not None and hasattr(sae, "divide"):  # others are refused
         sae.divide(ranks.mesh)
-    return sae
+    return sae  # type: ignore[no-any-return]

@@ -61,6 +61,7 @@ class TextTrainingRunner(TrainingRunner):
         if from_cache and override_dataset is not None:
             raise ValueError("Cached activations are read instead of text: give a data set or a cache, not both.")
         require_sources(cfg, without_data=override_dataset is not None, from_cache=from_cache)
+        sae = override_sae or pretrained_sae(cfg, self.ranks)
         torch.manual_seed(cfg.seed)
         model: Any = override_model if override_model is not None else language_model(cfg)
         cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
@@ -69,7 +70,7 @@ class TextTrainingRunner(TrainingRunner):
         whole, dataset = dataset, own_rows(dataset, self.ranks)
         source = cached_source(cfg, model, self.ranks) if from_cache else None
         with _without_override_warnings():
-            super().__init__(cfg, dataset, model, override_sae or pretrained_sae(cfg, self.ranks))
+            super().__init__(cfg, dataset, model, sae)
         store: Any = ResumableActivationsStore.from_config(self.model, cfg, dataset)
         store.is_prefetching = bool(cfg.prefetch_llm_batches)
         store.train_batch_size_tokens = tokens_per_rank(cfg)

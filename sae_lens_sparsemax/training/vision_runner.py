@@ -59,6 +59,7 @@ class VisionSAETrainingRunner(TrainingRunner):
         from_cache = cfg.cached_activations_path is not None
         require_sources(cfg, without_data=from_cache or override_dataset is not None, from_cache=from_cache)
         refuse_missing_data(cfg.eval_dataset_path if override_eval_dataset is None else None)
+        sae = override_sae or pretrained_sae(cfg, self.ranks)
         torch.manual_seed(cfg.seed)
         self.model: Any = override_model or vision_model(cfg)
         cfg.hook_name = self.model.resolve_hook_name(cfg.hook_name)
@@ -72,7 +73,7 @@ class VisionSAETrainingRunner(TrainingRunner):
             cfg.activations_mixing_fraction,
             cfg.prefetch_image_batches,
         )
-        self.sae = override_sae or pretrained_sae(cfg, self.ranks) or self._new_sae()
+        self.sae = sae or TrainingSAE.from_dict(cfg.sae.to_dict())
         self.sae.to(cfg.device)
         self._check_resume()
         # SAELens's trainer would evaluate with wandb on alone.
@@ -108,11 +109,6 @@ class VisionSAETrainingRunner(TrainingRunner):
             metadata[name] = getattr(cfg, name)
         for name, value in model_metadata(self.model).items():
             metadata[name] = value
-
-    def _new_sae(self) -> TrainingSAE[Any]:
-        if self.cfg.from_pretrained_path is not None:
-            return TrainingSAE.load_from_disk(self.cfg.from_pretrained_path, self.cfg.device)
-        return TrainingSAE.from_dict(self.cfg.sae.to_dict())
 
     def _evaluation(self, dataset: ImageDataset | None, image_column: str | None) -> EvaluationLog | None:
         cfg = self.cfg

@@ -22,8 +22,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from sae_lens_sparsemax import SparsemaxTrainingSAE
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.files import verify_checksums
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.training import ranks_checkpoints
-from sae_lens_sparsemax.training.checkpoints import list_checkpoints
+from sae_lens_sparsemax.training.checkpoints import list_checkpoints, newest_checkpoint
 from sae_lens_sparsemax.training.log import TrainingLog, read_metrics
 from sae_lens_sparsemax.training.ranks_batches import AgreedBatches
 from sae_lens_sparsemax.training.ranks_trainer import RanksTrainer
@@ -117,8 +118,13 @@ def test_a_stop_signal_to_one_rank_saves_one_checkpoint_from_which_all_go_on_to_
     assert stopped.printed().count("Stopped.") == 1
     # The signal came while the eleventh batch was worked on; it is known when the twelfth is drawn.
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == [str(12 * BATCH)]
-    finished(tmp_path / "run", (1, 2), "--resume")
+    finished(tmp_path / "run", (1, 2), "--resume", "--save_final_checkpoint", "true")
     assert_same(tmp_path / "run", undisturbed((1, 2)))
+    # What the processes wrote, each its part, is the SAE that the first one put together.
+    last, whole = (
+        load_sae(str(each)).state_dict() for each in (newest_checkpoint(tmp_path / "run/checkpoints"), tmp_path / "run")
+    )
+    assert all(torch.equal(last[name], whole[name]) for name in whole)
 
 
 @pytest.mark.slow
@@ -248,8 +254,13 @@ def test_ranks_told_again_to_stop_while_they_save_save_all_the_same(undisturbed,
     assert stopped.wait() == [130, 130], stopped.printed()[-3000:]
     (checkpoint,) = list_checkpoints(tmp_path / "run/checkpoints")
     verify_checksums(checkpoint)
-    finished(tmp_path / "run", (1, 2), "--resume")
+    finished(tmp_path / "run", (1, 2), "--resume", "--save_final_checkpoint", "true")
     assert_same(tmp_path / "run", undisturbed((1, 2)))
+    # What the processes wrote, each its part, is the SAE that the first one put together.
+    last, whole = (
+        load_sae(str(each)).state_dict() for each in (newest_checkpoint(tmp_path / "run/checkpoints"), tmp_path / "run")
+    )
+    assert all(torch.equal(last[name], whole[name]) for name in whole)
 
 
 def train_on_a_full_disk(arguments: list[str]) -> int:
