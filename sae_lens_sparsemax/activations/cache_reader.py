@@ -17,7 +17,7 @@ import torch
 from sae_lens_sparsemax.activations.cache_files import MANIFEST_FILENAME, Manifest, Shard, read_manifest, read_shard
 from sae_lens_sparsemax.activations.cache_identity import require_same
 from sae_lens_sparsemax.activations.sources import ActivationBatch
-from sae_lens_sparsemax.data.order import Position
+from sae_lens_sparsemax.data.order import Position, generator_of_pass
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +100,7 @@ class CachedActivations:
         if number == 0:
             yield from self._shares
             return
-        # Seeds of successive passes, and of runs with neighbouring seeds, must not meet.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        generator = generator_of_pass(self.seed, number)
         for index in torch.randperm(len(self._shares), generator=generator).tolist():
             shard, inputs = self._shares[index]
             yield shard, inputs[torch.randperm(len(inputs), generator=generator)]

@@ -41,6 +41,7 @@ from sae_lens_sparsemax.models.language_models import (
     excluded_token_ids,
     hook_width,
     load_language_model,
+    require_positions,
     resolve_hook_name,
 )
 
@@ -157,6 +158,7 @@ class TextSource(CapturedActivations):
         return load_json(_Norms, path).max
 
     def _store(self, name: str) -> ActivationsStore:
+        require_positions(self.model, self.cfg.context_size)
         special = torch.tensor(self._special_tokens, dtype=torch.long)
         return ActivationsStore(
             model=self.model,

@@ -23,8 +23,10 @@ def of_part(part: tuple[int, int], start: int, size: int) -> Wanted:
 
 
 def permutation(n_rows: int, seed: int = 0, epoch: int = 0) -> torch.Tensor:
-    """The random order of a pass over a data set, `(n_rows,)`; by default the one order in which images are shown.
+    """The random order of a pass over a data set, `(n_rows,)`; by default the one order in which images are shown."""
+    return torch.randperm(n_rows, generator=generator_of_pass(seed, epoch))
 
-    Seeds of successive passes, and of runs with neighbouring seeds, do not meet.
-    """
-    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+def generator_of_pass(seed: int, epoch: int) -> torch.Generator:
+    """What shuffles a pass; seeds of successive passes, and of runs with neighbouring seeds, do not meet."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -1,7 +1,7 @@
 """The language model, the text and the vision model that the package carries, so that first runs need no network.
 
-They were made by the scripts of this folder; `sae_lens_sparsemax/assets/README.md` says from what, under which licence
-and with which commands. The images for the vision model are drawn when they are asked for (`drawings`).
+They were made by the scripts in `tests/assets`; `sae_lens_sparsemax/assets/README.md` says from what, under which
+licence and with which commands. The images for the vision model are drawn when they are asked for (`drawings`).
 """
 
 import json

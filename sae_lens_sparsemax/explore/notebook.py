@@ -21,6 +21,7 @@ from sae_lens_sparsemax.files import reason
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.language_models import model_key
 from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.splice import Change, change_concepts
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, VisionAtHook, open_vision
@@ -161,9 +162,8 @@ def _opened(
         take_outliers(sae, pages)
     meta = sae.cfg.metadata
     if model is None:
-        # With the other classes all hooks are there.
-        hook_name = meta.hook_name if meta.model_class_name == "AutoModelForCausalLM" else None
-        key = repr((meta.model_class_name, meta.model_name, hook_name, meta.model_from_pretrained_kwargs, device))
+        loading = (meta.model_from_pretrained_kwargs, device)
+        key = model_key(meta.model_class_name, meta.model_name, meta.hook_name, *loading)
         if key not in _last_model:
             _last_model.clear()
             sees = meta.model_class_name == VISION_MODEL_CLASS

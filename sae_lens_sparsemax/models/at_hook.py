@@ -23,6 +23,7 @@ from sae_lens_sparsemax.models.language_models import (
     hook_width,
     keep_mask,
     load_language_model,
+    require_positions,
     resolve_hook_name,
 )
 from sae_lens_sparsemax.models.splice import Edit, Hook, edit_hook
@@ -149,6 +150,7 @@ class TextAtHook:
     def store(self, dataset: Any, context_size: int, batch_size: int, device: str) -> ActivationsStore:
         """SAELens's activations store over a data set, its documents joined to contexts as in the SAE's training."""
         meta = self.sae.cfg.metadata
+        require_positions(self.model, context_size)
         if meta.disable_concat_sequences:
             logger.warning("Documents are cut to their first %d tokens, as in the SAE's training.", context_size)
         store = ActivationsStore.from_sae(

@@ -10,6 +10,8 @@ import torch
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.load_model import load_model
 from sae_lens.util import get_special_token_ids
+from torch import nn
+from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -17,6 +19,9 @@ from sae_lens_sparsemax.data.loading import refuse_missing_model
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
 from sae_lens_sparsemax.files import reason
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
+
+# As transformers calls them in GPT-2 and GPT-Neo, OPT, and BERT; and TransformerLens, which has each in a module.
+_TABLES_OF_POSITIONS = {"wpe", "embed_positions", "position_embeddings", "pos_embed"}
 
 
 def excluded_token_ids(setting: bool | Sequence[int] | None, model: Any) -> list[int]:
@@ -96,14 +101,19 @@ def with_torch_dtype(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return loader_kwargs
 
 
+def model_key(model_class_name: str, model_name: str, hook_name: str, *besides: Any) -> str:
+    """Alike for two loaded models of which one does for the other."""
+    # With the other classes all hooks are there.
+    where = hook_name if model_class_name == "AutoModelForCausalLM" else None
+    return repr((model_class_name, model_name, where, *besides))
+
+
 def load_each_once() -> Callable[..., Any]:
     """A `load_language_model` that gives a model again which it has loaded, for a command with several questions."""
     loaded: dict[str, Any] = {}
 
     def load(model_class_name: str, model_name: str, hook_name: str, *device_and_kwargs: Any) -> Any:
-        # With the other classes all hooks are there.
-        where = hook_name if model_class_name == "AutoModelForCausalLM" else None
-        key = repr((model_class_name, model_name, where, *device_and_kwargs))
+        key = model_key(model_class_name, model_name, hook_name, *device_and_kwargs)
         if key not in loaded:
             loaded[key] = load_language_model(model_class_name, model_name, hook_name, *device_and_kwargs)
         return loaded[key]
@@ -153,6 +163,20 @@ def hook_width(
         heads = f"{shape[2]} heads" if len(shape) == 4 else "no heads"
         raise ValueError(f"'hook_head_index' is {hook_head_index}, but the hook {hook_name!r} has {heads}.")
     return shape[3]
+
+
+def require_positions(model: HookedRootModule | SAETransformerBridge, context_size: int) -> None:
+    """Refuse contexts that are longer than a model's table of positions; of other models, none is too long.
+
+    Raises:
+        ValueError: giving both lengths.
+    """
+    n_positions = model.cfg.n_ctx if isinstance(model, HookedTransformer) else None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _TABLES_OF_POSITIONS & {*name.split(".")[-2:]}:
+            n_positions = module.num_embeddings - int(getattr(module, "offset", 0))
+    if n_positions is not None and context_size > n_positions:
+        raise must_be("context_size", f"at most {n_positions}, the positions that the model knows", context_size)
 
 
 NO_NEXT_TOKENS = (

@@ -156,9 +156,17 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def own_device(device: str) -> str:
-    """What stands for a device on this process: of several on a machine, each has a CUDA device of its own."""
-    return f"{device}:{local_rank()}" if device == "cuda" and dist.is_initialized() else device
+def own_device(device: str, name: str = "device") -> str:
+    """What stands for a device on this process: of several on a machine, each has a CUDA device of its own.
+
+    Raises:
+        ValueError: there are several, and the setting `name` has them all take the same one.
+    """
+    if not dist.is_initialized() or torch.device(device).type != "cuda":
+        return device
+    if torch.device(device).index is not None:
+        raise must_be(name, "'cuda' on several ranks, each of which takes a device of its own", device)
+    return f"{device}:{local_rank()}"
 
 
 def _be_quiet() -> None:

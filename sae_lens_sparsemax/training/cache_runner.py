@@ -21,7 +21,12 @@ from sae_lens_sparsemax.activations.store import ResumableActivationsStore
 from sae_lens_sparsemax.data.order import Position, Wanted
 from sae_lens_sparsemax.data.texts import require_one_context
 from sae_lens_sparsemax.files import require_writable
-from sae_lens_sparsemax.models.language_models import check_width, hook_width, resolve_hook_name
+from sae_lens_sparsemax.models.language_models import (
+    check_width,
+    hook_width,
+    require_positions,
+    resolve_hook_name,
+)
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import gathered, join, own_part
@@ -113,6 +118,7 @@ def _images(
 def _text(cfg: Any, model: Any, dataset: Any, shard_bytes: int) -> tuple[CacheWriter, Batches, int]:
     model = model if model is not None else language_model(cfg)
     cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
+    require_positions(model, cfg.context_size)
     width = check_width(cfg.sae.d_in, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
     data = dataset if dataset is not None else text_dataset(cfg)
     dtype = getattr(cfg, "cached_activations_dtype", "float32")

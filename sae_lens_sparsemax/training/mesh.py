@@ -20,7 +20,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
-from sae_lens_sparsemax.processes.together import gathered, is_first, join, local_rank, own_part, together
+from sae_lens_sparsemax.processes.together import gathered, is_first, join, own_device, own_part, together
 from sae_lens_sparsemax.sae.config import ARCHITECTURE
 from sae_lens_sparsemax.settings.sentences import must_be, shown
 
@@ -177,10 +177,8 @@ def on_own_device(cfg: Any) -> Any:
     cfg.sae = copy.copy(cfg.sae)
     for group, name in [(cfg.sae, "device"), *((cfg, name) for name in _DEVICES)]:
         device = getattr(group, name, None)
-        if device is not None and device != "with_model" and torch.device(device).type == "cuda":
-            if torch.device(device).index is not None:
-                raise must_be(name, "'cuda' on several ranks, each of which takes a device of its own", device)
-            setattr(group, name, f"cuda:{local_rank()}")
+        if device is not None and device != "with_model":
+            setattr(group, name, own_device(device, name))
     return cfg
 
 

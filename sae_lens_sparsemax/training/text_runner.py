@@ -18,7 +18,7 @@ from typing_extensions import override
 from sae_lens_sparsemax.activations.store import MixedActivationsStore, ResumableActivationsStore
 from sae_lens_sparsemax.data.texts import require_one_context
 from sae_lens_sparsemax.evaluation.harness import TextEvaluator
-from sae_lens_sparsemax.models.language_models import hook_width, resolve_hook_name
+from sae_lens_sparsemax.models.language_models import hook_width, require_positions, resolve_hook_name
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.mesh import across_ranks, own_rows, tokens_per_rank
 from sae_lens_sparsemax.training.runner import TrainingRunner, pretrained_sae
@@ -65,6 +65,7 @@ class TextTrainingRunner(TrainingRunner):
         torch.manual_seed(cfg.seed)
         model: Any = override_model if override_model is not None else language_model(cfg)
         cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
+        require_positions(model, cfg.context_size)
         cfg.sae = with_width(cfg.sae, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
         dataset = override_dataset if override_dataset is not None else text_dataset(cfg)
         whole, dataset = dataset, own_rows(dataset, self.ranks)

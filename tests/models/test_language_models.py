@@ -3,7 +3,13 @@ import torch
 from sae_lens.load_model import HookedProxyLM
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from sae_lens_sparsemax.models.language_models import check_width, hook_width, load_language_model, resolve_hook_name
+from sae_lens_sparsemax.models.language_models import (
+    check_width,
+    hook_width,
+    load_language_model,
+    require_positions,
+    resolve_hook_name,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,18 @@ def test_widths_of_plain_hooks_of_all_heads_and_of_one(hooked_transformer):
         hook_width(hooked_transformer, "blocks.0.hook_resid_post", hook_head_index=0)
     with pytest.raises(ValueError, match=r"gives shape \(1, 3, 1, 1\) for one token"):
         hook_width(hooked_transformer, "blocks.0.attn.hook_pattern")
+
+
+def test_contexts_longer_than_a_table_of_positions_are_refused(bridge, hooked_transformer):
+    require_positions(bridge, 10**6)  # its positions are turns of what attention compares
+    require_positions(hooked_transformer, 8)
+    with pytest.raises(ValueError, match="context_size must be at most 8, the positions that the model knows, got 9"):
+        require_positions(hooked_transformer, 9)
+    for kind, hook_name in (("TransformerBridge", "blocks.0.hook_out"), ("AutoModelForCausalLM", "transformer.h.0")):
+        model = load_language_model(kind, "quickstart", hook_name)
+        require_positions(model, 128)
+        with pytest.raises(ValueError, match="at most 128"):
+            require_positions(model, 129)
 
 
 def test_a_hugging_face_model_is_hooked_at_its_module(tiny_model_folder):
