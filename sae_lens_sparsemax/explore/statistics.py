@@ -14,6 +14,7 @@ from sae_lens_sparsemax.explore.samples import (
     drawn_order,
 )
 from sae_lens_sparsemax.models.encoding import SparseActs, mean_over_tokens
+from sae_lens_sparsemax.settings.sentences import must_be
 
 N_BINS = 128
 _HALF = N_BINS // 2
@@ -183,7 +184,14 @@ class ConceptStatistics:
         self.monosemanticity = MonosemanticityAccumulator(d_sae, stream.d_embedding) if stream.d_embedding else None
 
     def add(self, batch: SampleBatch, encoded: EncodedBatch) -> None:
-        """Add a batch of samples."""
+        """Add a batch of samples.
+
+        Raises:
+            ValueError: They have other tokens than the stream says, as images of several sizes have.
+        """
+        if encoded.placed.n_rows != len(batch.ids) * self.n_tokens_each:
+            found = f"{encoded.placed.n_rows} of {len(batch.ids)} together"
+            raise must_be("samples", f"of {self.n_tokens_each} tokens each", found)
         self.reconstruction.merge(encoded.reconstruction)
         col, value = encoded.kept.col, encoded.kept.value
         self.n_active += encoded.kept.concept_counts()

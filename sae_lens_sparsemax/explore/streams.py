@@ -64,6 +64,9 @@ class ImageStream:
             refuse_missing_model(settings.encoder, "encoder")
         self.at_hook = open_vision(sae, self.model_name, device=settings.device)
         self.model, self.tokens = self.at_hook.model, self.at_hook.tokens
+        height, width = self.model.cfg.image_size
+        # Pictures show where patches lie: a processor that cannot be followed is refused now, not when they are drawn.
+        patch_geometry(self.model.image_processor, (width, height), self.model.cfg.patch_size)
         self.images = load_images(
             self.dataset, settings.samples or DEFAULT_IMAGES, self.model.image_processor, settings.batch_size
         )
@@ -87,9 +90,7 @@ class ImageStream:
         """Rows and columns of patches that an SAE's tokens end with; (0, 0) if it sees the class token alone."""
         if self.tokens == "cls":
             return (0, 0)
-        # What the processor makes of a picture counts, not the size the model was configured for: DINOv2's differ.
-        cfg = self.model.cfg
-        return patch_geometry(self.model.image_processor, (cfg.image_size, cfg.image_size), cfg.patch_size).grid
+        return self.model.cfg.grid
 
     def batches(self, start: int, wanted: Wanted = everything) -> Iterator[tuple[SampleBatch, int]]:
         """Batches from sample `start` on; images that cannot be used are left out, see `LabelledImages`."""

@@ -4,6 +4,7 @@ All of them are pre-norm encoders built from the same pieces under different nam
 difference between CLIP and DINOv2. A new family is a new row.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,26 +47,33 @@ class ViTShape:
     d_model: int
     n_heads: int
     d_head: int
-    n_ctx: int
-    """Tokens of one image, prefix tokens and patches together."""
     n_prefix_tokens: int
     """Tokens before the patches: CLS, and registers if any; 0 for SigLIP."""
-    image_size: int
+    image_size: tuple[int, int]
+    """Height and width of the images that it is given, in pixels."""
     patch_size: int
     eps: float
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; what does not fill a patch at the right and the bottom is not seen."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of one image, prefix tokens and patches together."""
+        return self.n_prefix_tokens + math.prod(self.grid)
+
     @classmethod
-    def of(cls, config: Any, family: ViTFamily) -> "ViTShape":
-        """The sizes in a `transformers` vision config."""
-        n_prefix_tokens = family.n_prefix_tokens(config)
+    def of(cls, config: Any, family: ViTFamily, image_size: tuple[int, int]) -> "ViTShape":
+        """The sizes in a `transformers` vision config, for images of a height and width that it need not name."""
         return cls(
             n_layers=config.num_hidden_layers,
             d_model=config.hidden_size,
             n_heads=config.num_attention_heads,
             d_head=config.hidden_size // config.num_attention_heads,
-            n_ctx=n_prefix_tokens + (config.image_size // config.patch_size) ** 2,
-            n_prefix_tokens=n_prefix_tokens,
-            image_size=config.image_size,
+            n_prefix_tokens=family.n_prefix_tokens(config),
+            image_size=image_size,
             patch_size=config.patch_size,
             eps=config.layer_norm_eps,
         )

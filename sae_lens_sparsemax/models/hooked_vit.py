@@ -67,7 +67,7 @@ class HookedViT(HookedRootModule):
         self.blocks = nn.ModuleList(HookedViTBlock(layer, self.family) for layer in layers)
         self.ln_final = HookedNorm(module_at(tower, self.family.ln_final))
         self.hook_image_embeds = HookPoint()
-        self.cfg = ViTShape.of(tower.config, self.family)
+        self.cfg = ViTShape.of(tower.config, self.family, self._image_size(tower.config.image_size))
         self.setup()
 
     @classmethod
@@ -251,6 +251,13 @@ class HookedViT(HookedRootModule):
             raise ValueError("This model has no image processor; give one to HookedViT(..., image_processor=...).")
         images = images if isinstance(images, list) else [images]
         return self.image_processor([as_rgb(image) for image in images], return_tensors="pt")["pixel_values"]
+
+    def _image_size(self, configured: int) -> tuple[int, int]:
+        """Height and width of what the image processor makes of images: DINOv2's are not what it is configured for."""
+        if self.image_processor is None:
+            return configured, configured
+        height, width = self.preprocess(Image.new("RGB", (configured, configured))).shape[-2:]
+        return height, width
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:

@@ -175,7 +175,7 @@ def layers_to_run(hook_name: str) -> int | None:
 
 def blank_pixels(model: HookedViT) -> torch.Tensor:
     """An image to find out widths with, `(1, 3, height, width)`."""
-    return torch.zeros(1, 3, model.cfg.image_size, model.cfg.image_size)
+    return torch.zeros(1, 3, *model.cfg.image_size)
 
 
 def _layer_before(hook_name: str) -> int | None:

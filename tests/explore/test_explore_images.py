@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from sae_lens_sparsemax.data.images import load_image_dataset
+from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.pages.site import PLOTLY
 from sae_lens_sparsemax.explore.run import explore, short_names
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -17,6 +19,7 @@ from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.settings.checking import build
 from tests.explore.test_page_data import decode_levels
 from tests.support.sites import BRIGHT, DEAD, HOSTILE_CLASS, N_IMAGES, bright_square
+from tests.support.small_sae import small_sae
 
 FEW = ExploreSettings(samples=6, showcase=2, examples=2)
 
@@ -161,3 +164,31 @@ def test_labels_that_name_no_classes_are_said_not_to_be_shown(image_world, tmp_p
     sae, settings = load_sae(str(image_world / "sae")), ExploreSettings(dataset_path=str(tmp_path / "images.parquet"))
     assert ImageStream(sae, settings).class_names == []
     assert "'label'" in caplog.text and "names no classes" in caplog.text
+
+
+@pytest.mark.parametrize("tokens", ["all", "patches", "cls"])
+def test_examples_are_those_of_images_as_the_processor_makes_them_not_as_the_model_is_configured(
+    image_world, tmp_path, tokens
+):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes, image_size=56, patch_size=8)).save_pretrained(tmp_path)
+    transformers.BitImageProcessor(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
+    ).save_pretrained(tmp_path)
+    sae = small_sae(d_in=24, d_sae=16).eval()
+    for name, value in {
+        "model_name": str(tmp_path), "model_class_name": "HookedViT", "hook_name": "blocks.0.hook_resid_post",
+        "tokens": tokens, "dataset_path": str(image_world / "images.parquet"), "context_size": 50,
+    }.items():  # fmt: skip
+        sae.cfg.metadata[name] = value
+    stream = ImageStream(sae, ExploreSettings(batch_size=5))
+    statistics = gather(sae, stream, n_examples=4, n_showcase=3, progress=False)
+    pixels = stream.model.preprocess([stream.image(number) for number in range(N_IMAGES)])
+    with torch.no_grad():
+        acts = torch.stack([sae.encode(each).to_dense() for each in stream.at_hook.activations(pixels)])
+    assert acts.shape[1] == {"all": 17, "patches": 16, "cls": 1}[tokens]
+    assert torch.equal(statistics.n_active_samples, (acts != 0).any(1).sum(0))
+    best = acts.mean(1).topk(4, dim=0).values.T
+    torch.testing.assert_close(statistics.examples.score.clamp(min=0), best, rtol=1e-4, atol=1e-5)
+    assert statistics.showcase.token.max() < acts.shape[1]

@@ -107,6 +107,14 @@ def test_a_state_file_cut_short_is_left_aside(tmp_path):
     assert torch.equal(gather(inference_sae(), RandomStream(), state_file=state_file, **KEPT).sum, whole.sum)
 
 
+@pytest.mark.parametrize("said", [4, 6, 10])
+def test_samples_of_other_tokens_than_the_stream_says_are_refused(said):
+    stream = RandomStream(n_tokens=5)
+    stream.n_tokens = said
+    with pytest.raises(ValueError, match=f"samples must be of {said} tokens each, got '20 of 4 together'"):
+        gather(inference_sae(), stream, **KEPT)
+
+
 def test_no_sample_at_all_is_refused():
     with pytest.raises(ValueError, match="no sample"):
         gather(inference_sae(), RandomStream(n_samples=0), **KEPT)

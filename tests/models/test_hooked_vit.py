@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, blank_pixels, model_metadata
 from tests.support.tiny_vision_models import tiny_model
 
 FAMILIES = [
@@ -221,3 +222,27 @@ def test_mini_clip_classifies_as_the_wrapped_model(mini_clip, shared_data):
     torch.testing.assert_close(logits, expected.logits_per_image)
     accuracy = (logits.argmax(-1) == torch.tensor(data["label"][:])).float().mean()
     assert 0.6 < accuracy < 0.75
+
+
+@pytest.mark.parametrize("tokens", ["all", "cls", "patches"])
+@pytest.mark.parametrize(
+    ("made_to", "grid"),
+    [
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}, (4, 4)),
+        ({"size": {"shortest_edge": 28}, "crop_size": {"height": 20, "width": 28}}, (2, 3)),
+        ({"size": {"height": 8, "width": 24}, "do_center_crop": False}, (1, 3)),
+        (None, (2, 2)),
+    ],
+)
+@pytest.mark.parametrize("family", ["dinov2", "dinov2_with_registers"])
+def test_an_images_tokens_are_those_of_what_the_processor_makes_of_it(family, made_to, grid, tokens):
+    """The published DINOv2 are configured for images of 518 pixels, and given 224."""
+    hooked = HookedViT(tiny_model(family), made_to and transformers.BitImageProcessor(**made_to))
+    pixels = hooked.preprocess(PIL.Image.new("RGB", (64, 48))) if made_to else torch.zeros(1, 3, 16, 16)
+    assert blank_pixels(hooked).shape == pixels.shape and hooked.cfg.grid == grid
+    at_hook = VisionAtHook(hooked, "blocks.1.hook_resid_post", tokens)
+    assert at_hook.activations(pixels).shape == (1, at_hook.n_tokens, at_hook.width)
+    n_prefix = hooked.cfg.n_prefix_tokens
+    assert hooked.cfg.n_ctx == n_prefix + grid[0] * grid[1] == len(hooked(pixels, return_type="tokens")[0])
+    if made_to:
+        assert model_metadata(hooked)["context_size"] == hooked.cfg.n_ctx
