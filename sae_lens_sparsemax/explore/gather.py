@@ -118,16 +118,15 @@ def _in_order(
 
 
 def _fingerprint(sae: SAE[Any], stream: SampleStream, *kept: int) -> str:
-    """Changes with the SAE's weights, the data, and what is kept of them."""
+    """Changes with the SAE's weights and settings, with what is read, and with what is kept of it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(sae.state_dict().items()):
         # Sums in float64 tell weights apart at a thousandth of the cost of hashing, in one order, however they lie.
         weights = tensor.contiguous().double()
         digest.update(f"{name} {tuple(tensor.shape)} {weights.sum().item()!r} {weights.norm().item()!r}".encode())
-    values = [stream.describe(), stream.n_samples, stream.n_tokens, stream.d_embedding, *kept]
-    if has_passes(sae):
-        # Refinements have weights like those of passes.
-        values.append(sae.cfg.passes)
+    # Some settings have no weights: the k of a TopK, or how many of the passes only refine. Metadata are the stream's.
+    settings = {name: value for name, value in sae.cfg.to_dict().items() if name not in ("metadata", "device")}
+    values = [settings, stream.identity(), stream.n_samples, stream.n_tokens, stream.d_embedding, *kept]
     digest.update(json.dumps(values, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

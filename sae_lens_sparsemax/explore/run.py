@@ -27,7 +27,7 @@ from sae_lens_sparsemax.models.saved_saes import load_sae, require_sae
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import gathered, is_first, join, own_device, own_part
-from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.settings.sentences import must_be, shown
 
 logger = logging.getLogger(__name__)
 DEFAULT_EXAMPLES = 12
@@ -160,12 +160,12 @@ def _report(
 
 def _check_same_data(first: SAEReport, other: SAEReport) -> None:
     """Examples stand beside each other, so they must be of the same samples and tokens."""
-    one, two = first.stream.describe(), other.stream.describe()
-    for key in ("model", "dataset", "split", "tokens", "context_size"):
+    one, two = (report.stream.identity()["samples"] for report in (first, other))
+    for key in (*one, *two):
         if one.get(key) != two.get(key):
             raise ValueError(
-                f"{first.name!r} and {other.name!r} cannot be compared: their {key} is {one.get(key)!r} and "
-                f"{two.get(key)!r}; options such as --dataset_path set it for both."
+                f"{first.name!r} and {other.name!r} cannot be compared: their {key} is {shown(one.get(key))} and "
+                f"{shown(two.get(key))}; options such as --dataset_path set it for both."
             )
     if not torch.equal(first.statistics.showcase.ids, other.statistics.showcase.ids):
         raise ValueError(f"{first.name!r} and {other.name!r} cannot be compared: they saw different examples.")

@@ -57,8 +57,9 @@ class SampleStream(Protocol):
         """
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """Model, hook and data, as they are shown."""
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """All that decides what is read, for JSON: the `samples`, which SAEs beside each other must share, and what is
+        `read` of them."""
         ...
 
 

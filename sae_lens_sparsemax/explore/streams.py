@@ -16,6 +16,7 @@ from sae_lens import SAE
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.activations.cache_identity import dataset_fingerprint
 from sae_lens_sparsemax.data.class_names import read_words, shipped_words
 from sae_lens_sparsemax.data.images import class_names_of
 from sae_lens_sparsemax.data.labelled_images import load_images
@@ -59,6 +60,7 @@ class ImageStream:
         names = ("model_name", "dataset_path", "dataset_split", "dataset_config", "image_column")
         self.settings = settings = completed(settings, sae, names, required=("model_name", "dataset_path"))
         self.dataset, self.model_name = settings.dataset, settings.model_name
+        self._model_kwargs = sae.cfg.metadata.model_from_pretrained_kwargs
         refuse_missing_data(self.dataset.path, setting="dataset_path")
         if settings.encoder:
             refuse_missing_model(settings.encoder, "encoder")
@@ -114,8 +116,27 @@ class ImageStream:
         """The class of a sample; -1 if it is not known."""
         return int(self.images.labels[number]) if self.class_names else -1
 
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """See `SampleStream`."""
+        names = (
+            "model_name", "dataset_path", "dataset_split", "dataset_config", "image_column", "label_column", "streaming",
+        )  # fmt: skip
+        samples = {
+            **{name: getattr(self.settings, name) for name in names},
+            "tokens": self.tokens,
+            "data": dataset_fingerprint(self.images.data, self.settings.image_column),
+            "classes": [self.class_names, self.images.labels.tolist()] if self.class_names else None,
+        }
+        read = {
+            "hook_name": self.at_hook.hook_name,
+            "image_processor": self.model.image_processor.to_dict(),
+            "model_kwargs": self._model_kwargs,
+            "encoder": self.settings.encoder,
+        }
+        return {"samples": samples, "read": read}
+
     def describe(self) -> dict[str, Any]:
-        """Model, hook and data."""
+        """Model, hook and data, as they are shown."""
         return {
             "model": self.model_name,
             "hook": self.at_hook.hook_name,
@@ -233,8 +254,29 @@ class TextStream:
                 yield number, tokens[self.at_hook.seqpos].cpu()
                 number = next(wanted, None)
 
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """See `SampleStream`."""
+        meta, positions = self.at_hook.sae.cfg.metadata, range(self.on["context_size"])[self.at_hook.seqpos]
+        samples = {
+            **{name: self.on[name] for name in self.on if name not in ("hook_name", "model_class_name")},
+            "seqpos_slice": [positions.start, positions.stop, positions.step],
+            "prepend_bos": self.at_hook.prepends_bos,
+            "disable_concat_sequences": bool(meta.disable_concat_sequences),
+            "sequence_separator_token": meta.get("sequence_separator_token", "bos"),
+            "data": dataset_fingerprint(self.store.dataset),
+        }
+        read = {
+            "model_class_name": self.on["model_class_name"],
+            "model_kwargs": meta.model_from_pretrained_kwargs,
+            "hook_name": self.on["hook_name"],
+            "hook_head_index": meta.hook_head_index,
+            "exclude_special_tokens": sorted(self.at_hook.excluded),
+            "max_norm": self.at_hook.max_norm,
+        }
+        return {"samples": samples, "read": read}
+
     def describe(self) -> dict[str, Any]:
-        """Model, hook and data."""
+        """Model, hook and data, as they are shown."""
         return {
             "model": self.on["model_name"],
             "hook": self.on["hook_name"],

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -144,6 +145,35 @@ def test_saes_of_other_models_are_not_put_beside_each_other(image_world, text_wo
     with pytest.raises(ValueError, match="cannot be compared: their model"):
         paths = [str(image_world / "sae"), str(text_world / "sae")]
         explore(paths, tmp_path / "pages", FEW, progress=False)
+
+
+@pytest.mark.parametrize("part", ["samples", "read"])
+def test_a_run_is_known_by_all_that_decides_what_it_reads(image_world, tmp_path, part):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    data = load_image_dataset(str(image_world / "images.parquet"))
+    names = datasets.ClassLabel(names=["odd", "even"])
+    data = data.add_column("other", [1, 0] * (N_IMAGES // 2)).cast_column("other", names)
+    data = data.add_column("picture", data["image"]).cast_column("picture", datasets.Image())
+    data.to_parquet(folder / "images.parquet")
+    given = {"dataset_path": str(folder)}
+
+    def identity(hook="hook_embed", kwargs=None, **others):
+        sae = load_sae(str(image_world / "sae"))
+        sae.cfg.metadata.hook_name, sae.cfg.metadata.model_from_pretrained_kwargs = hook, kwargs
+        return ImageStream(sae, ExploreSettings(**given | others)).identity()[part]
+
+    known, others = identity(), {
+        "samples": [{"label_column": "other"}, {"image_column": "picture"}, {"streaming": True}],
+        "read": [{"hook": "blocks.0.hook_resid_post"}, {"encoder": str(image_world / "clip")},
+                 {"kwargs": {"attn_implementation": "eager"}}],
+    }[part]  # fmt: skip
+    assert known == identity(batch_size=3, showcase=2) and json.dumps(known)
+    for other in others:
+        assert identity(**other) != known, other
+    if part == "samples":
+        data.select(range(1, N_IMAGES)).to_parquet(folder / "images.parquet")
+        assert identity() != known
 
 
 def test_settings_out_of_range_are_refused():

@@ -1,5 +1,7 @@
 """Text end to end: from a saved SAE to the data of the pages."""
 
+import json
+
 import torch
 
 from sae_lens_sparsemax.cli.main import main
@@ -9,6 +11,7 @@ from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import TextStream
 from sae_lens_sparsemax.models.at_hook import TextAtHook
+from sae_lens_sparsemax.models.language_models import load_each_once
 from sae_lens_sparsemax.models.saved_saes import load_sae
 from tests.explore.test_explore_images import read
 from tests.explore.test_page_data import decode_levels
@@ -136,3 +139,37 @@ def test_the_command_writes_the_pages_beside_the_sae_and_says_where(text_world, 
     assert told.endswith(f"sparsemax-sae app {text_world / 'sae'} --pages {output}\n")
     assert main([*words, "--dataset_path", str(tmp_path / "gone.jsonl")]) == 2
     assert "gone.jsonl' could not be loaded" in capsys.readouterr().err
+
+
+def test_a_run_is_known_by_all_that_decides_what_it_reads(text_world, tmp_path):
+    text = tmp_path / "text.jsonl"
+    lines, load = (text_world / "text.jsonl").read_text().splitlines(), load_each_once()
+    rows = [json.loads(line) | {"other": f"not {line}"} for line in lines]
+
+    def write(some):
+        text.write_text("".join(json.dumps(row) + "\n" for row in some))
+
+    def identity(metadata=None, **settings):
+        sae = load_sae(str(text_world / "sae"))
+        for name, value in (metadata or {}).items():
+            sae.cfg.metadata[name] = value
+        given = {"dataset_path": str(text), "samples": 8, "batch_size": 8}
+        return TextStream(sae, ExploreSettings(**given | settings), load).identity()
+
+    write(rows)
+    known = identity()
+    assert known == identity(showcase=2, words=None) == json.loads(json.dumps(known))
+    for settings in ({"text_column": "other"}, {"context_size": 16}):
+        assert identity(**settings)["samples"] != known["samples"], settings
+    for metadata in ({"seqpos_slice": (4, None)}, {"prepend_bos": False}, {"disable_concat_sequences": True}):
+        assert identity(metadata)["samples"] != known["samples"], metadata
+    for metadata in (
+        {"exclude_special_tokens": False},
+        {"max_norm": 9.0},
+        {"hook_name": "blocks.1.hook_out"},
+        {"model_from_pretrained_kwargs": {"dtype": "float32"}},
+    ):
+        changed = identity(metadata)
+        assert changed["read"] != known["read"] and changed["samples"] == known["samples"], metadata
+    write(rows[1:])
+    assert identity()["samples"] != known["samples"]

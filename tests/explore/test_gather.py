@@ -1,8 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
+from sae_lens import SAE, StandardSAEConfig, TopKSAEConfig
 
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
 from sae_lens_sparsemax.explore.gather import gather, state_of
+from tests.support.small_sae import D_IN
 from tests.support.streams import RandomStream, dense_acts, inference_sae, inference_sae_of_passes, sparse
 
 KEPT = {"n_examples": 3, "n_showcase": 4, "progress": False}
@@ -98,6 +102,26 @@ def test_what_was_gathered_for_another_sae_is_not_gone_on_with(tmp_path):
     found = gather(other, RandomStream(), state_file=state_file, **KEPT)
     expected = gather(other, RandomStream(), **KEPT)
     assert torch.equal(found.sum, expected.sum)
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (TopKSAEConfig(D_IN, 20, k=2), {"k": 6}),
+        (StandardSAEConfig(D_IN, 20), {"apply_b_dec_to_input": False}),
+        (StandardSAEConfig(D_IN, 20), {"normalize_activations": "layer_norm"}),
+    ],
+)
+def test_what_was_gathered_under_other_settings_of_the_sae_is_not_gone_on_with(tmp_path, make, other):
+    state_file, found = tmp_path / "state.safetensors", []
+    for cfg in (make, dataclasses.replace(make, **other)):
+        torch.manual_seed(0)
+        sae = SAE.get_sae_class_for_architecture(make.architecture())(cfg)
+        found.append(gather(sae, RandomStream(), state_file=state_file, **KEPT))
+        assert torch.equal(found[-1].sum, gather(sae, RandomStream(), **KEPT).sum)
+    cfg.metadata.model_name = "moved"  # where things lie, and what else metadata tell, decides nothing
+    stopped = RandomStream(stop_before=0)
+    assert torch.equal(gather(sae, stopped, state_file=state_file, **KEPT).sum, found[-1].sum)
 
 
 def test_a_state_file_cut_short_is_left_aside(tmp_path):

@@ -55,8 +55,8 @@ class RandomStream:
                 rows.stop,
             )
 
-    def describe(self) -> dict[str, Any]:
-        return {"data": "random"}
+    def identity(self) -> dict[str, dict[str, Any]]:
+        return {"samples": {"data": "random"}, "read": {}}
 
 
 def inference_sae() -> SAE[Any]:
