@@ -19,6 +19,7 @@ from sae_lens_sparsemax.data.drawings import CAPTION
 from sae_lens_sparsemax.data.quickstart import quickstart_vision_model_path
 from sae_lens_sparsemax.evaluation.classification import text_prototypes
 from sae_lens_sparsemax.models.encoding import hook_name_of
+from sae_lens_sparsemax.models.final_norm import before_norm
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 
 TEMPLATES = ["a photo of a {}"]
@@ -89,7 +90,7 @@ def embed_words(model: HookedViT, words: list[str], templates: list[str] | None 
 
 @torch.no_grad()
 def decoder_directions(model: HookedViT, sae: SAE[Any]) -> torch.Tensor:
-    """Decoder rows read through the model's final norm (its gain, without the mean) and its projection.
+    """Decoder rows read through the model's final norm and its projection, see `before_norm`.
 
     Returns:
         `(d_sae, d_embed)`: what each concept adds to the embedding if it goes straight to the output, as a logit lens
@@ -107,9 +108,8 @@ def decoder_directions(model: HookedViT, sae: SAE[Any]) -> torch.Tensor:
             f"The decoder at {hook_name!r} of a {type(model.model).__name__} cannot be read as image embeddings; that "
             "takes the residual stream of a CLIP model. Name the concepts from images."
         )
-    rows = sae.W_dec.detach().to(model.device, model.dtype)
-    rows = (rows - rows.mean(-1, keepdim=True)) * model.ln_final.wrapped.weight
-    return projection(rows).float().cpu()
+    rows = sae.W_dec.detach().to(model.device, torch.float32)
+    return (rows @ before_norm(model.ln_final.wrapped, projection.weight.T)).cpu()
 
 
 def image_directions(image_embeds: torch.Tensor, top_images: torch.Tensor, top_acts: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.cofiring import Neighbours
+from sae_lens_sparsemax.models.final_norm import before_norm
 
 # Concepts at a time.
 _BLOCK = 256
@@ -58,7 +59,7 @@ class TokenLogits(NamedTuple):
 
 @torch.no_grad()
 def unembedding(model: Any, hook_name: str, d_in: int) -> torch.Tensor | None:
-    """What maps a direction of the residual stream to logits, gains of the final norm included.
+    """What maps a direction of the residual stream to logits through the final norm, see `before_norm`.
 
     Args:
         model: A hooked language model as `training.models.load_language_model` gives it.
@@ -81,10 +82,9 @@ def unembedding(model: Any, hook_name: str, d_in: int) -> torch.Tensor | None:
             return None
         matrix = head.weight.detach().float().T
         norm = _final_norm(hf_model)
-    gain = getattr(norm, "w", getattr(norm, "weight", None))
     if matrix.shape[0] != d_in:
         return None
-    return matrix if gain is None else matrix * gain.detach().float()[:, None]
+    return matrix if norm is None else before_norm(norm, matrix)
 
 
 @torch.no_grad()
