@@ -129,7 +129,7 @@ def explain(
         finally:
             if found:
                 save_json(head | {"concepts": found}, path)
-                show_labels(pages, folder)
+                show_labels(pages, place_of(source))
     return found
 
 

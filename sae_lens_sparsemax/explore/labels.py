@@ -42,7 +42,8 @@ def labels_of(source: Path | str, pages: Explored | None = None) -> dict[int, La
 
     Args:
         source: the folder of an SAE or of its pages, or `user/repository:id` on the hub.
-        pages: its pages, whose guesses are taken where nobody says better.
+        pages: its pages, whose guesses are taken where nobody says better, and what others said when they were written
+            where their files are not at hand: pages may lie elsewhere, and hold several SAEs.
 
     Raises:
         ValueError: a file with labels is damaged.
@@ -52,7 +53,13 @@ def labels_of(source: Path | str, pages: Explored | None = None) -> dict[int, La
         folders.append(pages.folder.parent)
     guessed = {} if pages is None else {c: Label(text, "explore") for c, text in pages.labels().items()}
     proposed = {c: label for each in folders for c, label in proposed_labels(each, pages).items()}
-    return guessed | proposed | {c: label for each in folders for c, label in own_labels(each).items()}
+    own = {c: label for each in folders for c, label in own_labels(each).items()}
+    kept = {} if pages is None else {int(c): Label(*each) for c, each in pages.table.get("said", {}).items()}
+    if not any((each / PROPOSED).is_file() for each in folders):
+        proposed = {c: label for c, label in kept.items() if label.by != "person"}
+    if not any((each / OWN).is_file() for each in folders):
+        own = {c: label for c, label in kept.items() if label.by == "person"}
+    return guessed | proposed | own
 
 
 def _downloaded(source: str) -> set[Path]:
@@ -83,19 +90,23 @@ def shown_label(label: Label) -> str:
 
 def shown_labels(source: Path | str, pages: Explored | None) -> dict[int, str]:
     """What pages and app show of each concept that has a label; a guess where a proposal is no better than chance."""
-    guesses = {} if pages is None else pages.labels()
+    return _shown(labels_of(source, pages), {} if pages is None else pages.labels())
 
+
+def _shown(labels: dict[int, Label], guesses: dict[int, str]) -> dict[int, str]:
     def text(c: int, label: Label) -> str:
         is_proposal = label.by not in ("person", "explore")
         return guesses[c] if c in guesses and is_proposal and (label.score or 0) <= _CHANCE else shown_label(label)
 
-    return {c: text(c, label) for c, label in labels_of(source, pages).items()}
+    return {c: text(c, label) for c, label in labels.items()}
 
 
 def show_labels(pages: Explored, source: Path | str) -> None:
-    """Put the best label of each concept into the table of an SAE's pages; what `explore` guessed stays beside it."""
-    guesses, best = pages.table.get("guess", pages.table["label"]), shown_labels(source, pages)
-    pages.table |= {"label": [best.get(c, guess) for c, guess in enumerate(guesses)], "guess": guesses}
+    """Put the best label of each concept into the table of an SAE's pages; what `explore` guessed, and who said what,
+    stay beside it."""
+    guesses, labels = pages.table.get("guess", pages.table["label"]), labels_of(source, pages)
+    best, said = _shown(labels, pages.labels()), {c: each for c, each in labels.items() if each.by != "explore"}
+    pages.table |= {"label": [best.get(c, guess) for c, guess in enumerate(guesses)], "guess": guesses, "said": said}
     with atomic_file(pages.folder / "data" / f"{pages.number}/table.js") as new:
         new.write_text(script(f"{pages.number}/table", pages.table), encoding="ascii")
 
