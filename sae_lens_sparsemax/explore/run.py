@@ -16,10 +16,11 @@ from sae_lens_sparsemax.explore.explored import Explored, probe
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.interest import concept_map, interest
 from sae_lens_sparsemax.explore.labels import labels_of, show_labels
+from sae_lens_sparsemax.explore.names import guess_names, listed_words, usable_words
 from sae_lens_sparsemax.explore.pages.concepts import SAEReport
 from sae_lens_sparsemax.explore.pages.folder import check_folder, write_folder
 from sae_lens_sparsemax.explore.settings import ExploreSettings
-from sae_lens_sparsemax.explore.streams import ImageStream, TextStream, guess_names
+from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 from sae_lens_sparsemax.explore.weights import nearest_concepts, token_logits, unembedding
 from sae_lens_sparsemax.files import atomic_directory, only_writer
 from sae_lens_sparsemax.models.language_models import load_each_once, load_language_model
@@ -70,6 +71,7 @@ def explore(
             require_sae(path)
         settings, output = settings or ExploreSettings(), Path(output).expanduser()
         here = dataclasses.replace(settings, device=own_device(settings.device))
+        words = None if settings.words is None else listed_words(settings.words)
         # Files are gathered beside the folder, which is replaced as a whole.
         if is_first():
             stack.enter_context(only_writer(output.parent, "--output_path", f".{output.name}.lock"))
@@ -80,7 +82,7 @@ def explore(
         reports, load = [], load_each_once()
         for number, (path, name) in enumerate(zip(paths, names or short_names(paths), strict=True)):
             logger.info("Exploring %s.", path)
-            report = _report(path, name, here, gathering / f"{number}.safetensors", progress, load)
+            report = _report(path, name, here, gathering / f"{number}.safetensors", words, progress, load)
             if report is not None:
                 reports.append(report)
                 _check_same_data(reports[0], report)
@@ -112,10 +114,17 @@ def open_stream(
 
 
 def _report(
-    path: str, name: str, settings: ExploreSettings, state_file: Path, progress: bool, load: Callable[..., Any]
+    path: str,
+    name: str,
+    settings: ExploreSettings,
+    state_file: Path,
+    words: list[str] | None,
+    progress: bool,
+    load: Callable[..., Any],
 ) -> SAEReport | None:
     sae = load_sae(path, settings.device)
     stream = open_stream(sae, settings, load)
+    words = None if words is None else usable_words(stream, words)  # before anything is gathered
     statistics = gather(
         sae,
         stream,
@@ -135,10 +144,8 @@ def _report(
         matrix = unembedding(stream.model, stream.on["hook_name"], sae.cfg.d_in)
         logits = None if matrix is None else token_logits(rows, matrix.to(rows.device), _LOGITS, progress=progress)
     names = None
-    if settings.words is not None:
-        if isinstance(stream, TextStream):
-            raise ValueError("'words' names the concepts of images; this SAE reads text.")
-        names = guess_names(stream, statistics.examples, settings.words, progress=progress)
+    if words is not None and isinstance(stream, ImageStream):
+        names = guess_names(stream, statistics.examples, words, progress=progress)
     norms = rows.norm(dim=-1).cpu()
     promise = interest(statistics, norms)
     meta = sae.cfg.metadata

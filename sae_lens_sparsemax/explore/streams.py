@@ -1,7 +1,4 @@
-"""What the explorer reads: images in a fixed random order or contexts of text, through the model to the SAE's hook.
-
-And a guess at a name of each concept from its best images: the nearest of a list of words.
-"""
+"""What the explorer reads: images in a fixed random order or contexts of text, through the model to the SAE's hook."""
 
 import dataclasses
 import itertools
@@ -13,19 +10,16 @@ from typing import Any, Literal
 import PIL.Image
 import torch
 from sae_lens import SAE
-from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.activations.cache_identity import dataset_fingerprint
-from sae_lens_sparsemax.data.class_names import read_words, shipped_words
 from sae_lens_sparsemax.data.images import class_names_of
 from sae_lens_sparsemax.data.labelled_images import load_images
 from sae_lens_sparsemax.data.loading import refuse_missing_data, refuse_missing_model
 from sae_lens_sparsemax.data.order import Wanted, everything
 from sae_lens_sparsemax.evaluation.harness import open_contexts
-from sae_lens_sparsemax.evaluation.naming import ConceptName, embed_words, image_directions, name_concepts
 from sae_lens_sparsemax.evaluation.settings import completed
-from sae_lens_sparsemax.explore.samples import SampleBatch, TopExamples
+from sae_lens_sparsemax.explore.samples import SampleBatch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
@@ -35,9 +29,6 @@ from sae_lens_sparsemax.models.vision_at_hook import blank_pixels, open_vision
 logger = logging.getLogger(__name__)
 
 DEFAULT_IMAGES = 5_000
-SHIPPED = "shipped"
-"""As a word list, stands for all names of classes that the package carries."""
-_AT_A_TIME = 32
 OUTLIER_FACTOR = 10.0
 """A token of text whose activation has more than so many times the median norm is an outlier of the model: on ordinary
 tokens the norms of a residual stream differ by less, on the few that attention rests on by hundreds."""
@@ -119,7 +110,8 @@ class ImageStream:
     def identity(self) -> dict[str, dict[str, Any]]:
         """See `SampleStream`."""
         names = (
-            "model_name", "dataset_path", "dataset_split", "dataset_config", "image_column", "label_column", "streaming",
+            "model_name", "dataset_path", "dataset_split", "dataset_config", "image_column", "label_column",
+            "streaming",
         )  # fmt: skip
         samples = {
             **{name: getattr(self.settings, name) for name in names},
@@ -153,35 +145,6 @@ class ImageStream:
         embeds = self.encoder(pixel_values)
         assert embeds is not None
         return embeds.float().cpu()
-
-
-@torch.no_grad()
-def guess_names(
-    stream: ImageStream, examples: TopExamples, words: str, *, progress: bool = True
-) -> list[ConceptName | None]:
-    """Name every concept; None for those that never fired.
-
-    Args:
-        stream: The images, and the model whose text embeddings name them.
-        examples: The images each concept is named from.
-        words: File with one word a line, or SHIPPED.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        ValueError: The model has no text tower, or there are no words.
-    """
-    vocabulary = shipped_words() if words == SHIPPED else read_words(words)
-    word_embeds = embed_words(stream.model, vocabulary)
-    samples = examples.sample[examples.sample >= 0].unique()
-    parts = []
-    for group in tqdm(samples.split(_AT_A_TIME), desc="Names", disable=not progress, leave=False):
-        embeds = stream.model(stream.model.preprocess([stream.image(n) for n in group.tolist()]))
-        assert embeds is not None  # as embeddings are what is returned by default
-        parts.append(embeds.float().cpu())
-    image_embeds = torch.cat(parts)
-    rows = torch.where(examples.sample >= 0, torch.searchsorted(samples, examples.sample.clamp(min=0)), -1)
-    directions = image_directions(image_embeds, rows, torch.where(rows >= 0, examples.score, 0))
-    return name_concepts(directions, vocabulary, word_embeds, mean_embed=normalize(image_embeds, dim=-1).mean(0))
 
 
 DEFAULT_CONTEXTS = 2_000

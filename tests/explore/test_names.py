@@ -4,8 +4,11 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
+from sae_lens_sparsemax.data.quickstart import quickstart_vision_model_path
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.models.hooked_vit import HookedViT
+from sae_lens_sparsemax.models.saved_saes import load_sae
 from tests.explore.test_explore_images import read
 from tests.support.places import SHARED_DATA
 
@@ -48,7 +51,29 @@ def test_names_come_from_the_list_and_dead_concepts_have_none(mini_clip_sae, tmp
     assert right >= 4
 
 
-def test_text_has_no_such_names(text_world, tmp_path):
-    with pytest.raises(ValueError, match="'words' names the concepts of images"):
-        settings = ExploreSettings(samples=4, words="shipped")
-        explore([str(text_world / "sae")], tmp_path / "pages", settings, progress=False)
+@pytest.mark.parametrize(
+    ("world", "words", "message"),
+    [
+        ("text", "cat\ndog\n", "'words' names the concepts of images"),
+        ("image", "cat\ndog\n", "Text needs a whole CLIP or SigLIP model and its tokenizer"),
+        ("image", "\n", "must hold words, one a line, got none"),
+        ("image", None, "could not be read as text"),
+        ("clip", "moon\n", r"words must be at least two that the model's tokenizer knows, got \['moon'\]"),
+        ("clip", "zeppelin\n", "must hold words that the model's tokenizer knows"),
+    ],
+)
+def test_wrong_words_are_refused_before_anything_is_gathered(request, monkeypatch, tmp_path, world, words, message):
+    if words is not None:
+        (tmp_path / "words.txt").write_text(words)
+    folder, model = request.getfixturevalue("text_world" if world == "text" else "image_world"), None
+    if world == "clip":  # which has a tokenizer
+        model = str(quickstart_vision_model_path())
+        sae = StandardSAE(StandardSAEConfig(d_in=HookedViT.from_pretrained(model).cfg.d_model, d_sae=4))
+        sae.cfg.metadata, folder = load_sae(str(folder / "sae")).cfg.metadata, tmp_path
+        sae.save_model(folder / "sae")
+    monkeypatch.setattr("sae_lens_sparsemax.explore.run.gather", lambda *_, **__: pytest.fail("gathered"))
+    settings = ExploreSettings(samples=4, model_name=model, words=str(tmp_path / "words.txt"))
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        explore([str(folder / "sae")], tmp_path / "pages", settings, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == before
