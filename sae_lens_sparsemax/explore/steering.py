@@ -4,6 +4,7 @@ The change itself is `models.splice.change_concepts`: x + decode(f') - decode(f)
 """
 
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -150,7 +151,7 @@ def steered_text(
         raise must_be("prompt", "a text that is not empty", prompt)
     if as_whole(max_new_tokens, "max_new_tokens") < 1:
         raise must_be("max_new_tokens", "at least 1", max_new_tokens)
-    if not (isinstance(temperature, float | int) and 0 <= temperature < float("inf")):
+    if not (isinstance(temperature, float | int) and 0 <= temperature <= sys.float_info.max):
         raise must_be("temperature", "0 or a positive number", temperature)
     if not 0 <= as_whole(seed, "seed") < _SEEDS:
         raise must_be("seed", f"between 0 and {_SEEDS - 1}", seed)
@@ -181,8 +182,10 @@ def steered_text(
             )
         _finite(*logits)
         if temperature:
+            # Relative to the likeliest, so that however cold it is this one alone is left.
+            logits = (logits - logits.amax(-1, keepdim=True)).double() / temperature
             # Gumbel's noise makes the largest one a sample of the softmax.
-            logits = logits / temperature - torch.rand(logits.shape[1], generator=generator).log().neg().log()
+            logits = logits - torch.rand(logits.shape[1], generator=generator).log().neg().log()
         tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True).to(tokens)], 1)
         if all(at_hook.model.tokenizer.eos_token_id in row[n_prompt:].tolist() for row in tokens):
             break

@@ -94,6 +94,9 @@ def test_a_text_goes_on_otherwise_with_a_change(class_name, name, hook, tiny_mod
     added = at_hook.token_texts(tokens[0, -5:].tolist())
     likeliest = steer(prompt, sae, {3: 300.0}, at_hook.model, max_new_tokens=5)
     assert likeliest.after == "".join(added) != likeliest.before
+    for cold in (1e-6, 1e-39, 1e-300, 5e-324):
+        assert steer(prompt, sae, {3: 300.0}, at_hook.model, max_new_tokens=5, temperature=cold) == likeliest
+    assert steer(prompt, sae, {3: 300.0}, at_hook.model, max_new_tokens=5, temperature=1e300).after
     if class_name == "TransformerBridge":  # after an SAE, its hooks no longer fire
         at_hook.model.add_sae(sae)
         at_hook.model.reset_saes()
@@ -109,6 +112,7 @@ def test_a_change_that_the_model_would_not_see_and_wrong_input_are_refused(langu
         ("max_new_tokens must be at most", PROMPT, {"max_new_tokens": 10**6}),
         ("temperature must be 0 or a positive", PROMPT, {"temperature": -1}),
         ("temperature must be 0 or a positive", PROMPT, {"temperature": "hot"}),
+        ("temperature must be 0 or a positive", PROMPT, {"temperature": 10**400}),
         ("max_new_tokens must be a whole number, got 2.5", PROMPT, {"max_new_tokens": 2.5}),
         ("seed must be between 0 and", PROMPT, {"seed": 2**70}),
         ("changes must be a mapping", PROMPT, {"changes": [5]}),
