@@ -54,6 +54,7 @@ _NOT_NEGATIVE = {
     "eval_every_n_steps", "n_probing_tokens", "drawn_examples",
 }  # fmt: skip
 _ABOVE_ZERO = {"l0", "lr", "lrs", "max_norm", "max_norm_over_median", "steps_factor"}
+_TOO_LARGE = "too_large"
 _DEVICES = {"device", "model_device", "llm_device", "act_store_device"}
 
 # Abstract configs whose concrete class is chosen by the key generator_name.
@@ -201,8 +202,10 @@ def _bounds(key: str) -> dict[str, Any]:
 
 def _usual(value: Any) -> Any:
     """The value, unless it is a truth value or a whole number that no processor counts with."""
-    if isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
+    if isinstance(value, bool):
         raise PydanticCustomError("no_number", "no number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise PydanticCustomError(_TOO_LARGE, "too large")
     return value
 
 
@@ -217,6 +220,8 @@ def _mistake(error: ValidationError, value: Any, hint: Any, name: str) -> ValueE
         bounds = first.get("ctx", {})
         return must_be(name, f"at least {bounds['ge']}" if "ge" in bounds else f"above {bounds['gt']}", value)
     for each in error.errors():
+        if each["type"] == _TOO_LARGE:
+            return must_be(name, "below 2**63" if each["input"] > 0 else "above -2**63", each["input"])
         inner = each.get("ctx", {}).get("error")
         if isinstance(inner, Mistake):
             # Items of a list or mapping of groups are part of the place.
@@ -244,11 +249,15 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(option) for option in arguments if not (numbers and option is int))
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple and len(arguments) > 1 and Ellipsis not in arguments:
+        *most, last = map(_describe, arguments)
+        return f"a list of {', '.join(most)} and {last}"
     if origin in (list, tuple):
-        items = [option for option in arguments if option is not Ellipsis]
-        one = _describe(items[0]) if items else ""
+        one = _describe(arguments[0]) if arguments else ""
         many = (
-            one.replace("a whole number", "whole numbers")
+            f"lists{one.removeprefix('a list')}"
+            if one.startswith("a list")
+            else one.replace("a whole number", "whole numbers")
             .replace("a number", "numbers")
             .replace("text ", "texts ")
             .replace("a group", "groups")

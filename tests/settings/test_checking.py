@@ -29,6 +29,9 @@ class Settings:
     arms: list[Source] = field(default_factory=list)
     counting: Source | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    range: tuple[int, float | None] = (0, None)
+    changes: list[tuple[int, float, str]] = field(default_factory=list)
+    groups: list[list[int]] = field(default_factory=list)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,16 @@ def test_the_gate_alone_may_be_infinite(given):
         ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
         ({"steps": None}, "steps must be a whole number, got None"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 2**63}, f"steps must be below 2**63, got {2**63}"),
+        ({"seqpos_slice": [0, -(2**70)]}, f"seqpos_slice must be above -2**63, got {-(2**70)}"),
+        ({"seqpos_slice": ["a"]}, "seqpos_slice must be a list of whole numbers or null, got ['a']"),
+        ({"range": [1]}, "range must be a list of a whole number and a number or null, got [1]"),
+        (
+            {"changes": [[1, 2.0]]},
+            "changes must be a list of lists of a whole number, a number and text (in quotes where needed), "
+            "got [[1, 2.0]]",
+        ),
+        ({"groups": [1]}, "groups must be a list of lists of whole numbers, got [1]"),
         ({"lr": False}, "lr must be a number, got False"),
         ({"lr": float("inf")}, "lr must be a number, got inf"),
         ({"lr": 0}, "lr must be above 0, got 0"),

@@ -1,9 +1,10 @@
 """What a browser asks, read as far as it is taken and checked before it costs anything."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
@@ -15,8 +16,7 @@ from sae_lens_sparsemax.settings.sentences import must_be
 
 _SECONDS_FOR_BODY = 30
 _MOST_CHANGES = 1_000
-_MOST_NEW_TOKENS = 100
-_HIGHEST_TEMPERATURE = 2
+_RANGES = {"max_new_tokens": (1, 100), "temperature": (0, 2), "seed": (0, 2**63 - 1)}
 T = TypeVar("T")
 
 
@@ -66,17 +66,20 @@ def parse(body: bytes, kind: type[T]) -> T:
         raise ValueError(f"The question must be JSON: {error}") from error
     if not isinstance(values, dict):
         raise must_be("The question", "an object", values)
+    _check_ranges(values)  # a number that no field can hold is out of range, too
     question = build(kind, values)
     if isinstance(question, Asked) and len(question.changes) > _MOST_CHANGES:
         raise must_be("changes", f"at most {_MOST_CHANGES}", len(question.changes))
-    if isinstance(question, Wish):
-        if not 1 <= question.max_new_tokens <= _MOST_NEW_TOKENS:
-            raise must_be("max_new_tokens", f"from 1 to {_MOST_NEW_TOKENS}", question.max_new_tokens)
-        if not 0 <= question.temperature <= _HIGHEST_TEMPERATURE:
-            raise must_be("temperature", f"from 0 to {_HIGHEST_TEMPERATURE}", question.temperature)
-        if not 0 <= question.seed < 2**63:
-            raise must_be("seed", "from 0 to 2**63 - 1", question.seed)
+    _check_ranges(vars(question))
     return question
+
+
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    """Raise a ValueError for the first number that is out of its range; what is no number is told elsewhere."""
+    for name, (low, high) in _RANGES.items():
+        value = values.get(name)
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise must_be(name, f"from {low} to {high}", value)
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:

@@ -116,6 +116,8 @@ def test_steering_is_limited_and_ends_when_nobody_waits(serve, monkeypatch):
         {"temperature": 2.5},
         {"temperature": -1},
         {"seed": -1},
+        {"seed": 2**63},
+        {"max_new_tokens": 2**70},
     ):
         response, answer = request(server, "POST", "/api/steer", json.dumps({"given": "a"} | wrong))
         assert response.status == 400 and f"{next(iter(wrong))} must be from" in json.loads(answer)["error"]
