@@ -226,7 +226,7 @@ class TextStream:
             "prepend_bos": self.at_hook.prepends_bos,
             "disable_concat_sequences": bool(meta.disable_concat_sequences),
             "sequence_separator_token": meta.get("sequence_separator_token", "bos"),
-            "data": dataset_fingerprint(self.store.dataset),
+            "data": dataset_fingerprint(self.store.dataset),  # type: ignore[arg-type]  one set, not a dictionary
         }
         read = {
             "model_class_name": self.on["model_class_name"],

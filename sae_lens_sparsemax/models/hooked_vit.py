@@ -108,11 +108,12 @@ class HookedViT(HookedRootModule):
                 tokenizer = AutoTokenizer.from_pretrained(name_or_path, **revision)
                 # Where a repository has no tokenizer files, transformers makes an all but empty one up.
                 tokenizer = tokenizer if len(tokenizer) > model.config.text_config.vocab_size // 2 else None
+            hooked = cls(model, processor, tokenizer)
         except Exception as error:  # readers of model files, tokenizers among them, have errors of every type
             raise ValueError(
                 f"The model {name_or_path!r} could not be loaded; give --model_name if it has moved: {reason(error)}"
             ) from error
-        return cls(model, processor, tokenizer).to(device)
+        return hooked.to(device)
 
     @property
     def device(self) -> torch.device:
