@@ -62,7 +62,7 @@ def unembedding(model: Any, hook_name: str, d_in: int) -> torch.Tensor | None:
     """What maps a direction of the residual stream to logits through the final norm, see `before_norm`.
 
     Args:
-        model: A hooked language model as `training.models.load_language_model` gives it.
+        model: A hooked language model as `load_language_model` gives it.
         hook_name: Where the SAE is.
         d_in: Its width.
 
