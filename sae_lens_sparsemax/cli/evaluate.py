@@ -48,8 +48,9 @@ Model, hook and context are read from the SAE's metadata; the keys below replace
 --config. '--suite NAME --help' shows those of one suite.
 
 A suite writes results.json, report.md, pictures and a file for each metric group to evaluation/SUITE in the SAE's
-folder. A group that was finished with the same settings is kept: the same command goes on where it stopped. Of several
-processes, each takes the next group when it is free; SAELens's own harness runs in one.
+folder, SAELens's harness evaluation.json beside it; of an SAE on the hub, to output/USER/REPOSITORY/ID here. A group
+that was finished with the same settings is kept: the same command goes on where it stopped. Of several processes, each
+takes the next group when it is free; SAELens's own harness runs in one.
 """
 
 
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         for each in suites:
             if each != "saelens":
                 require_writable(options.output_path or default_folder(options.path, each), "--output_path")
-            elif file is not None:
+            else:
                 if file.is_dir():
                     raise must_be("--output_path", "a JSON file, with '--suite saelens'", str(file))
                 require_writable(file.parent, "--output_path")
@@ -135,11 +136,12 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def _harness_file(options: argparse.Namespace, beside_text: bool) -> Path | None:
-    """Where the results of SAELens's harness go: None for an SAE of the hub and no --output_path."""
+def _harness_file(options: argparse.Namespace, beside_text: bool) -> Path:
+    """Where the results of SAELens's harness go."""
+    from sae_lens_sparsemax.models.saved_saes import place_of
+
     if options.output_path is None:
-        folder = Path(options.path)
-        return folder / "evaluation.json" if folder.is_dir() else None
+        return place_of(options.path) / "evaluation.json"
     return options.output_path / "saelens.json" if beside_text else options.output_path
 
 
@@ -156,7 +158,7 @@ def _shares(suites: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
     return shares
 
 
-def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[str, Any], file: Path | None) -> None:
+def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[str, Any], file: Path) -> None:
     from sae_lens_sparsemax.evaluation.harness import evaluate_sae, results_table
     from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
     from sae_lens_sparsemax.files import save_json
@@ -169,8 +171,7 @@ def _saelens(options: argparse.Namespace, sae: Any, load: Any, settings: dict[st
         f"\n{options.path} at {on['hook_name']} of {on['model_name']}, on {on['dataset_path']} ({on['dataset_split']})"
     )
     print(text_table(results_table(result)))
-    if file is not None:
-        print(f"All metrics: {save_json(result, file)}")
+    print(f"All metrics: {save_json(result, file)}")
 
 
 def _suite(options: argparse.Namespace, sae: Any, load: Any, suite: Any, settings: dict[str, Any]) -> None:

@@ -45,9 +45,10 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Explore as the options say; returns the exit status."""
-    from sae_lens_sparsemax.explore.explored import PAGES, place_of
+    from sae_lens_sparsemax.explore.explored import PAGES
     from sae_lens_sparsemax.explore.run import explore
     from sae_lens_sparsemax.explore.settings import ExploreSettings
+    from sae_lens_sparsemax.models.saved_saes import place_of
     from sae_lens_sparsemax.processes.together import is_first, together
     from sae_lens_sparsemax.settings.checking import build
     from sae_lens_sparsemax.settings.command_line import apply_overrides

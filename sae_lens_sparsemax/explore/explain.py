@@ -19,10 +19,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.explore.explainers import LanguageModel, clean_label, open_explainer
-from sae_lens_sparsemax.explore.explored import Explored, is_same_decoder, open_explored, place_of
+from sae_lens_sparsemax.explore.explored import Explored, is_same_decoder, open_explored
 from sae_lens_sparsemax.explore.labels import PROPOSED, own_labels, show_labels
 from sae_lens_sparsemax.explore.pages.scripts import read_script
 from sae_lens_sparsemax.files import only_writer, read_object, save_json
+from sae_lens_sparsemax.models.saved_saes import place_of
 from sae_lens_sparsemax.settings.sentences import must_be
 
 logger = logging.getLogger(__name__)

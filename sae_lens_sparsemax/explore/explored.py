@@ -11,7 +11,7 @@ from torch import nn
 
 from sae_lens_sparsemax.explore.pages.scripts import decode_levels, read_script
 from sae_lens_sparsemax.explore.pages.site import MANIFEST
-from sae_lens_sparsemax.models.saved_saes import load_sae, require_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae, place_of, require_sae
 from sae_lens_sparsemax.settings.sentences import must_be
 
 PAGES = "explore"
@@ -95,12 +95,6 @@ class Explored:
         """What `explore` guessed that concepts are about."""
         guesses = self.table.get("guess", self.table["label"])
         return {concept: label for concept, label in enumerate(guesses) if label}
-
-
-def place_of(source: Path | str) -> Path:
-    """Where pages and labels of an SAE lie on this machine: its folder, or `output/RELEASE/ID` for one on the hub."""
-    folder, (release, colon, sae_id) = Path(source).expanduser(), str(source).partition(":")
-    return folder if folder.exists() or not colon else Path("output", release, sae_id)
 
 
 def find_explored(source: Path | str) -> Explored | None:

@@ -20,10 +20,11 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from sae_lens_sparsemax.explore.explored import PAGES, Example, Explored, open_explored, place_of
+from sae_lens_sparsemax.explore.explored import PAGES, Example, Explored, open_explored
 from sae_lens_sparsemax.explore.labels import Label, labels_of
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.files import atomic_directory, atomic_file, refuse_to_replace, require_writable
+from sae_lens_sparsemax.models.saved_saes import place_of
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 Format = Literal["csv", "parquet", "neuronpedia", "saedashboard"]

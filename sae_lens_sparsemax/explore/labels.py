@@ -13,9 +13,10 @@ from typing import NamedTuple
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from sae_lens_sparsemax.explore.explored import Explored, is_same_decoder, place_of
+from sae_lens_sparsemax.explore.explored import Explored, is_same_decoder
 from sae_lens_sparsemax.explore.pages.scripts import script
 from sae_lens_sparsemax.files import atomic_file, read_object, reading, reason
+from sae_lens_sparsemax.models.saved_saes import place_of
 from sae_lens_sparsemax.settings.sentences import must_be
 
 logger = logging.getLogger(__name__)

@@ -97,6 +97,12 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
     return sae
 
 
+def place_of(source: Path | str) -> Path:
+    """Where what is made of an SAE lies on this machine: its folder, or `output/RELEASE/ID` for one on the hub."""
+    folder, (release, colon, sae_id) = Path(source).expanduser(), str(source).partition(":")
+    return folder if folder.exists() or not colon else Path("output", release, sae_id)
+
+
 def load_training_sae(folder: str, device: str = "cpu") -> TrainingSAE[Any]:
     """Load an SAE to train on from a checkpoint.
 

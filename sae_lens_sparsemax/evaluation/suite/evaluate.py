@@ -23,7 +23,7 @@ from sae_lens_sparsemax.evaluation.suite.text import text_groups
 from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
 from sae_lens_sparsemax.files import require_writable, save_json
 from sae_lens_sparsemax.models.language_models import load_language_model
-from sae_lens_sparsemax.models.saved_saes import load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae, place_of
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import is_first, join, own_device
@@ -122,6 +122,4 @@ def evaluate_suite(
 
 def default_folder(source: str, suite: str) -> Path:
     """Where the results of a suite go unless something else is said."""
-    folder = Path(source).expanduser()
-    # An SAE on the hub has no folder of its own here.
-    return (folder if folder.is_dir() else Path("output") / source.replace(":", "_")) / "evaluation" / suite
+    return place_of(source) / "evaluation" / suite

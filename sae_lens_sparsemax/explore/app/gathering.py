@@ -16,12 +16,13 @@ from sae_lens_sparsemax.data.loading import is_local_data
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.explore.app.opening import open_pages, take_outliers
 from sae_lens_sparsemax.explore.app.session import Session
-from sae_lens_sparsemax.explore.explored import PAGES, place_of
+from sae_lens_sparsemax.explore.explored import PAGES
 from sae_lens_sparsemax.explore.labels import shown_labels
 from sae_lens_sparsemax.explore.pages.folder import check_folder
 from sae_lens_sparsemax.explore.pages.site import short_path
 from sae_lens_sparsemax.explore.settings import AppSettings
 from sae_lens_sparsemax.files import require_writable
+from sae_lens_sparsemax.models.saved_saes import place_of
 
 logger = logging.getLogger(__name__)
 _N_SAMPLES = {"image": 500, "text": 200}
