@@ -63,5 +63,6 @@ def rounded(computed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def is_hooked(point: nn.Module) -> bool:
-    """Whether a hook point has hooks, forward or backward."""
-    return bool(point._forward_hooks or point._backward_hooks)
+    """Whether a hook point has hooks, forward or backward, before or after it."""
+    hooks = point._forward_hooks, point._forward_pre_hooks, point._backward_hooks, point._backward_pre_hooks
+    return any(hooks)

@@ -122,9 +122,10 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
 
     def _runs_unobserved(self, x: torch.Tensor) -> bool:
         """Whether nobody needs the dense scores: no hook on them, no derivative through them, no ReLU of them."""
-        if is_traced(x, *self.parameters()):
+        tensors = x, *self.parameters()
+        if is_traced(*tensors):
             return False
-        needs_grad = torch.is_grad_enabled() and (x.requires_grad or self.W_enc.requires_grad)
+        needs_grad = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
         return self.cfg.gate == "sparsemax" and not needs_grad and not is_hooked(self.hook_sae_acts_pre)
 
     @override

@@ -1,6 +1,7 @@
 """The inference SAE: one definition, whether hooked, differentiated, rounded or run in the least memory."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -83,6 +84,42 @@ def test_gradients_flow_through_active_concepts_alone():
     silent = (acts[0] == 0).nonzero().flatten()
     assert torch.autograd.grad(acts[0, silent].sum(), x, retain_graph=True)[0].count_nonzero() == 0
     assert torch.autograd.grad(acts[0, active[0]], x)[0][0].count_nonzero() == D_IN
+
+
+@pytest.mark.parametrize("settings", [{}, {"passes": 2, "refinements": 1, "alpha": 3.0}], ids=str)
+def test_gradients_are_the_same_on_every_path_whatever_is_frozen(settings):
+    sae, x = new_sae(dtype="float64", **settings), inputs(6, dtype=torch.float64)
+    tensors = dict(sae.named_parameters())
+    weights = torch.randn_like(x)
+
+    def gradients(run, learnt):
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(name in learnt)
+        return torch.autograd.grad((run(x) * weights).sum(), [tensors[name] for name in learnt], allow_unused=True)
+
+    def with_a_hook(x):
+        with sae.hooks(fwd_hooks=[("hook_sae_acts_post", lambda acts, hook: acts)]):
+            return sae(x)
+
+    whole = dict(zip(tensors, gradients(sae, list(tensors)), strict=True))
+    assert all(each.any() for each in whole.values())
+    for n in range(1, len(tensors)):
+        for learnt in itertools.combinations(tensors, n):
+            for run in (sae, lambda x: sae.decode(sae.encode(x)), with_a_hook):
+                found = dict(zip(learnt, gradients(run, learnt), strict=True))
+                torch.testing.assert_close(found, {name: whole[name] for name in learnt})
+
+
+@pytest.mark.parametrize("point", ["hook_sae_acts_pre", "hook_sae_acts_post"])
+def test_hooks_before_a_point_change_what_hooks_after_it_change(point):
+    sae, x = new_sae(), inputs()
+    sae.requires_grad_(False)
+    handle = getattr(sae, point).register_forward_hook(lambda module, given, acts: 2 * acts)
+    expected = sae(x), sae.encode(x)
+    handle.remove()
+    handle = getattr(sae, point).register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    assert not torch.equal(sae(x), new_sae()(x))
+    torch.testing.assert_close((sae(x), sae.encode(x)), expected)
 
 
 def test_every_hook_fires_in_order_with_dense_tensors():

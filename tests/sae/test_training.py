@@ -85,6 +85,18 @@ def test_the_config_alone_decides_the_layout_of_feature_acts(settings, gate_scal
     torch.testing.assert_close(acts.to_dense(), sae.encode_with_hidden_pre(x)[0])
 
 
+@pytest.mark.parametrize("point", ["hook_sae_acts_pre", "hook_sae_acts_post"])
+@pytest.mark.parametrize("register", ["register_forward_pre_hook", "register_full_backward_pre_hook"])
+def test_hooks_before_a_point_are_asked_too(point, register, always_lists):
+    sae, seen = small_sae(), []
+    getattr(getattr(sae, point), register)(lambda module, given: seen.append(given[0].shape))
+    sae.training_forward_pass(step_input(inputs())).loss.backward()
+    if register == "register_forward_pre_hook":
+        with torch.no_grad():
+            sae.encode(inputs())
+    assert seen == [(40, D_SAE)] * (2 if register == "register_forward_pre_hook" else 1)
+
+
 def test_without_hooks_encode_equals_the_differentiable_one():
     sae, x = small_sae(), inputs()
     with torch.no_grad():
