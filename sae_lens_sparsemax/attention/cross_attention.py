@@ -24,7 +24,14 @@ import torch
 
 from sae_lens_sparsemax.attention import kernels
 from sae_lens_sparsemax.attention.gate import check_gate, gate, support_activations, support_gradient
-from sae_lens_sparsemax.attention.rows import ColumnSums, column_sums, row_offsets, sampled_product, weighted_rows
+from sae_lens_sparsemax.attention.rows import (
+    ColumnSums,
+    column_sums,
+    refuse_second_derivative,
+    row_offsets,
+    sampled_product,
+    weighted_rows,
+)
 from sae_lens_sparsemax.attention.screening import Screen
 from sae_lens_sparsemax.attention.selection import select, select_over
 from sae_lens_sparsemax.attention.shards import Shard
@@ -82,7 +89,8 @@ def attend(
 
     Returns:
         See Attention. Differentiable in query, keys, values and bias through `acts` and `context`; the selection
-        itself has no gradient, and outside the support every gradient is exactly zero.
+        itself has no gradient, and outside the support every gradient is exactly zero. Over lists there are first
+        derivatives only, and a backward pass with create_graph=True is an error.
 
     Raises:
         ValueError: shapes do not fit, or the gate is none (see `check_gate`).
@@ -193,6 +201,7 @@ class _SparseAttend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
+        refuse_second_derivative()
         grad_acts, grad_context = grads
         query, keys, values, acts, row = ctx.saved_tensors
         support: Support = ctx.support
@@ -239,6 +248,7 @@ class _SparseWeigh(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
+        refuse_second_derivative()
         acts, values, crow, col, row = ctx.saved_tensors
         grad = grads[0].contiguous()
         if ctx.needs_input_grad[1]:

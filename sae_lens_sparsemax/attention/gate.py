@@ -46,6 +46,19 @@ def support_gradient(grad: torch.Tensor, support: Support, probabilities: bool) 
     return (growth * (grad.double() - (weighted / weights)[row])).to(grad.dtype)
 
 
+def _probabilities_gradient(grad: torch.Tensor, acts: torch.Tensor, support: Support) -> torch.Tensor:
+    """(N, M) dL/dz of dense probabilities in operations that are differentiable themselves.
+
+    In the probabilities p that came out, through which a second derivative goes on to z, s = β/b·(b·p)^(2 − α).
+    """
+    on_support, p = acts > 0, acts.double()
+    spent = torch.where(on_support, support.budget * p, torch.ones_like(p))
+    rate = entmax.exponent(support.alpha) / support.budget
+    growth = torch.where(on_support, rate * spent.pow(2 - support.alpha), torch.zeros_like(p))
+    mean = (growth * grad).sum(-1, keepdim=True) / growth.sum(-1, keepdim=True)
+    return (growth * (grad - mean)).to(grad.dtype)
+
+
 class _Gate(torch.autograd.Function):
     """Dense activations from dense scores. Outside the support every derivative is exactly zero."""
 
@@ -54,11 +67,16 @@ class _Gate(torch.autograd.Function):
         support = select_support(z, 1.0 / gate_scale, alpha)
         acts = support_activations(support, probabilities)
         ctx.support, ctx.probabilities = support, probabilities
-        return torch.zeros_like(z).index_put_((support.row, support.col), acts.to(z.dtype))
+        dense = torch.zeros_like(z).index_put_((support.row, support.col), acts.to(z.dtype))
+        if probabilities and alpha != 2:
+            ctx.save_for_backward(dense)
+        return dense
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
         (grad,) = grads
+        if torch.is_grad_enabled() and ctx.saved_tensors:
+            return _probabilities_gradient(grad, ctx.saved_tensors[0], ctx.support), None, None, None
         row, col = ctx.support.row, ctx.support.col
         on_support = support_gradient(grad[row, col], ctx.support, ctx.probabilities)
         return torch.zeros_like(grad).index_put_((row, col), on_support), None, None, None

@@ -151,5 +151,20 @@ class ColumnSums:
         return weighted_rows(offsets, index, weights, table, uneven=True)
 
 
+def refuse_second_derivative() -> None:
+    """Called in backward functions whose gradients autograd keeps no books of: a derivative of these would be wrong.
+
+    torch's `once_differentiable` refuses later, and only where its error lies on the way to what is asked for.
+
+    Raises:
+        ValueError: the backward pass makes a graph of itself.
+    """
+    if torch.is_grad_enabled():
+        raise ValueError(
+            "derivatives of a training pass and of attention over lists must be of first order, with "
+            "create_graph=False, got create_graph=True: take others of sae(x), which uses no lists"
+        )
+
+
 def _csr(crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, n_columns: int) -> torch.Tensor:
     return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, n_columns), check_invariants=False)

@@ -65,7 +65,7 @@ def traceable_gate(z: torch.Tensor, gate_scale: float, probabilities: bool, alph
 
     Returns:
         (..., M), zero outside the support, in the dtype of z. Its derivatives in any mode are exact on the support and
-        zero elsewhere; those of higher order too, but for probabilities with α > 2.
+        zero elsewhere; those of higher order too, up to the third for probabilities with α > 2.
     """
     budget = entmax.whole_budget(1.0 / gate_scale, alpha)
     wide = z if z.dtype == torch.float64 else z.float()
@@ -98,7 +98,8 @@ def _support(scores: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
 def _excess(scores: torch.Tensor, on_support: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:
     """(..., M) z − τ on the support and 1 elsewhere, as `entmax.excess` solves it, in a fixed number of steps.
 
-    The solution is found without derivatives; the last step has them, and being one of Newton's it has the solution's.
+    The solution is found without derivatives; the last two steps have them, and being Newton's, of which each doubles
+    what is right, they have the solution's up to the third.
     """
     beta = entmax.exponent(alpha)
     least = torch.where(on_support, scores, torch.inf).amin(-1, keepdim=True)
@@ -108,11 +109,15 @@ def _excess(scores: torch.Tensor, on_support: torch.Tensor, budget: float, alpha
         spent = torch.where(on_support, (above + s).clamp_min(_TINY).pow(beta), torch.zeros_like(above))
         return budget - spent.sum(-1, keepdim=True)
 
+    def step(s: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+        growth = torch.where(on_support, beta * (above + s).clamp_min(_TINY).pow(beta - 1), torch.zeros_like(above))
+        return missing(s, above) / growth.sum(-1, keepdim=True)
+
     given = above.detach()
-    slope = torch.ones_like(given[..., :1])
-    s = (missing(torch.zeros_like(slope), given).clamp_min(0) / on_support.sum(-1, keepdim=True)).pow(1 / beta)
+    s = missing(torch.zeros_like(given[..., :1]), given).clamp_min(0)
+    s = (s / on_support.sum(-1, keepdim=True)).pow(1 / beta)
     for _ in range(_NEWTON_STEPS):
-        growth = torch.where(on_support, beta * (given + s).clamp_min(_TINY).pow(beta - 1), torch.zeros_like(given))
-        slope = growth.sum(-1, keepdim=True)
-        s = s + (missing(s, given) / slope).clamp_min(0)
-    return torch.where(on_support, above + (s + missing(s, above) / slope), torch.ones_like(above))
+        s = s + step(s, given).clamp_min(0)
+    for _ in range(2):
+        s = s + step(s, above)
+    return torch.where(on_support, above + s, torch.ones_like(above))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from sae_lens.saes.sae import SAE
 
+from sae_lens_sparsemax.attention.rows import refuse_second_derivative
 from sae_lens_sparsemax.attention.traceable import is_traced
 
 # Numbers between these powers of two have squares that neither overflow nor vanish; others are shifted by so many.
@@ -146,6 +147,7 @@ class _ProjectedQuery(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor):
+        refuse_second_derivative()
         d_query, d_factor = grads
         unit, norm, query_map, query = ctx.saved_tensors
         d_query_map = unit.T @ d_query if ctx.needs_input_grad[2] else None

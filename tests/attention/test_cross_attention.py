@@ -1,11 +1,13 @@
 """The sparse attention against autograd through its plain formulation."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_sparsemax.attention import selection
+from sae_lens_sparsemax.attention import rows, selection
 from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, watched, weigh
 from sae_lens_sparsemax.attention.selection import select
 
@@ -91,6 +93,50 @@ def test_gradients_equal_finite_differences(probabilities):
         return attend(*tensors, gate_scale=0.8, probabilities=probabilities).context
 
     assert torch.autograd.gradcheck(context, (query, keys, values, bias))
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("alpha", [2.0, 2.5])
+def test_dense_attention_has_second_derivatives(probabilities, alpha, monkeypatch):
+    monkeypatch.setitem(selection.MAX_SPARSE_DENSITY, "cpu", 0.0)
+    query, keys, values, _ = example(n=2, m=6, d=2, shared=False, with_bias=False)
+
+    def context(*tensors):
+        return attend(*tensors, gate_scale=0.8, probabilities=probabilities, alpha=alpha).context
+
+    assert torch.autograd.gradgradcheck(context, (query, keys, values))
+
+
+def attended(query, keys, values, bias, **gate):
+    return attend(query, keys, values, bias, **gate).context
+
+
+def weighed(query, keys, values, bias):
+    return weigh(attend(query, keys, None, bias).acts, values)
+
+
+def refined(query, keys, values, bias):
+    return attend_on(query, keys, values, bias, torch.tensor([0, 1, 1]), torch.tensor([2, 0, 3]))[1]
+
+
+@pytest.mark.parametrize("has_fast_products", [True, False])
+@pytest.mark.parametrize(
+    "call",
+    [
+        attended,
+        partial(attended, probabilities=True),
+        partial(attended, probabilities=True, alpha=3.0),
+        lambda *tensors: attend(*tensors).acts.to_dense(),
+        weighed,
+        refined,
+    ],
+)
+def test_second_derivatives_over_lists_are_refused(call, has_fast_products, monkeypatch):
+    monkeypatch.setattr(rows, "HAS_FAST_PRODUCTS", has_fast_products and rows.HAS_FAST_PRODUCTS)
+    tensors = example(n=4, m=12, d=3, shared=False)
+    for loss in (call(*tensors).sum(), call(*tensors).pow(2).sum()):
+        with pytest.raises(ValueError, match="must be of first order, with create_graph=False, got create_graph=True"):
+            torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
 
 
 @settings(max_examples=60, deadline=None)

@@ -110,6 +110,21 @@ def test_gradients_equal_finite_differences(alpha: float):
         assert torch.autograd.gradcheck(context, (query, keys, bias))
 
 
+@pytest.mark.parametrize("alpha", [2.0, 2.5, 3.0, 5.0])
+@pytest.mark.parametrize("of", [gate, traceable_gate])
+def test_second_and_third_derivatives_equal_finite_differences(of, alpha: float):
+    torch.manual_seed(0)
+    z = (0.3 * torch.randn(2, 5, dtype=torch.float64)).requires_grad_()
+    weights = torch.randn_like(z)
+
+    def gradient(z):
+        return torch.autograd.grad((of(z, 1.3, True, alpha) * weights).sum(), z, create_graph=True)[0]
+
+    assert torch.autograd.gradgradcheck(lambda z: of(z, 1.3, True, alpha), z)
+    if alpha > 2:  # sparsemax is linear where its support does not change
+        assert torch.autograd.gradgradcheck(gradient, z)
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("name", ["narrow gaussian", "heavy-tailed", "one-hot", "constant", "ties", "large offset"])
 def test_the_traced_gate_selects_the_same(name: str, alpha: float):

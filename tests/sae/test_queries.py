@@ -41,3 +41,10 @@ def test_no_gradient_for_a_b_dec_that_was_not_subtracted():
     query, _ = projected_query(torch.randn(2, 3), None, query_map, True)
     query.sum().backward()
     assert query_map.grad is not None
+
+
+def test_a_second_derivative_is_refused():
+    b_dec, query_map = torch.zeros(3, requires_grad=True), torch.eye(3, requires_grad=True)
+    query, factor = projected_query(torch.randn(2, 3), b_dec, query_map, True)
+    with pytest.raises(ValueError, match="must be of first order"):
+        torch.autograd.grad((query * factor).sum(), (b_dec, query_map), create_graph=True)

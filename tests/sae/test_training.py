@@ -308,3 +308,12 @@ def test_the_target_holds_for_what_passes_and_thresholds_leave():
     for _ in range(200):
         sae.training_forward_pass(step_input(x))
     assert sae.encode(x).count_nonzero(-1).double().mean().item() == pytest.approx(6, rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 2.5, "activations": "probabilities"}], ids=str)
+def test_second_derivatives_are_those_of_the_dense_pass_and_refused_of_a_sparse_one(settings, always_lists):
+    sae, x = small_sae(d_in=3, d_sae=7, dtype="float64", **settings), inputs(2, 3, torch.float64)
+    assert torch.autograd.gradgradcheck(sae, x.requires_grad_())
+    loss = sae.training_forward_pass(step_input(x.detach())).loss
+    with pytest.raises(ValueError, match=r"must be of first order.* take others of sae\(x\)"):
+        torch.autograd.grad(loss, list(sae.parameters()), create_graph=True)
