@@ -37,7 +37,7 @@ from sae_lens_sparsemax.attention.selection import select, select_over
 from sae_lens_sparsemax.attention.shards import Shard
 from sae_lens_sparsemax.attention.sparse import coo
 from sae_lens_sparsemax.attention.support import Support, select_support
-from sae_lens_sparsemax.attention.traceable import full_precision
+from sae_lens_sparsemax.attention.traceable import check_floating, full_precision, wide
 
 
 class Attention(NamedTuple):
@@ -93,12 +93,12 @@ def attend(
         derivatives only, and a backward pass with create_graph=True is an error.
 
     Raises:
-        ValueError: shapes do not fit, or the gate is none (see `check_gate`).
+        ValueError: shapes do not fit, numbers are whole, or the gate is none (see `check_gate`).
     """
     _check(query, keys, values, bias)
     check_gate(gate_scale, probabilities, alpha)
     with full_precision(query):
-        (keys, values), query, bias = watched(keys, values), _full(query), _full(bias)
+        (keys, values), query, bias = watched(keys, values), wide(query), None if bias is None else wide(bias)
         shift = None if bias is None else bias.detach()
         if shard is not None:
             found = select_over(shard, query.detach(), keys.detach(), shift, gate_scale, alpha, screens)
@@ -137,7 +137,7 @@ def attend_on(
         (nnz,) scores and (N, d) context, or None where no values were given.
     """
     with full_precision(query):
-        (keys, values), query, bias = watched(keys, values), _full(query), _full(bias)
+        (keys, values), query, bias = watched(keys, values), wide(query), None if bias is None else wide(bias)
         with torch.no_grad():
             crow = row_offsets(row, len(query))
             scores = sampled_product(crow, col, query, keys)
@@ -150,7 +150,7 @@ def weigh(acts: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """(N, d) acts · values for (N, M) activations as `attend` returns them, sparse COO or dense, and (M, d) values."""
     with full_precision(values):
         if not acts.is_sparse:
-            return acts @ _full(values)
+            return acts @ wide(values)
         values = _watched(values)
         row, col = acts.indices()
         crow = row_offsets(row, len(acts))
@@ -171,7 +171,7 @@ def _watched(table: torch.Tensor) -> Any:
     if hasattr(table, "sums"):
         return table
     sums = ColumnSums()
-    table = _Watched.apply(_full(table), sums)
+    table = _Watched.apply(wide(table), sums)
     table.sums = sums  # type: ignore[attr-defined]
     return table
 
@@ -273,11 +273,10 @@ def _attend_dense(query, keys, values, bias, gate_scale: float, probabilities: b
     )
 
 
-def _full(tensor):
-    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.float()
-
-
 def _check(query, keys, values, bias) -> None:
+    for name, tensor in (("query", query), ("keys", keys), ("values", values), ("bias", bias)):
+        if tensor is not None:
+            check_floating(name, tensor)
     fits = (
         query.ndim == keys.ndim == 2
         and (values is None or keys.shape == values.shape)

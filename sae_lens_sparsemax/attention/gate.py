@@ -96,8 +96,9 @@ def gate(z: torch.Tensor, gate_scale: float = 1.0, probabilities: bool = True, a
         (..., M), zero outside the support, in the dtype of z.
 
     Raises:
-        ValueError: z has no last dimension to select from, its scores are not finite (−inf is, beside finite ones;
-            not asked where the call is traced), g is not positive, α is below 2, or probabilities are asked of TopK.
+        ValueError: z has no last dimension to select from, its scores are whole numbers or not finite (−inf is, beside
+            finite ones; not asked where the call is traced), g is not positive, α is below 2, or probabilities are
+            asked of TopK.
     """
     if z.ndim == 0:
         raise ValueError("scores must have at least one dimension, got a scalar")

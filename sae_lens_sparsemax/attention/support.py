@@ -24,6 +24,7 @@ import torch
 from sae_lens_sparsemax.attention import entmax, kernels, sparsemax
 from sae_lens_sparsemax.attention.rows import entry_rows, row_offsets
 from sae_lens_sparsemax.attention.shards import Shard
+from sae_lens_sparsemax.attention.traceable import check_floating, wide
 
 # Scores per chunk, in rows of fewer than WIDE scores and in wider ones: the maxima of short chunks bound τ tightly and
 # waste little, those of long ones are fewer.
@@ -103,18 +104,18 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
         computation on the differences of the given scores from the largest of their row.
 
     Raises:
-        ValueError: z is not a matrix with at least one column, a row of it holds NaN, +inf or nothing but −inf, the
-            budget is not positive and finite, or alpha is less than 2.
+        ValueError: z is not a floating-point matrix with at least one column, a row of it holds NaN, +inf or nothing
+            but −inf, the budget is not positive and finite, or alpha is less than 2.
     """
     if z.ndim != 2 or z.shape[1] == 0:
         raise ValueError(f"scores must have shape (N, M) with M >= 1, got {tuple(z.shape)}")
+    check_floating("scores", z)
     if not 0 < budget < torch.inf:
         raise ValueError(f"budget must be positive and finite, got {budget}")
     if not alpha >= 2:
         raise ValueError(f"alpha must be at least 2, got {alpha}")
     budget = entmax.whole_budget(budget, alpha)
-    if z.dtype not in (torch.float32, torch.float64):
-        z = z.float()
+    z = wide(z)
     if z.shape[0] == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=z.device)
         return Support(empty.new_zeros(1), empty, z.new_zeros(0), z.new_zeros(0, dtype=torch.float64), budget, alpha)

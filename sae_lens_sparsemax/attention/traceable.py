@@ -56,6 +56,21 @@ def full_precision(tensor: torch.Tensor) -> Any:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """The same in float32, or in float64 where it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def check_floating(name: str, tensor: torch.Tensor) -> None:
+    """Refuse whole numbers, of which activations would be rounded and gradients vanish, and complex ones.
+
+    Raises:
+        ValueError: naming the type.
+    """
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+
+
 def traceable_gate(z: torch.Tensor, gate_scale: float, probabilities: bool, alpha: float = 2.0) -> torch.Tensor:
     """`gate.gate` in differentiable operations without branches.
 
@@ -66,22 +81,26 @@ def traceable_gate(z: torch.Tensor, gate_scale: float, probabilities: bool, alph
     Returns:
         (..., M), zero outside the support, in the dtype of z. Its derivatives in any mode are exact on the support and
         zero elsewhere; those of higher order too, up to the third for probabilities with α > 2.
+
+    Raises:
+        ValueError: z is not floating point.
     """
+    check_floating("scores", z)
     budget = entmax.whole_budget(1.0 / gate_scale, alpha)
-    wide = z if z.dtype == torch.float64 else z.float()
-    row_max = wide.detach().amax(-1, keepdim=True).double()
-    scores = wide.detach().double()
+    given = wide(z)
+    row_max = given.detach().amax(-1, keepdim=True).double()
+    scores = given.detach().double()
     on_support = _support(scores - row_max if alpha == 2 else scores, budget, alpha)
     if not probabilities:
         return torch.where(on_support, z, torch.zeros_like(z))
-    shifted = wide.double() - row_max
+    shifted = given.double() - row_max
     if alpha == 2:
         shifted = torch.where(on_support, shifted, torch.zeros_like(shifted))
         tau = (shifted.sum(-1, keepdim=True) - budget) / on_support.sum(-1, keepdim=True)
         acts = gate_scale * (shifted - tau)
     else:
         acts = gate_scale * _excess(shifted, on_support, budget, alpha).pow(entmax.exponent(alpha))
-    return torch.where(on_support, acts, torch.zeros_like(acts)).to(wide.dtype).to(z.dtype)
+    return torch.where(on_support, acts, torch.zeros_like(acts)).to(given.dtype).to(z.dtype)
 
 
 def _support(scores: torch.Tensor, budget: float, alpha: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sae_lens_sparsemax.attention.traceable import wide
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 
 
@@ -12,9 +13,9 @@ def reconstruction_loss(squared_error: torch.Tensor, x: torch.Tensor, cfg: Spars
 
     Args: (..., d) squared errors of each coordinate; the (..., d) activations they are errors of; the configuration.
     """
-    per_token = squared_error.float().sum(-1)
+    per_token = wide(squared_error).sum(-1)
     if cfg.loss_weighting == "inverse_norm":
-        norm = torch.linalg.vector_norm(x.float(), dim=-1)
+        norm = torch.linalg.vector_norm(x.to(per_token.dtype), dim=-1)
         per_token = torch.where(norm > 0, per_token / norm.clamp_min(torch.finfo(norm.dtype).tiny), per_token)
     return per_token.mean()
 

@@ -12,7 +12,7 @@ import torch
 from sae_lens.saes.sae import SAE
 
 from sae_lens_sparsemax.attention.rows import refuse_second_derivative
-from sae_lens_sparsemax.attention.traceable import is_traced
+from sae_lens_sparsemax.attention.traceable import is_traced, wide
 
 # Numbers between these powers of two have squares that neither overflow nor vanish; others are shifted by so many.
 _ORDINARY_POWER = {torch.float32: 50, torch.float64: 400}
@@ -33,11 +33,6 @@ def checked_queries(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch
     check_finite(x, sae.cfg.metadata.hook_name)
     sae_in = wide(sae.process_sae_in(x))
     return sae_in, *split_norm(sae_in, sae.cfg.unit_norm_query)
-
-
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """The same in float32, or in float64 where it is."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def check_finite(sae_in: torch.Tensor, hook_name: str | None, step: int | None = None) -> None:

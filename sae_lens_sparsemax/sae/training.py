@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import override
 
 from sae_lens_sparsemax.attention.support import UnrankableScores
-from sae_lens_sparsemax.attention.traceable import full_precision, is_traced
+from sae_lens_sparsemax.attention.traceable import full_precision, is_traced, wide
 from sae_lens_sparsemax.files import save_atomically
 from sae_lens_sparsemax.sae import folding, passes
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
@@ -22,7 +22,7 @@ from sae_lens_sparsemax.sae.divergence import came_to_nothing
 from sae_lens_sparsemax.sae.encoding import dense_scores, is_hooked, linear_decode, rounded
 from sae_lens_sparsemax.sae.gate_control import batch_metrics, next_gate_scale
 from sae_lens_sparsemax.sae.losses import l1_penalty, reconstruction_loss
-from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm, wide
+from sae_lens_sparsemax.sae.queries import check_finite, check_width, checked_queries, projected_query, split_norm
 from sae_lens_sparsemax.sae.sharding import OverRanks, local, mesh_of_new_saes
 from sae_lens_sparsemax.sae.thresholds import above, follow_mean, mean_activations
 from sae_lens_sparsemax.sae.weights import prepare_for_saving, prepare_for_training, saved_gate_scale

@@ -208,6 +208,13 @@ def test_half_precision_and_autocast_select_what_float32_selects():
         assert torch.equal(dense(other.acts), dense(exact.acts))
 
 
+@pytest.mark.parametrize("name", ["query", "keys", "values", "bias"])
+def test_whole_numbers_are_refused(name):
+    given = {"query": torch.ones(2, 3), "keys": torch.ones(4, 3), "values": torch.ones(4, 3), "bias": torch.ones(4)}
+    with pytest.raises(ValueError, match=f"{name} must be floating point, got torch.int64"):
+        attend(**{**given, name: given[name].long()})
+
+
 def test_bad_shapes_are_refused_with_what_was_given():
     with pytest.raises(ValueError, match=r"\(2, 3\), \(4, 5\) and \(4, 5\)"):
         attend(torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(4, 5))

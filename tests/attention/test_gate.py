@@ -1,10 +1,15 @@
 """The projection against entmax, its own mathematics and finite differences."""
 
+import re
+from functools import partial
+
 import pytest
 import torch
 from entmax import sparsemax as entmax_sparsemax
 
 from sae_lens_sparsemax.attention.gate import gate, sparsemax
+from sae_lens_sparsemax.attention.support import select_support
+from sae_lens_sparsemax.attention.traceable import traceable_gate
 
 
 def test_the_papers_algorithm_by_hand():
@@ -51,6 +56,19 @@ def test_half_precision_scores_are_selected_in_float32_and_returned_as_they_came
     p = sparsemax(z)
     assert p.dtype == dtype
     assert torch.equal(p > 0, sparsemax(z.float()) > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "of", [sparsemax, gate, select_support, partial(traceable_gate, gate_scale=1.0, probabilities=True)]
+)
+def test_scores_that_are_not_floating_point_are_refused(of, dtype: torch.dtype):
+    message = re.escape(f"scores must be floating point, got {dtype}")
+    with pytest.raises(ValueError, match=message):
+        of(torch.ones(2, 3, dtype=dtype))
+    if of in (sparsemax, gate):
+        with pytest.raises(ValueError, match=message):
+            torch.func.vmap(of)(torch.ones(2, 3, dtype=dtype))
 
 
 def test_bad_input_is_refused_with_what_was_given():
