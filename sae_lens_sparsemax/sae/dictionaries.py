@@ -7,7 +7,8 @@ and their folded form W_enc, W_dec.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -23,8 +24,19 @@ class ComputedTensor(torch.Tensor):
 
     A write would change this temporary and nothing else, while whoever writes (SAELens's folds, its
     `init_sae_to_match_feature_dict`, a user) means the SAE. Views of it refuse as well; every other result is a
-    plain tensor. But: memory shared with numpy is not watched.
+    plain tensor, copies and what is read back from files too. But: memory shared with numpy is not watched.
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        return copy.deepcopy(self._plain(), memo)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return self._plain().__reduce_ex__(protocol)
+
+    def _plain(self) -> torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = self.as_subclass(torch.Tensor)
+            return nn.Parameter(plain, self.requires_grad) if isinstance(self, nn.Parameter) else plain
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

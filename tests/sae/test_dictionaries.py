@@ -1,8 +1,11 @@
 """Computed matrices: read like any tensor, and never written to in vain."""
 
 import copy
+import io
+import pickle
 
 import pytest
+import safetensors.torch
 import torch
 from sae_lens.synthetic import FeatureDictionary, init_sae_to_match_feature_dict
 from torch import nn
@@ -67,6 +70,41 @@ def test_a_computed_matrix_reads_copies_and_differentiates_like_a_tensor():
     owned = W_dec.detach().clone()
     owned += 1
     torch.testing.assert_close(owned, plain + 1)
+
+
+def saved_by_torch(tensor: torch.Tensor) -> torch.Tensor:
+    torch.save(tensor, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda tensor: pickle.loads(pickle.dumps(tensor)),
+    "torch": saved_by_torch,
+    "torch, in a dictionary": lambda tensor: saved_by_torch({"W": tensor})["W"],
+    "safetensors": lambda tensor: safetensors.torch.load(safetensors.torch.save({"W": tensor}))["W"],
+    "numpy": lambda tensor: torch.from_numpy(tensor.numpy().copy()),
+}
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("of", [lambda W: W.detach(), lambda W: W.detach()[:2].contiguous()], ids=["whole", "view"])
+def test_copies_and_files_of_a_computed_matrix_are_plain_tensors(name, copied, of):
+    matrix = of(getattr(small_sae(), name))
+    found = copied(matrix.contiguous())
+    assert type(found) is torch.Tensor and torch.equal(found, matrix)
+    found += 1  # is its own
+    assert not torch.equal(found, matrix)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, COPIES["pickle"], saved_by_torch])
+@pytest.mark.parametrize("learns", [True, False])
+def test_copies_of_a_parameter_made_of_a_computed_matrix_are_parameters(copied, learns):
+    parameter = nn.Parameter(small_sae().W_dec, requires_grad=learns)
+    found = copied(parameter)
+    assert type(found) is nn.Parameter and torch.equal(found, parameter) and found.requires_grad == learns
 
 
 def test_a_parameter_made_of_a_computed_matrix_learns():
