@@ -40,7 +40,8 @@ class HookedViT(HookedRootModule):
     `blocks.{l}` (see `HookedViTBlock`), `ln_final` and `hook_image_embeds` `(batch, d_embed)`.
 
     Args:
-        hf_model: a CLIP, SigLIP, DINOv2 or ViT model of `transformers`, whole or its vision tower.
+        hf_model: a CLIP, SigLIP, DINOv2 or ViT model of `transformers`, whole, its vision tower, or a classifier, whose
+            head is left out.
         image_processor: the `transformers` image processor of the model, for `preprocess`.
         tokenizer: its tokenizer, for `encode_text`.
 
@@ -58,7 +59,8 @@ class HookedViT(HookedRootModule):
         self.model = hf_model.eval()
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.family = family_of(hf_model.config.model_type)
-        tower = getattr(hf_model, "vision_model", hf_model)
+        base = hf_model.base_model  # without the head of a classifier
+        tower = getattr(base, "vision_model", base)
         self.__dict__["tower"] = tower
         self.hook_embed = HookPoint()
         ln_pre = module_at(tower, self.family.ln_pre)

@@ -43,6 +43,27 @@ def test_output_without_hooks_is_the_wrapped_models_bit_for_bit(family, attentio
     assert torch.equal(hooked(pixels), embeds)
 
 
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("ViTForImageClassification", "vit"),
+        ("ViTForMaskedImageModeling", "vit"),
+        ("Dinov2ForImageClassification", "dinov2"),
+        ("Dinov2WithRegistersForImageClassification", "dinov2_with_registers"),
+        ("CLIPForImageClassification", "clip"),
+        ("CLIPVisionModelWithProjection", "clip_vision_model"),
+        ("SiglipForImageClassification", "siglip"),
+    ],
+)
+@torch.no_grad()
+def test_models_with_a_head_of_their_own_are_hooked_below_it(name, family, pixels):
+    model = getattr(transformers, name)(tiny_model(family).config).eval()
+    tower = getattr(model.base_model, "vision_model", model.base_model)
+    hooked = HookedViT(model)
+    assert torch.equal(hooked(pixels, return_type="tokens"), tower(pixels).last_hidden_state)
+    assert hooked(pixels).ndim == 2 and hooked.cfg.n_layers == 3 and not hooked.classifies
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_residual_stream_is_the_hidden_states(family, pixels):
