@@ -140,11 +140,13 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
             was computed on the way: the scores on the supports as sparse COO without gradient, or all scores, dense.
 
         Raises:
-            ValueError: the activations are not finite, or (`Diverged`) the scores or the loss; names the step.
+            ValueError: the activations are none or not finite, or (`Diverged`) the scores or the loss; names the step.
         """
         x = step_input.sae_in
         check_width(x, self.cfg.d_in)
         step = step_input.n_training_steps + 1  # the host counts those that are done
+        if not x.numel():
+            raise ValueError(f"the batch of training step {step} must hold at least one token, got {tuple(x.shape)}")
         check_finite(x, self.cfg.metadata.hook_name, step)
         self._initialise_b_dec(x)
         try:

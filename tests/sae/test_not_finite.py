@@ -1,5 +1,7 @@
 """Weights, activations and losses that are not finite, or nearly so: never a result without a word."""
 
+import re
+
 import pytest
 import torch
 from sae_lens import SAE, TrainingSAE
@@ -73,6 +75,18 @@ def test_training_names_the_step_at_which_weights_are_not_finite(structure):
         sae.get_parameter(name).data.fill_(torch.nan)
         with pytest.raises(ValueError, match=r"training step 7 .*must be finite"):
             sae.training_forward_pass(step_input(inputs(), step=6))
+
+
+@pytest.mark.parametrize("shape", [(0, 12), (3, 0, 12)], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"gate": "relu"}, {"activation_floor": 0.5}], ids=str)
+def test_training_refuses_a_batch_without_tokens_before_anything_is_done(settings, shape):
+    sae = small_sae(**settings)
+    sae.b_dec_is_initialised.fill_(False)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    message = rf"the batch of training step 18 must hold at least one token, got {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=message):
+        sae.training_forward_pass(step_input(torch.zeros(shape), step=17))
+    torch.testing.assert_close(dict(sae.state_dict()), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
