@@ -14,7 +14,7 @@ import math
 import torch
 
 from sae_lens_sparsemax.attention import entmax
-from sae_lens_sparsemax.attention.support import Support, select_support
+from sae_lens_sparsemax.attention.support import Support, check_positive, select_support
 from sae_lens_sparsemax.attention.traceable import is_traced, traceable_gate
 
 
@@ -113,10 +113,9 @@ def check_gate(gate_scale: float, probabilities: bool, alpha: float) -> None:
     """Refuse a gate that is none.
 
     Raises:
-        ValueError: g is not positive, α is below 2, or probabilities are asked of TopK.
+        ValueError: g is not positive or infinite, α is below 2, or probabilities are asked of TopK.
     """
-    if not gate_scale > 0:
-        raise ValueError(f"gate_scale must be positive, got {gate_scale}")
+    check_positive("gate_scale", gate_scale)
     if not alpha >= 2:
         raise ValueError(f"alpha must be at least 2, got {alpha}")
     if probabilities and alpha == math.inf:

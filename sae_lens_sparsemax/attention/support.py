@@ -110,8 +110,7 @@ def select_support(z: torch.Tensor, budget: float = 1.0, alpha: float = 2.0) -> 
     if z.ndim != 2 or z.shape[1] == 0:
         raise ValueError(f"scores must have shape (N, M) with M >= 1, got {tuple(z.shape)}")
     check_floating("scores", z)
-    if not 0 < budget < torch.inf:
-        raise ValueError(f"budget must be positive and finite, got {budget}")
+    check_positive("budget", budget)
     if not alpha >= 2:
         raise ValueError(f"alpha must be at least 2, got {alpha}")
     budget = entmax.whole_budget(budget, alpha)
@@ -211,6 +210,16 @@ def tightened(
 def sampled_std(scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The standard deviation, in that dtype, of all scores (N, M) of some sixteen of N tokens."""
     return scores[:: max(1, len(scores) // 16)].to(dtype).std(correction=0)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a number that is not positive, or infinite.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be {'finite' if value == math.inf else 'positive'}, got {value}")
 
 
 def check_row_maxima(row_max: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ from simple_parsing.helpers.fields import field
 from typing_extensions import override
 
 from sae_lens_sparsemax.attention.gate import check_gate
+from sae_lens_sparsemax.attention.support import check_positive
 
 Activations = Literal["scores", "probabilities"]
 Gate = Literal["sparsemax", "relu"]
@@ -191,8 +192,8 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         _check_choice(self, "loss_weighting", LossWeighting)
         _check_choice(self, "b_dec_init", BDecInit)
         _check_positive(self, "init_score_scale", "target_l0_rate", "target_l0", "decoder_init_norm", "map_lr_scale")
-        if self.l1_coefficient < 0:
-            raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+        if not 0 <= self.l1_coefficient < math.inf:
+            raise ValueError(f"l1_coefficient must be finite and not negative, got {self.l1_coefficient}")
         if self.target_l0 == DEFAULT_TARGET_L0 > self.d_sae:
             self.target_l0 = max(1.0, self.d_sae / 4)
         if self.target_l0 is not None and self.target_l0 > self.d_sae:
@@ -236,7 +237,7 @@ def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     _check_choice(cfg, "activations", Activations)
     _check_choice(cfg, "gate", Gate)
     for name in ("d_in", "d_sae", "passes", "refinements"):
-        if not isinstance(value := getattr(cfg, name), SupportsIndex):
+        if isinstance(value := getattr(cfg, name), bool) or not isinstance(value, SupportsIndex):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
     _check_positive(cfg, "d_sae")
     check_gate(cfg.gate_scale, cfg.activations == "probabilities", cfg.alpha)
@@ -273,6 +274,5 @@ def _check_choice(cfg: SAEConfig, name: str, choices: Any) -> None:
 
 def _check_positive(cfg: SAEConfig, *names: str) -> None:
     for name in names:
-        value = getattr(cfg, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if (value := getattr(cfg, name)) is not None:
+            check_positive(name, value)

@@ -74,5 +74,7 @@ def test_scores_that_are_not_floating_point_are_refused(of, dtype: torch.dtype):
 def test_bad_input_is_refused_with_what_was_given():
     with pytest.raises(ValueError, match="gate_scale must be positive, got -1"):
         gate(torch.zeros(3), -1.0)
+    with pytest.raises(ValueError, match="gate_scale must be finite, got inf"):
+        gate(torch.zeros(3), torch.inf)
     with pytest.raises(ValueError, match="scalar"):
         gate(torch.tensor(1.0))

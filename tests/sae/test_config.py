@@ -1,6 +1,7 @@
 """Configurations: what is refused, the presets, and what survives a round trip."""
 
 import dataclasses
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -57,6 +58,22 @@ def test_counts_are_whole_numbers(field, value):
         SparsemaxSAEConfig(**{"d_in": 8, "d_sae": 64, field: value})
 
 
+NUMBERS = [
+    pytest.param(kind, name, value, id=f"{kind.__name__}-{name}-{value}")
+    for kind in (SparsemaxSAEConfig, SparsemaxTrainingSAEConfig)
+    for name, hint in get_type_hints(kind).items()
+    if name in kind.__dataclass_fields__ and {int, float} & {hint, *get_args(hint)}
+    for value in ((True,) if hint is int else (float("inf"), float("nan"), -1.0))
+    if (name, value) != ("alpha", float("inf"))  # TopK
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), NUMBERS)
+def test_numbers_that_are_no_settings_are_refused_by_name(kind, field, value):
+    with pytest.raises(ValueError, match=f"{field} must .*, got {value}"):
+        kind(**{"d_in": 8, "d_sae": 64, field: value})
+
+
 def test_a_width_may_be_unknown_in_a_training_config_until_an_sae_is_built():
     unknown = config(d_in=0)
     with pytest.raises(ValueError, match="d_in must be the width of the activations when an SAE is built, got 0"):
@@ -75,7 +92,7 @@ def test_a_target_above_the_number_of_concepts_is_refused():
 
 
 def test_a_negative_penalty_is_refused():
-    with pytest.raises(ValueError, match="l1_coefficient must not be negative, got -1"):
+    with pytest.raises(ValueError, match="l1_coefficient must be finite and not negative, got -1"):
         config(l1_coefficient=-1)
 
 
