@@ -61,8 +61,11 @@ def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """An opened image as a person sees it: in RGB, 8 bits, turned as its camera was held, its first frame, on white.
 
     Transparent pixels show white and not the colours that happen to be stored under them, which CLIP's own
-    `convert("RGB")` brings out. Grays of 16 bits keep their upper 8, as Pillow reads colours of 16 bits; of
-    floating-point values, those up to 1 are shares of white and others 8-bit levels.
+    `convert("RGB")` brings out. Grays of 16 bits keep their upper 8, as Pillow reads colours of 16 bits. Where none of
+    an image's values is above 255 they are 8-bit levels, however many bits hold them: arrays of whole numbers are often
+    stored so, and of the upper bits nothing would be left but black. So a picture of 16 bits that is all but black is
+    shown brighter than its neighbours, as Pillow shows it. Floating-point values up to 1 are shares of white, others
+    8-bit levels.
 
     Raises:
         ValueError: it is broken, a stripe too narrow to resize, or has values of no known scale.
@@ -81,12 +84,15 @@ def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Gray of 16 bits or of floating-point values, which Pillow would clip at 255."""
+    """Gray of whole numbers wider than 8 bits or of floating-point values, which Pillow would clip at 255."""
     values = np.asarray(image)
     largest = 255 if image.mode == "F" else 65_535
     if not (values.min() >= 0 and values.max() <= largest):
         raise ValueError(f"gray values must lie in [0, {largest}], got {values.min()} to {values.max()}")
-    levels = np.round(values * (255 if values.max() <= 1 else 1)) if image.mode == "F" else values >> 8
+    if image.mode == "F":
+        levels = np.round(values * (255 if values.max() <= 1 else 1))
+    else:
+        levels = values >> 8 if values.max() > 255 else values
     gray = PIL.Image.fromarray(levels.astype(np.uint8))
     if (transparent := image.info.get("transparency")) is not None:
         gray.putalpha(PIL.Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

@@ -3,6 +3,7 @@
 import itertools
 
 import datasets
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -99,6 +100,16 @@ def test_every_mode_and_size_becomes_rgb(mode, size):
     image = decode_image(encoded(PIL.Image.new(mode, size)))
     assert image.mode == "RGB" and image.size == size
     assert plain_processor()([image], return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.filterwarnings("ignore:Downcasting array dtype")
+@pytest.mark.parametrize("dtype", ["int16", "uint16", ">u2", "int32", "uint32", "int64"])
+@pytest.mark.parametrize("factor", [1, 128])
+def test_whole_numbers_of_more_bits_are_levels_up_to_255_and_16_bits_beyond(dtype, factor):
+    levels = np.arange(256).reshape(16, 16)
+    stored = datasets.Image().encode_example((levels * factor).astype(dtype))
+    shown = np.asarray(decode_image(stored))
+    assert (shown == (levels if factor == 1 else levels // 2)[..., None]).all()
 
 
 def broken_among(n: int, broken: set[int]) -> datasets.Dataset:
