@@ -44,7 +44,7 @@ def test_what_cannot_be_named_is_refused(clip_and_sae):
 
 
 def test_word_lists_are_read_and_checked(tmp_path):
-    (tmp_path / "words.txt").write_text("cat\n\n sea horse \ncat\n", encoding="utf-8")
+    (tmp_path / "words.txt").write_text("cat\n\n sea horse \ncat\n", encoding="utf-8-sig")
     assert read_words(tmp_path / "words.txt") == ["cat", "sea horse"]
     (tmp_path / "none.txt").write_text("\n")
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")

@@ -174,7 +174,7 @@ def read_words(path: str | Path) -> list[str]:
         ValueError: no such file, no text in UTF-8, no words, or so many that the list must be something else.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The word list {str(path)!r} could not be read as text: {error}") from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
