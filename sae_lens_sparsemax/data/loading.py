@@ -16,11 +16,11 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
+from sae_lens_sparsemax.data.local_files import DATA_ENDINGS, data_files, ending_of, is_saved, is_there
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.settings.sentences import listed, must_be, must_be_one_of, shown, similar_path
 
 _HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
-_FILE_ENDINGS = {".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt"}
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _SCHEMA_METADATA = re.compile(r"-- schema metadata --.*?(?=\bto\s*\{)", re.DOTALL)
 
@@ -40,8 +40,8 @@ def load_rows(
     """The rows of a data set as `datasets` gives them; of local `.txt` files, what stands between blank lines.
 
     Args:
-        path: a hub id, a local folder (of data files, or written by `save_to_disk`), local files (also `.gz`; globs
-            allowed), or `quickstart`.
+        path: a hub id, a local folder (of data files, see `data_files`, or written by `save_to_disk`), local files
+            (also `.gz`; globs allowed), or `quickstart`.
         split: the split to use. Local files form one, `train`; a slice such as `train[:1%]` works too.
         config: the configuration, for hub data sets that have several.
         streaming: read as the rows are asked for, rather than convert everything first.
@@ -59,7 +59,7 @@ def load_rows(
         data, is_text = _rows(path, split, config, streaming, builders)
         if isinstance(data, IterableDataset):
             _explain_reading(data._ex_iterable, path)
-        if is_text and data.info.builder_name == "text":
+        if is_text:
             # A line may hold nothing but spaces, as in WikiText, and is blank all the same.
             data = data.map(_without_blank_lines, batched=True)
         return data
@@ -77,8 +77,9 @@ def split_names(path: str, config: str | None) -> list[str]:
             return ["train", "validation"]
         if os.path.isfile(folder / "dataset_dict.json"):  # noqa: PTH113  also of names that no folder can have
             return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        if os.path.isdir(folder) and not (folder / "state.json").is_file():  # noqa: PTH112
-            return datasets.get_dataset_split_names(str(folder), config)
+        if os.path.isdir(folder) and not is_saved(folder):  # noqa: PTH112
+            found = data_files(str(folder), dict.fromkeys(DATA_ENDINGS))
+            return list(found[1]) if found else datasets.get_dataset_split_names(str(folder), config)
         if is_local_data(path) or glob.has_magic(path):
             return ["train"]
         try:
@@ -88,18 +89,18 @@ def split_names(path: str, config: str | None) -> list[str]:
 
 
 def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: Mapping[str, Any]) -> tuple[Any, bool]:
-    """The rows, and whether they are paragraphs if they are text."""
+    """The rows, and whether they are paragraphs of text."""
     refuse_missing_data(path)
     given: dict[str, Any] = {"split": split, "streaming": streaming}
     file = str(Path(path).expanduser())
-    ending = _ending(file)
-    if ending in builders and not os.path.isdir(file):  # noqa: PTH112  also of names that no file can have
+    if found := data_files(file, builders):
+        ending, files = found
         builder, options = builders[ending]
         if ending == ".txt":
             options = {**options, "sample_by": "paragraph"}
         if ending == ".json":  # is read whole anyway, and a stream has values of several types in quotes
             given["streaming"] = False
-        data = datasets.load_dataset(builder, data_files=file, **given, **options)
+        data = datasets.load_dataset(builder, data_files=files, **given, **options)
         return data.to_iterable_dataset() if streaming and isinstance(data, Dataset) else data, ending == ".txt"
     folder = Path(file)
     if not os.path.exists(file):  # noqa: PTH110
@@ -107,7 +108,7 @@ def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: 
             return datasets.load_dataset(path, name=config, **given), False
         except OSError as error:  # not on the hub, or the hub out of reach
             raise ValueError(f"{error}; nor is there a file or folder of that name{_similar(file)}") from error
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+    if is_saved(folder):
         data = datasets.load_from_disk(file)
         if isinstance(data, DatasetDict):
             if split not in data:
@@ -115,10 +116,11 @@ def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: 
             data = data[split]
         return data.to_iterable_dataset() if streaming else data, False
     if folder.is_file():
-        raise must_be_one_of("its ending", ending, builders)
-    files = [each for each in folder.rglob("*") if each.is_file() and not each.name.startswith(".")]
-    if ".txt" in builders and files and all(each.name.removesuffix(".gz").endswith(".txt") for each in files):
-        return datasets.load_dataset("text", data_dir=file, sample_by="paragraph", **given), True
+        raise must_be_one_of("its ending", ending_of(file), builders)
+    if ".txt" in builders:
+        described: Any = datasets.load_dataset_builder(file, name=config)
+        if described.name == "text" and described.config.sample_by == "line":  # which it is where the README says none
+            return datasets.load_dataset(file, name=config, sample_by="paragraph", **given), True
     return datasets.load_dataset(file, name=config, **given), False
 
 
@@ -182,7 +184,7 @@ def _is_local(name: str) -> bool:
 def is_local_data(path: str) -> bool:
     """Whether the name of a data set is that of local files or a folder, there or missing."""
     file = os.path.expanduser(path)  # noqa: PTH111  leaves what names no user as it is
-    return _ending(file) in _FILE_ENDINGS or os.path.exists(file) or _is_local(path)  # noqa: PTH110
+    return ending_of(file) in DATA_ENDINGS or os.path.exists(file) or _is_local(path)  # noqa: PTH110
 
 
 def refuse_missing_data(*paths: str | None, setting: str = "") -> None:
@@ -201,7 +203,7 @@ def refuse_missing_data(*paths: str | None, setting: str = "") -> None:
         with explained(path):
             file = os.path.expanduser(path)  # noqa: PTH111
             if is_local_data(path) and not (os.path.exists(file) or is_there(file)):  # noqa: PTH110
-                kind = "file" if _ending(file) in _FILE_ENDINGS else "file or folder"
+                kind = "file" if ending_of(file) in DATA_ENDINGS else "file or folder"
                 raise ValueError(f"there is no {kind} {shown(file)}{_similar(file)}{hint}")
 
 
@@ -215,17 +217,5 @@ def refuse_missing_model(name: str, setting: str = "model_name") -> None:
         )
 
 
-def is_there(pattern: str) -> bool:
-    """Whether a path, which may hold wildcards, is that of a file."""
-    try:
-        return any(Path(file).is_file() for file in glob.iglob(pattern, recursive=True))  # noqa: PTH207
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
 def _similar(path: str) -> str:
-    return similar_path(Path(path), lambda entry: entry.is_dir() or entry.suffix in _FILE_ENDINGS)
-
-
-def _ending(file: str) -> str:
-    return Path(file.removesuffix(".gz")).suffix.lower()
+    return similar_path(Path(path), lambda entry: entry.is_dir() or ending_of(entry.name) in DATA_ENDINGS)

@@ -9,29 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from sae_lens.training.activations_store import ActivationsStore
 
-from sae_lens_sparsemax.data.loading import explained, is_there, load_rows, require_column
+from sae_lens_sparsemax.data.loading import explained, load_rows, require_column
+from sae_lens_sparsemax.data.local_files import data_files
 from sae_lens_sparsemax.data.quickstart import quickstart_text
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be
 
 logger = logging.getLogger(__name__)
 
+_UTF_8 = {"encoding": "utf-8-sig"}  # with or without a byte-order mark, which is no text
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jsonl": ("json", {}), ".json": ("json", {}), ".parquet": ("parquet", {}), ".txt": ("text", {}),
+    ".jsonl": ("json", {}), ".json": ("json", {}), ".parquet": ("parquet", {}), ".txt": ("text", _UTF_8),
     # The text as it stands: `NA` is no number that is missing.
     ".csv": ("csv", {"keep_default_na": False}), ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
 }  # fmt: skip
+_LINES = ("text", {**_UTF_8, "sample_by": "line"})
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
-# What the activations store reads without a text column: token ids, or conversations.
-_OTHER_COLUMNS = {"tokens", "input_ids", "problem", "conversation", "conversations", "messages"}
+# What the activations store looks for before text, without chat formatting and with it.
+_TOKENS = ("tokens", "input_ids")
+_CONVERSATIONS = ("conversation", "conversations", "messages")
 
 MAX_BAD_TEXT_FRACTION = 0.01
 """Share of the rows read that may hold no text, beyond the first ten; as for images."""
@@ -67,11 +72,16 @@ def load_text_dataset(
     text_column: str = "text",
     label_column: str | None = None,
     streaming: bool = True,
+    use_chat_formatting: bool = False,
 ) -> Dataset | IterableDataset:
-    """Load a data set whose text is in the column ``text``.
+    """Load a data set whose text is in the column ``text``, or what the activations store reads in its place.
+
+    Where no other column is named, lists of token ids in ``tokens`` or ``input_ids`` come before ``text``, or with
+    chat formatting conversations in ``conversation``, ``conversations`` or ``messages``; they are not checked. Without
+    ``text``, that of ``problem`` is taken.
 
     Args:
-        path: a hub id, a local folder (of data files, or written by ``save_to_disk``), or a local
+        path: a hub id, a local folder (of data files, see ``data_files``, or written by ``save_to_disk``), or a local
             ``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv`` or ``.txt`` file (also ``.gz``; globs
             allowed). A blank line, with spaces in it or not, separates the documents of a ``.txt`` file.
             ``"quickstart"`` is the text that the package carries, with the splits train and validation.
@@ -80,41 +90,47 @@ def load_text_dataset(
         text_column: the column with the text; renamed to ``text``.
         label_column: a column to keep beside it, whatever it holds; renamed to ``label``.
         streaming: read while training, rather than convert everything first.
+        use_chat_formatting: the activations store's setting of that name.
 
     Raises:
         ValueError: missing file, no rows, missing column (the message names the columns there are),
             a column that holds no text, too many rows without any, or whatever ``datasets`` reports, in one sentence.
     """
+    lines: Any = None
     data: Any = None
-    is_json_lines = False
     columns = [text_column] if label_column is None else [text_column, label_column]
     # Numbers in the column with the text are text as well.
     builders = {
         ending: (builder, {**options, "converters": dict.fromkeys(columns, str)} if builder == "csv" else options)
         for ending, (builder, options) in _BUILDERS.items()
     }
+    read = partial(_column_to_read, text_column, label_column, use_chat_formatting)
     try:
-        data = _json_lines(path, split, streaming, text_column, label_column)
-        is_json_lines = data is not None
-        data = data if is_json_lines else load_rows(path, split, config, streaming, builders, quickstart_text)
-        with explained(path):
-            first = next(iter(data), None)
+        lines, first = _json_lines(path, split, streaming)
+        column, is_text = read(first)
+        if column not in first or not is_text:
+            lines = None
+            data = load_rows(path, split, config, streaming, builders, quickstart_text)
+            with explained(path):
+                first = next(iter(data), None)
     except StopIteration:  # what `datasets` raises for a JSON lines file without lines
         first = None
     if first is None:
         raise ValueError(f"The data set {path!r} (split {split!r}) must have rows, got none.")
-    if is_json_lines:
-        return _texts_alone(data, _IsText(path, text_column), text_column).map(_ParsedLine(text_column, label_column))
-    if label_column is None and _has_tokens(text_column, set(first)):
-        return data
-    require_column("text_column", text_column, first, path)
+    column, is_text = read(first)
+    if not is_text:
+        return data.remove_columns("tokens") if column == "input_ids" and "tokens" in first else data
+    require_column("text_column", column, first, path)
     if label_column is not None:
         require_column("label_column", label_column, first, path)
-    if columns != ["text"]:
+    if lines is not None:
+        return _texts_alone(lines, _IsText(path, column), column).map(_ParsedLine(column, label_column))
+    columns[0] = column
+    if columns != ["text"] or not first.keys().isdisjoint(_TOKENS):
         # Alone, since the activations store would prefer a column of token ids to the one asked for.
         renamed = {old: new for old, new in zip(columns, ("text", "label"), strict=False) if old != new}
         data = data.select_columns(columns).rename_columns(renamed)
-    return _texts_alone(data, _IsText(path), text_column)
+    return _texts_alone(data, _IsText(path), column)
 
 
 def require_one_context(store: ActivationsStore, path: str) -> None:
@@ -174,21 +190,22 @@ class BelongsTo:
         return part_of_document(document["text"], self.held_out_fraction) == self.part
 
 
-def _json_lines(path: str, split: Any, streaming: bool, text_column: str, label_column: str | None) -> Any:
-    """The lines of JSON lines files with this column, not parsed; None for anything else.
+def _json_lines(path: str, split: Any, streaming: bool) -> tuple[Any, dict[str, Any]]:
+    """The lines of JSON lines files, not parsed, and the first value of every key; None and none for anything else.
 
     The library's own reader is stopped by one broken line, or one value of another type.
     """
-    expanded = str(Path(path).expanduser())
-    if not expanded.removesuffix(".gz").endswith((".jsonl", ".json")) or not is_there(expanded):
-        return None
-    lines: tuple[str, dict[str, Any]] = ("text", {})
-    data = load_rows(path, split, None, streaming, {".jsonl": lines, ".json": lines}, quickstart_text)
-    keys = dict.fromkeys(key for line in islice(iter(data), _N_NAMED) for key in _parsed(line["text"]) or {})
-    if text_column in keys and label_column is not None:
-        require_column("label_column", label_column, keys, path)
-        return data
-    return data if text_column in keys and not _has_tokens(text_column, set(keys)) else None
+    with explained(path):
+        found = data_files(os.path.expanduser(path), _BUILDERS)  # noqa: PTH111  leaves what names no user as it is
+    if found is None or _BUILDERS[found[0]][0] != "json":
+        return None, {}
+    data = load_rows(path, split, None, streaming, {**_BUILDERS, ".jsonl": _LINES, ".json": _LINES}, quickstart_text)
+    lines = [row["text"].strip() for row in islice(iter(data), _N_NAMED)]
+    opening = next(filter(None, lines), "")
+    # One value over many lines, of which each may be a document by itself.
+    if opening.startswith("[") or (found[0] == ".json" and _parsed(opening) is None):
+        return None, {}
+    return data, {key: value for line in reversed(lines) for key, value in (_parsed(line) or {}).items()}
 
 
 def _texts_alone(data: Any, is_text: _IsText, text_column: str) -> Any:
@@ -258,7 +275,7 @@ class _ParsedLine:
         self.text_column, self.label_column = text_column, label_column
 
     def __call__(self, line: dict[str, str]) -> dict[str, Any]:
-        row = json.loads(line["text"])
+        row = _parsed(line["text"]) or {}
         # Half a character, as a text that was cut leaves it, cannot be written.
         text = {"text": _HALF_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", row[self.text_column])}
         return text if self.label_column is None else text | {"label": row.get(self.label_column)}
@@ -273,6 +290,21 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _has_tokens(text_column: str, columns: set[str]) -> bool:
-    """Whether the activations store reads something other than text, which no other column was named for."""
-    return text_column == "text" and bool(_OTHER_COLUMNS & columns)
+def _column_to_read(
+    text_column: str, label_column: str | None, use_chat_formatting: bool, row: dict[str, Any]
+) -> tuple[str, bool]:
+    """The column of such a row that the activations store is to read, and whether it is to hold text."""
+    if text_column != "text" or label_column is not None:
+        return text_column, True
+    if use_chat_formatting:
+        others = [name for name in _CONVERSATIONS if name in row]
+    else:
+        others = [name for name in _TOKENS if _are_token_ids(row.get(name))]
+    if others:
+        return others[0], False
+    return "problem" if "problem" in row and "text" not in row and not use_chat_formatting else "text", True
+
+
+def _are_token_ids(value: Any) -> bool:
+    values = value.tolist() if hasattr(value, "tolist") else value  # as a data set that was saved may be formatted
+    return isinstance(values, list) and all(isinstance(each, int) for each in values)

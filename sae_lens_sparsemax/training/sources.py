@@ -86,6 +86,7 @@ def text_dataset(cfg: LanguageModelSAERunnerConfig[Any]) -> Dataset | IterableDa
         config=getattr(cfg, "dataset_config", None),
         text_column=getattr(cfg, "text_column", "text"),
         streaming=cfg.streaming,
+        use_chat_formatting=cfg.use_chat_formatting,
     )
     fraction = getattr(cfg, "held_out_fraction", 0.0)
     return part_of_dataset(dataset, "train", fraction, cfg.dataset_path) if fraction else dataset

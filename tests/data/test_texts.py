@@ -65,6 +65,73 @@ def test_tokenized_data_need_no_text(tmp_path):
     assert row["input_ids"] == [1, 2]
 
 
+WORDS = {"text": ["one", None, "three"]}
+IDS = [[1, 2], [3, 4], [5, 6]]
+CHAT = [[{"role": "user", "content": "hi"}]] * 3
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("columns", "use_chat_formatting", "read"),
+    [
+        ({**WORDS, "tokens": [3, 4, 5]}, False, "text"),
+        ({**WORDS, "tokens": IDS}, False, "tokens"),
+        ({**WORDS, "tokens": [3, 4, 5], "input_ids": IDS}, False, "input_ids"),
+        ({**WORDS, "tokens": IDS}, True, "text"),
+        ({**WORDS, "messages": CHAT}, False, "text"),
+        ({**WORDS, "messages": CHAT}, True, "messages"),
+        ({**WORDS, "problem": ["p", "q", "r"]}, False, "text"),
+        ({"problem": WORDS["text"], "n": [1, 2, 3]}, False, "text"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, dict) else str(each),
+)
+def test_what_the_store_reads_is_loaded_and_text_is_checked_beside_what_it_does_not(
+    tmp_path, columns, use_chat_formatting, read, kind, streaming
+):
+    path = tmp_path / f"data.{kind}"
+    data = Dataset.from_dict(columns)
+    data.to_json(path) if kind == "jsonl" else data.to_parquet(path)
+    rows = list(load_text_dataset(str(path), streaming=streaming, use_chat_formatting=use_chat_formatting))
+    assert [row[read] for row in rows] == (["one", "three"] if read == "text" else columns[read])
+    assert use_chat_formatting or read == "tokens" or "tokens" not in rows[0]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("columns", "use_chat_formatting"),
+    [
+        ({"tokens": [3, 4, 5]}, False),
+        ({"tokens": [["a"], ["b"], ["c"]]}, False),
+        ({"messages": CHAT}, False),
+        ({"problem": ["p", "q", "r"]}, True),
+    ],
+)
+def test_columns_that_the_store_cannot_read_are_no_text(tmp_path, columns, use_chat_formatting, kind):
+    path = tmp_path / f"data.{kind}"
+    data = Dataset.from_dict(columns)
+    data.to_json(path) if kind == "jsonl" else data.to_parquet(path)
+    with pytest.raises(ValueError, match=f"text_column must be one of '{next(iter(columns))}' .* got 'text'"):
+        load_text_dataset(str(path), use_chat_formatting=use_chat_formatting)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    ("start", "between", "end"), [("[\n", ",\n", "\n]"), ("[\n ", "\n,", "]"), ("\n\n[", ",\n", "]")]
+)
+def test_an_array_with_an_object_a_line_is_read_whole(tmp_path, start, between, end, streaming):
+    path = tmp_path / "data.json"
+    path.write_text(start + between.join(json.dumps({"text": text}) for text in TEXTS) + end)
+    assert texts(load_text_dataset(str(path), streaming=streaming)) == TEXTS
+
+
+def test_an_object_around_an_array_is_none_of_its_lines(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text('{"data": [\n{"text": "a"},\n{"text": "b"}\n]}')
+    with pytest.raises(ValueError, match="text_column must be one of 'data'"):
+        load_text_dataset(str(path))
+
+
 def test_the_embedded_text_has_a_name():
     row = next(iter(load_text_dataset("quickstart", split="validation")))
     assert len(row["text"]) > 100

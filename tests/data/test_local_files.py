@@ -1,0 +1,119 @@
+"""Which files of a folder are its data, and that an ending, a mark or a folder changes nothing of how they are read."""
+
+import gzip
+import json
+
+import pytest
+from datasets import Dataset
+
+from sae_lens_sparsemax.data.images import load_image_dataset
+from sae_lens_sparsemax.data.loading import split_names
+from sae_lens_sparsemax.data.texts import load_text_dataset
+from tests.support.tiny_images import gray_levels
+
+TEXTS = ["one\ntwo", "NA", "three"]
+TXT = "\n\n".join(TEXTS).encode()
+LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+BROKEN = b'{"text": 3}\n{broken\n'
+ARRAY = json.dumps([{"text": text} for text in TEXTS]).encode()
+CSV = b'text,n\n"one\ntwo",1\nNA,2\nthree,3\n'
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def folder_of(tmp_path, files: dict[str, bytes]):
+    for name, content in files.items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "data"
+
+
+def texts(path, **options) -> list[str]:
+    return [row["text"] for row in load_text_dataset(str(path), **options)]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.txt": TXT, "README.md": b"About."},
+        {"a.txt": TXT, "LICENSE": b"MIT", "NOTES.md": b"Notes.", "MORE.md": b"More."},
+        {"A.TXT": TXT, "README.md": b"About."},
+        {"A.TXT": b"one\ntwo\n\nNA", "b.txt": b"three"},
+        {"x/a.txt": b"one\ntwo\n\nNA", "y/z/b.txt": b"three"},
+        {"a.txt": TXT, ".git/config": b"[core]", ".DS_Store": b"\0"},
+        {"a.txt.gz": gzip.compress(TXT), "LICENSE": b"MIT"},
+        {"train.txt": TXT, "test.txt": b"other", "LICENSE": b"MIT"},
+        {"a.jsonl": LINES + BROKEN, "LICENSE": b"MIT"},
+        {"A.JSONL": LINES[:21], "b.jsonl": LINES[21:]},
+        {"a.json": ARRAY, "notes.txt": b"Notes."},
+        {"A.CSV": CSV, "README.md": b"About."},
+    ],
+    ids=lambda files: " ".join(files),
+)
+def test_the_data_of_a_folder_are_read_as_their_files_are(tmp_path, files, streaming):
+    assert texts(folder_of(tmp_path, files), streaming=streaming) == TEXTS
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("A.TXT", TXT),
+        ("a.txt.GZ", gzip.compress(TXT)),
+        ("A.JSONL", LINES + BROKEN),
+        ("A.JSON", LINES + BROKEN),
+        ("A.JSON", ARRAY),
+        ("A.CSV", CSV),
+    ],
+    ids=["txt", "gz", "jsonl", "json lines", "json array", "csv"],
+)
+def test_an_ending_in_capitals_is_the_same_ending(tmp_path, name, content, streaming):
+    folder = folder_of(tmp_path, {name: content})
+    assert texts(folder / name, streaming=streaming) == texts(folder, streaming=streaming) == TEXTS
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", TXT), ("a.jsonl", LINES), ("a.json", LINES), ("a.json", ARRAY), ("a.csv", CSV)],
+    ids=["txt", "jsonl", "json lines", "json array", "csv"],
+)
+def test_a_byte_order_mark_costs_no_text_and_is_none(tmp_path, name, content, streaming):
+    folder = folder_of(tmp_path, {name: MARK + content})
+    assert texts(folder / name, streaming=streaming) == texts(folder, streaming=streaming) == TEXTS
+
+
+def test_a_readme_that_says_which_files_are_what_is_followed(tmp_path):
+    readme = b"---\nconfigs:\n- config_name: one\n  data_files: a.txt\n- config_name: whole\n  data_files: b.txt\n"
+    readme += b"  sample_by: document\n---\n"
+    folder = folder_of(tmp_path, {"a.txt": TXT, "b.txt": b"x\n\ny", "README.md": readme})
+    assert texts(folder, config="one") == TEXTS
+    assert texts(folder, config="whole") == ["x\n\ny"]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_folder_of_tables_in_capitals_has_images_and_splits(tmp_path, streaming):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        gray_levels(3).to_parquet(tmp_path / "data" / f"{split}.PARQUET")
+    folder = folder_of(tmp_path, {"LICENSE": b"MIT"})
+    assert repr(split_names(str(folder), None)) == "['train', 'test']"
+    assert len(list(load_image_dataset(str(folder), split="test", streaming=streaming))) == 3
+
+
+def test_pictures_are_no_table_beside_them(tmp_path):
+    folder = folder_of(tmp_path, {"metadata.csv": b"file_name,text\n0.png,zero\n1.png,one\n", "LICENSE": b"MIT"})
+    for i, row in enumerate(gray_levels(2)):
+        row["image"].save(folder / f"{i}.png")  # type: ignore[index]
+    assert load_image_dataset(str(folder)).column_names == ["image", "text"]
+
+
+def test_parquet_in_capitals(tmp_path):
+    Dataset.from_dict({"text": TEXTS}).to_parquet(tmp_path / "A.PARQUET")
+    assert texts(tmp_path / "A.PARQUET") == TEXTS
