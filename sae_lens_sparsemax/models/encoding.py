@@ -5,7 +5,7 @@ data set are never held: each chunk is reduced to its non-zero entries as soon a
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from sae_lens_sparsemax.settings.sentences import must_be
 
 # Tokens encoded at once. At d_sae = 49,152 a dense chunk of float32 activations takes 200 MB.
 CHUNK_SIZE = 1024
+
+# What SAELens's `encode` leaves on an SAE that normalises every token by itself, for one `decode`, which deletes it.
+_NORMALISATION = ("x_norm_coeff", "ln_mu", "ln_std")
 
 
 class SparseActs(NamedTuple):
@@ -140,6 +143,25 @@ def mean_over_tokens(acts: SparseActs, n_tokens: int) -> SparseActs:
     value = torch.zeros(len(unique), dtype=acts.value.dtype, device=acts.value.device)
     value.index_add_(0, position, acts.value)
     return SparseActs(unique // acts.d_sae, unique % acts.d_sae, value / n_tokens, n_images, acts.d_sae)
+
+
+def encode_to_decode(
+    sae: SAE[Any], sae_in: torch.Tensor
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Activations of tokens, and a `decode` for activations of these tokens that may be called again, and later.
+
+    Args:
+        sae: any SAELens SAE.
+        sae_in: `(n, d_in)`, on its device.
+    """
+    feature_acts = sae.encode(sae_in)
+    normalisation = {name: vars(sae)[name] for name in _NORMALISATION if name in vars(sae)}
+
+    def decode(feature_acts: torch.Tensor) -> torch.Tensor:
+        vars(sae).update(normalisation)
+        return sae.decode(feature_acts)
+
+    return feature_acts, decode
 
 
 def encode_tokens(sae: SAE[Any], tokens: torch.Tensor) -> torch.Tensor:

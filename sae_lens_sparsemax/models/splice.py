@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from sae_lens import SAE
 
-from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, SparseActs, evaluation_mode, sparse_acts
+from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, SparseActs, encode_to_decode, evaluation_mode, sparse_acts
 from sae_lens_sparsemax.settings.sentences import must_be
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
@@ -96,15 +96,25 @@ def change_concepts(sae: SAE[Any], changes: Mapping[int, Change]) -> Edit:
 
     def edit(activations: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), evaluation_mode(sae):
-            before = sae.encode(activations.flatten(0, 1).to(sae.device, sae.dtype))
+            before, decode = encode_to_decode(sae, activations.flatten(0, 1).to(sae.device, sae.dtype))
             before = before.to_dense() if before.is_sparse else before
             after = before.clone()
             for concept, change in changes.items():
                 after[:, concept] = change.factor * before[:, concept] + change.add
-            difference = sae.decode(after) - sae.decode(before)
+            difference = decode(after) - decode(before)
         return activations + difference.reshape(activations.shape).to(activations)
 
     return edit
+
+
+class _Encoded(NamedTuple):
+    """What a `MaskedReconstruction` keeps of some images."""
+
+    acts: SparseActs
+    is_sparse: bool
+    """Whether the SAE gave them as a sparse tensor."""
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    """Of these images' tokens."""
 
 
 class MaskedReconstruction:
@@ -120,7 +130,7 @@ class MaskedReconstruction:
     def __init__(self, sae: SAE[Any], chunk_size: int = CHUNK_SIZE) -> None:
         self.sae, self.chunk_size = sae, chunk_size
         self._seen: tuple[torch.Tensor, int] | None = None
-        self._chunks: list[tuple[SparseActs, bool]] = []
+        self._chunks: list[_Encoded] = []
 
     def edit(self, keep: torch.Tensor | None) -> Edit:
         """The edit for one choice of concepts.
@@ -138,22 +148,22 @@ class MaskedReconstruction:
             masks = [None] * -(-n_images // step) if keep is None else keep.split(step)
             parts = []
             with torch.no_grad(), evaluation_mode(self.sae):
-                for (acts, is_sparse), mask in zip(self._encoded(activations, step), masks, strict=True):
+                for (acts, is_sparse, decode), mask in zip(self._encoded(activations, step), masks, strict=True):
                     value = acts.value
                     if mask is not None:
                         value = value * mask.to(value.device)[acts.row // n_tokens, acts.col]
-                    parts.append(self.sae.decode(_tensor(acts, value, is_sparse)).to(activations))
+                    parts.append(decode(_tensor(acts, value, is_sparse)).to(activations))
             return torch.cat(parts).reshape(activations.shape)
 
         return apply
 
-    def _encoded(self, activations: torch.Tensor, step: int) -> list[tuple[SparseActs, bool]]:
-        """The activations of every `step` images, and whether the SAE gave them as a sparse tensor."""
+    def _encoded(self, activations: torch.Tensor, step: int) -> list[_Encoded]:
+        """The activations of every `step` images."""
         if self._seen is None or self._seen[0] is not activations or self._seen[1] != activations._version:
             self._chunks = []
             for images in activations.split(step):
-                acts = self.sae.encode(images.flatten(0, 1).to(self.sae.device, self.sae.dtype))
-                self._chunks.append((sparse_acts(acts), acts.is_sparse))
+                acts, decode = encode_to_decode(self.sae, images.flatten(0, 1).to(self.sae.device, self.sae.dtype))
+                self._chunks.append(_Encoded(sparse_acts(acts), acts.is_sparse, decode))
             self._seen = (activations, activations._version)
         return self._chunks
 

@@ -2,9 +2,12 @@ import math
 
 import pytest
 import torch
+from sae_lens.registry import get_sae_training_class
 
-from sae_lens_sparsemax.models.splice import Change, change_concepts, edit_hook, reconstruct
+from sae_lens_sparsemax.models.splice import Change, MaskedReconstruction, change_concepts, edit_hook, reconstruct
 from tests.support.small_sae import dense, small_sae
+
+_OWN = {"topk": {"k": 3}, "standard": {}}
 
 
 def test_switching_moves_along_the_decoder_row_by_what_the_activation_changes():
@@ -49,3 +52,31 @@ def test_an_edit_reaches_only_the_positions_that_the_sae_reads_heads_side_by_sid
     assert torch.equal(out[~replaced], heads[~replaced])
     zeroed = edit_hook(torch.zeros_like, slice(1, 3))(heads, hook=None)
     assert not zeroed[:, 1:3].any() and torch.equal(zeroed[:, [0, 3, 4]], heads[:, [0, 3, 4]])
+
+
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("architecture", ["topk", "standard"])
+def test_a_normalisation_of_each_token_goes_with_its_activations(architecture, normalisation):
+    sae_class, cfg_class = get_sae_training_class(architecture)  # a TopK in training gives sparse tensors
+    sae = sae_class(cfg_class(d_in=6, d_sae=12, normalize_activations=normalisation, **_OWN[architecture])).eval()
+    sae.b_dec.data.normal_()
+    images = [3 * torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(seed)) + 1 for seed in (0, 1)]
+
+    def decoded(x, change):
+        """SAELens's own encode and decode, with the activations changed between."""
+        acts = dense(sae.encode(x.flatten(0, 1)))
+        return sae.decode(change(acts)).reshape(x.shape)
+
+    keep = torch.rand(4, 12) > 0.5
+    masked = MaskedReconstruction(sae, chunk_size=10)  # two images a chunk
+    for x in (*images, images[0]):
+        for _ in range(2):
+            assert torch.allclose(masked.edit(None)(x), decoded(x, lambda acts: acts), atol=1e-5)
+            expected = decoded(x, lambda acts: acts * keep.repeat_interleave(5, 0))
+            assert torch.allclose(masked.edit(keep)(x), expected, atol=1e-5)
+
+        def off(acts):
+            return acts * (torch.arange(12) != 2)
+
+        expected = x + decoded(x, off) - decoded(x, lambda acts: acts)
+        assert torch.allclose(change_concepts(sae, {2: Change(0.0)})(x), expected, atol=1e-5)
