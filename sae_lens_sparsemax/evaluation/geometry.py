@@ -121,7 +121,8 @@ def linear_kernel(x: torch.Tensor) -> torch.Tensor:
 def sparse_linear_kernel(acts: SparseActs) -> torch.Tensor:
     """A Aᵀ of sparse activations, shape (n, n), in float64, without the dense (n, d_sae) matrix."""
     indices = torch.stack([acts.row, acts.col])
-    matrix = torch.sparse_coo_tensor(indices, acts.value.double(), (acts.n_rows, acts.d_sae))
+    shape = (acts.n_rows, acts.d_sae)
+    matrix = torch.sparse_coo_tensor(indices, acts.value.double(), shape, check_invariants=False)
     return torch.sparse.mm(matrix, matrix.T).to_dense()
 
 

@@ -69,8 +69,8 @@ class VisionEvaluator:
         view = unscaled(sae, activation_scaler or ActivationScaler())
 
         def reconstruct_and_measure(acts: torch.Tensor) -> torch.Tensor:
-            x = acts.flatten(0, 1).to(sae.device, sae.dtype)
-            features = view.encode(x)
+            x = acts.flatten(0, 1).to(sae.device)
+            features = view.encode(x.to(sae.dtype))
             out = view.decode(features)
             measured.add(EncodedChunk(x, out, sparse_acts(features)))
             return out.reshape(acts.shape)

@@ -49,9 +49,9 @@ class EncodedChunk(NamedTuple):
     """What an SAE makes of one chunk of tokens."""
 
     sae_in: torch.Tensor
-    """The tokens, shape (n, d_in)."""
+    """The tokens as they were given, in their own precision, on the SAE's device, shape (n, d_in)."""
     sae_out: torch.Tensor
-    """Their reconstruction, shape (n, d_in)."""
+    """Their reconstruction, in the SAE's precision, shape (n, d_in)."""
     acts: SparseActs
     """Their activations, n rows."""
 
@@ -91,9 +91,9 @@ def encode_chunks(
             if batch.shape[-1] != sae.cfg.d_in:
                 raise must_be("activations", f"of the SAE's width {sae.cfg.d_in}", batch.shape[-1])
             for chunk in tokens_2d(batch).split(chunk_size):
-                sae_in = chunk.to(device=sae.device, dtype=sae.dtype)
+                sae_in = chunk.to(sae.device)
                 with torch.no_grad():
-                    feature_acts = sae.encode(sae_in)
+                    feature_acts = sae.encode(sae_in.to(sae.dtype))
                     sae_out = sae.decode(feature_acts)
                 yield EncodedChunk(sae_in, sae_out, sparse_acts(feature_acts))
 
@@ -129,8 +129,8 @@ def encode_images(
     """As `encode_whole_images`, with input, reconstruction and activations averaged: rows are images."""
     for chunk, n_tokens in encode_whole_images(sae, batches, chunk_size):
         yield EncodedChunk(
-            chunk.sae_in.unflatten(0, (-1, n_tokens)).mean(1),
-            chunk.sae_out.unflatten(0, (-1, n_tokens)).mean(1),
+            _precise(chunk.sae_in).unflatten(0, (-1, n_tokens)).mean(1),
+            _precise(chunk.sae_out).unflatten(0, (-1, n_tokens)).mean(1),
             mean_over_tokens(chunk.acts, n_tokens),
         )
 
@@ -140,9 +140,14 @@ def mean_over_tokens(acts: SparseActs, n_tokens: int) -> SparseActs:
     n_images = acts.n_rows // n_tokens
     key = (acts.row // n_tokens) * acts.d_sae + acts.col
     unique, position = key.unique(return_inverse=True)
-    value = torch.zeros(len(unique), dtype=acts.value.dtype, device=acts.value.device)
-    value.index_add_(0, position, acts.value)
+    values = _precise(acts.value)
+    value = values.new_zeros(len(unique)).index_add_(0, position, values)
     return SparseActs(unique // acts.d_sae, unique % acts.d_sae, value / n_tokens, n_images, acts.d_sae)
+
+
+def _precise(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least: the sum over an image's tokens overflows float16, and bfloat16 adds nothing to it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def encode_to_decode(

@@ -94,3 +94,17 @@ def test_constant_and_zero_tokens_give_finite_metrics(sae):
     x[3:] = torch.randn(3, D_IN, dtype=torch.float64)
     metrics = evaluate_reconstruction(sae, [x], progress=False)
     assert np.isfinite([getattr(metrics, name) for name in metrics.__dataclass_fields__]).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_sae_of_less_precision_is_compared_with_the_activations_as_they_are(dtype):
+    """Rounding an activation to the SAE's precision is part of what the SAE loses."""
+    sae = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=2 * D_IN, dtype=dtype))
+    sae.W_dec.data.copy_(torch.cat([torch.eye(D_IN), -torch.eye(D_IN)]))
+    sae.W_enc.data.copy_(sae.W_dec.data.T)
+    x = torch.randn(200, D_IN, generator=torch.Generator().manual_seed(2)) + 50
+    with torch.no_grad():
+        error = (x.double() - sae(x.to(sae.dtype)).double()).pow(2).sum()
+    expected = error / (x.double() - x.double().mean(0)).pow(2).sum()
+    assert evaluate_reconstruction(sae, [x]).fvu == pytest.approx(expected.item(), rel=1e-6)
+    assert evaluate_reconstruction(sae, [x]).fvu > 1e-5

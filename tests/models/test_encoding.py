@@ -1,8 +1,10 @@
-"""Activations as lists of what is not zero: where the L0 of tokens is counted."""
+"""Activations as lists of what is not zero: where the L0 of tokens is counted, and where images are averaged."""
 
+import pytest
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig
 
-from sae_lens_sparsemax.models.encoding import sparse_acts
+from sae_lens_sparsemax.models.encoding import encode_images, mean_over_tokens, sparse_acts
 
 
 def test_l0_is_the_same_for_every_layout():
@@ -13,3 +15,19 @@ def test_l0_is_the_same_for_every_layout():
     with_stored_zero = torch.sparse_coo_tensor(places, values, (3, 3), check_invariants=True)
     for layout in (acts, coo, acts.to_sparse_csr(), with_stored_zero):
         assert sparse_acts(layout).l0().tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_averages_over_an_images_tokens_are_as_precise_as_float32(dtype):
+    acts = (200 * torch.rand(2 * 500, 4, generator=torch.Generator().manual_seed(0)) + 400).to(dtype)
+    mean = mean_over_tokens(sparse_acts(acts), 500)
+    assert mean.value.dtype == torch.promote_types(dtype, torch.float32)
+    expected = acts.double().unflatten(0, (2, 500)).mean(1).flatten()
+    assert torch.allclose(mean.value.double(), expected, rtol=1e-5)
+
+    sae = StandardSAE(StandardSAEConfig(d_in=4, d_sae=8, dtype=str(dtype).removeprefix("torch.")))
+    (chunk,) = encode_images(sae, [acts.unflatten(0, (2, 500))])
+    with torch.no_grad():
+        out = sae(acts).double().unflatten(0, (2, 500)).mean(1)
+    assert torch.allclose(chunk.sae_in.double().flatten(), expected, rtol=1e-5)
+    assert torch.allclose(chunk.sae_out.double(), out, rtol=1e-5)
