@@ -84,7 +84,7 @@ def _on_drawings(sae: SAE[Any]) -> dict[str, Any]:
     names = class_names_of(data, "label")
     images = random_images(data, len(data), at_hook.model.image_processor, 64)  # type: ignore[arg-type]
     evaluator = load_evaluator(at_hook, images, names, [CAPTION])
-    reconstruction = evaluate_reconstruction(sae, map(at_hook.activations, evaluator.pixels), progress=False)
+    reconstruction = evaluate_reconstruction(sae, map(at_hook.activations, evaluator.pixels))
     return {
         "on": {
             "model": meta.model_name,

@@ -13,6 +13,7 @@ from sae_lens.synthetic import SyntheticModelConfig
 
 from sae_lens_sparsemax.compare.arm import Arm
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.probing import Pooling
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.checking import Word, build, convert, refuse_unknown_keys
@@ -80,9 +81,7 @@ class ImageSettings:
     def __post_init__(self) -> None:
         if self.tokens not in get_args(Tokens):
             raise must_be_one_of("tokens", self.tokens, get_args(Tokens))
-        bad = [template for template in self.templates if template.count("{}") != 1]
-        if bad or not self.templates:
-            raise must_be("templates", "texts with one {} each for the class name", bad)
+        check_templates("templates", self.templates)
 
 
 @dataclass

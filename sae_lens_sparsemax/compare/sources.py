@@ -113,7 +113,7 @@ class CapturedActivations(ABC):
     def evaluate(self, sae: SAE[Any]) -> dict[str, Metrics]:
         """Reconstruction and sparsity on the held-out activations of every set."""
         return {
-            name: asdict(evaluate_reconstruction(sae, table.in_order(self.cfg.batch_size), progress=False))
+            name: asdict(evaluate_reconstruction(sae, table.in_order(self.cfg.batch_size)))
             for name, table in self.held_out.items()
         }
 

@@ -122,7 +122,7 @@ class SyntheticSource:
     def _reconstruction(self, sae: SAE[Any], stream: int, n_samples: int) -> Metrics:
         source = self._from(stream, self._held_out[stream])
         batches = islice(source, -(-n_samples // self.cfg.batch_size))
-        return asdict(evaluate_reconstruction(sae, batches, progress=False))
+        return asdict(evaluate_reconstruction(sae, batches))
 
     def _ground_truth(self, sae: SAE[Any]) -> Metrics:
         with temporary_seed((_TEST_STREAM + 8) * _STREAM_STRIDE):

@@ -7,6 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
 
+from sae_lens_sparsemax.settings.sentences import must_be
+
 _TEXTS_AT_A_TIME = 256
 
 
@@ -43,11 +45,11 @@ def text_prototypes(
         `(n_classes, d_embed)` float32, of unit norm.
 
     Raises:
-        ValueError: a template without a place for the name, or no names or templates.
+        ValueError: a template without one place for the name, or no names or templates.
     """
-    check_templates(templates)
-    if not templates or not class_names:
-        raise ValueError("text_prototypes needs at least one class name and one template")
+    check_templates("templates", templates)
+    if not class_names:
+        raise must_be("class_names", "at least one name", list(class_names))
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
     starts = tqdm(range(0, len(prompts), _TEXTS_AT_A_TIME), "Text prototypes", disable=not progress, leave=False)
     embeds = torch.cat([encode_text(prompts[start : start + _TEXTS_AT_A_TIME]).float() for start in starts])
@@ -55,10 +57,11 @@ def text_prototypes(
     return normalize(means, dim=-1)
 
 
-def check_templates(templates: Sequence[str]) -> None:
-    """Raise `ValueError` for a template without a place for the name."""
-    if wrong := [template for template in templates if "{}" not in template]:
-        raise ValueError(f"a template needs {{}} where the class name goes, got {wrong[0]!r}")
+def check_templates(name: str, templates: Sequence[str]) -> None:
+    """Raise `ValueError` unless the setting `name` holds templates, each with one place for the class name."""
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong or not templates:
+        raise must_be(name, "texts with one {} each for the class name", wrong)
 
 
 def contrastive_loss(logits: torch.Tensor) -> torch.Tensor:

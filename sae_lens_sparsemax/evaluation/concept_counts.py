@@ -56,13 +56,7 @@ def count_concepts(
     return counts
 
 
-def activation_quantile(
-    sae: SAE[Any],
-    model: VisionAtHook,
-    images: LabelledBatches,
-    quantile: float,
-    chunk_size: int = CHUNK_SIZE,
-) -> float:
+def activation_quantile(sae: SAE[Any], model: VisionAtHook, images: LabelledBatches, quantile: float) -> float:
     """The quantile of an SAE's non-zero activations, as a threshold that suits its scale.
 
     Only as many images are read as give a million non-zero activations, so they should be in random order.
@@ -72,7 +66,7 @@ def activation_quantile(
     values: list[torch.Tensor] = []
     for pixel_values, _ in images:
         activations = model.activations(pixel_values)
-        values.extend(chunk.acts.value.cpu() for chunk in encode_chunks(sae, [activations], chunk_size))
+        values.extend(chunk.acts.value.cpu() for chunk in encode_chunks(sae, [activations]))
         if sum(map(len, values)) >= _ENOUGH_VALUES:
             break
     ordered = torch.cat(values).double().sort().values

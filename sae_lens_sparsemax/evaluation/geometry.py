@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from sae_lens import SAE
-from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, ReconstructionMetrics
 from sae_lens_sparsemax.evaluation.streaming import RunningMean
@@ -45,7 +44,6 @@ def evaluate_geometry(
     level: Literal["token", "image"] = "token",
     cknna_batch_size: int = 512,
     chunk_size: int = CHUNK_SIZE,
-    progress: bool = True,
 ) -> GeometryMetrics:
     """Evaluate the geometry of an SAE in one pass.
 
@@ -56,7 +54,6 @@ def evaluate_geometry(
         cknna_batch_size: Samples compared with each other; CKNNA is averaged over such batches and leaves out
             the samples at the end that do not fill one, unless there is no whole one.
         chunk_size: Tokens encoded at once.
-        progress: Whether to show a progress bar over batches.
     """
     if cknna_batch_size <= max(N_NEIGHBOURS, 3):
         raise ValueError(f"cknna_batch_size must exceed the {N_NEIGHBOURS} neighbours compared, got {cknna_batch_size}")
@@ -70,7 +67,7 @@ def evaluate_geometry(
 
     encode = encode_images if level == "image" else encode_chunks
     group: list[EncodedChunk] = []
-    for chunk in encode(sae, tqdm(batches, desc="Geometry", disable=not progress, leave=False), chunk_size):
+    for chunk in encode(sae, batches, chunk_size):
         reconstruction.add(chunk)
         group.append(chunk)
         while sum(part.acts.n_rows for part in group) >= cknna_batch_size:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from tqdm.auto import tqdm
 
 from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, SparseActs, encode_chunks, encode_images
 
@@ -124,7 +123,6 @@ def evaluate_monosemanticity(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     *,
     chunk_size: int = CHUNK_SIZE,
-    progress: bool = True,
 ) -> MonosemanticityMetrics:
     """Monosemanticity of an SAE's neurons over images.
 
@@ -134,10 +132,9 @@ def evaluate_monosemanticity(
             the same images by an independent encoder, shape (images, d_embedding). With tokens, a neuron's
             activation on an image is its mean over them.
         chunk_size: Tokens encoded at once.
-        progress: Whether to show a progress bar over batches.
     """
     accumulator: MonosemanticityAccumulator | None = None
-    for activations, embeddings in tqdm(batches, desc="Monosemanticity", disable=not progress, leave=False):
+    for activations, embeddings in batches:
         if accumulator is None:
             accumulator = MonosemanticityAccumulator(sae.cfg.d_sae, embeddings.shape[-1])
         encode = encode_images if activations.ndim == 3 else encode_chunks

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize, one_hot
 from sae_lens_sparsemax.evaluation.concept_counts import check_labels
 from sae_lens_sparsemax.evaluation.naming import ConceptName, image_directions, name_concepts
 from sae_lens_sparsemax.models.encoding import encode_images
+from sae_lens_sparsemax.settings.sentences import must_be
 
 ONE_CLASS = 0.7
 """A concept is of one class if at least this part of its top images are."""
@@ -64,7 +65,7 @@ def evaluate_names(
         n_top: Images of each half that a concept is named from and checked on.
 
     Raises:
-        ValueError: A label has no word.
+        ValueError: A label has no word, or there are fewer than two images.
     """
     halves = (_TopImages(sae.cfg.d_sae, n_top), _TopImages(sae.cfg.d_sae, n_top))
     n_images = 0
@@ -75,6 +76,8 @@ def evaluate_names(
         for half, part in zip(halves, (~is_second, is_second), strict=True):
             if part.any():
                 half.add(sae, acts[part], embeds[part].float().cpu(), labels[part])
+    if n_images < 2:
+        raise must_be("images with a label", "at least two, one to name from and one to check on", n_images)
     first, second = halves
     votes = one_hot(second.label[second.image.clamp(min=0)], len(words)).sum(1)
     is_judged = (first.image >= 0).all(1) & (second.image >= 0).all(1)

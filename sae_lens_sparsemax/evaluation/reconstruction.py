@@ -132,8 +132,6 @@ def evaluate_reconstruction(
     batches: Iterable[torch.Tensor],
     *,
     chunk_size: int = CHUNK_SIZE,
-    progress: bool = True,
-    description: str = "Reconstruction",
 ) -> ReconstructionMetrics:
     """Evaluate an SAE on batches of activations of shape (..., d_in).
 
@@ -141,15 +139,12 @@ def evaluate_reconstruction(
         sae: Any SAELens SAE, inference or training form.
         batches: The activations, as the SAE expects them (not scaled). Iterated once.
         chunk_size: Tokens encoded at once.
-        progress: Whether to show a progress bar over batches.
-        description: Label of the progress bar.
 
     Raises:
         ValueError: If there are no tokens, or they do not have the width of the SAE.
     """
     accumulator = ReconstructionAccumulator(sae.cfg.d_sae)
-    bar = tqdm(batches, desc=description, disable=not progress, leave=False)
-    for chunk in encode_chunks(sae, bar, chunk_size):
+    for chunk in encode_chunks(sae, batches, chunk_size):
         accumulator.add(chunk)
     return accumulator.result()
 

@@ -164,6 +164,9 @@ class VisionSuiteSettings(ModelSettings, ImageSettings):
     batch_size: int = 32
     """Images at a time."""
 
+    def __post_init__(self) -> None:
+        check_templates("templates", self.templates)
+
 
 PIXELS = "pixels"
 """As `encoder`, needs no model: the image's own pixels, at most 32 × 32, with their mean removed."""
@@ -256,7 +259,6 @@ def vision_settings(values: Mapping[str, Any], sae: SAE[Any]) -> VisionSuiteSett
     if settings.dataset_path is None:
         raise ValueError("dataset_path must be given: images that the SAE was not trained on")
     require_inputs(settings)
-    check_templates(settings.templates)
     if settings.classes is not None:
         check_dataset(settings.classes)
     if settings.counting_dataset == settings.dataset:

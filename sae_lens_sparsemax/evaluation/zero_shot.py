@@ -27,7 +27,6 @@ from sae_lens_sparsemax.evaluation.concept_counts import (
     most_counted,
     random_concepts,
 )
-from sae_lens_sparsemax.models.encoding import CHUNK_SIZE
 from sae_lens_sparsemax.models.splice import MaskedReconstruction
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 
@@ -83,12 +82,10 @@ def evaluate_zero_shot(
     prototypes: torch.Tensor,
     *,
     n_concepts: Iterable[int] = N_CONCEPTS,
-    masks: Sequence[Mask] = MASKS,
     concepts: Sequence[Concepts] = CONCEPTS,
     threshold: float = PATCHSAE_THRESHOLD,
     min_plain_accuracy: float | None = None,
     seed: int = 0,
-    chunk_size: int = CHUNK_SIZE,
     progress: bool = True,
 ) -> ZeroShotResult:
     """Count each class's concepts, then classify other images with the top n of them on or off.
@@ -100,12 +97,10 @@ def evaluate_zero_shot(
         test_images: Batches to test on, of other images; read twice, so a generator will not do.
         prototypes: Text embedding per class, of `text_prototypes`.
         n_concepts: Values of n.
-        masks: Whose class decides which concepts are masked.
         concepts: The top concepts and the controls.
         threshold: Activation above which a concept counts; `activation_quantile` gives one that suits the SAE.
         min_plain_accuracy: The gate: least accuracy of the plain model over images; by default twice chance.
         seed: Seed of the controls.
-        chunk_size: Tokens encoded at once.
         progress: Whether to show progress bars over batches.
 
     Raises:
@@ -129,15 +124,15 @@ def evaluate_zero_shot(
             f"the plain model classifies {no_sae.images:.1%} of the images correctly, below {gate:.1%}: check that "
             "the class names are in the order of the labels"
         )
-    counts = count_concepts(sae, model, counting_images, n_classes, threshold, chunk_size=chunk_size, progress=progress)
+    counts = count_concepts(sae, model, counting_images, n_classes, threshold, progress=progress)
     tables: dict[tuple[int, Concepts], torch.Tensor] = {
         (n, kind): _select(counts, n, kind, seed) for n in n_concepts for kind in concepts
     }
     conditions: list[tuple[int, Concepts, Mask, Switch]] = [
-        (n, kind, mask, switch) for (n, kind) in tables for mask in masks for switch in _SWITCHES
+        (n, kind, mask, switch) for (n, kind) in tables for mask in MASKS for switch in _SWITCHES
     ]
     answers: list[list[torch.Tensor]] = [[] for _ in range(len(conditions) + 1)]
-    reconstruction = MaskedReconstruction(sae, chunk_size)
+    reconstruction = MaskedReconstruction(sae)
     bar = tqdm(test_images, desc="Masked concepts", disable=not progress, leave=False)
     for i, (pixel_values, _) in enumerate(bar):
         answers[-1].append(classify(model.embeddings(pixel_values, reconstruction.edit(None)), prototypes))

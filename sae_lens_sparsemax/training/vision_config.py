@@ -8,8 +8,9 @@ from sae_lens.config import T_TRAINING_SAE_CONFIG, LanguageModelSAERunnerConfig,
 from sae_lens.registry import get_sae_training_class
 
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
-from sae_lens_sparsemax.settings.sentences import Mistake, must_be
+from sae_lens_sparsemax.settings.sentences import Mistake
 from sae_lens_sparsemax.training.config import check_choice, check_run
 from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
 
@@ -155,9 +156,7 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
                 "eval_dataset_path and eval_dataset_split must name other images than those of the training, "
                 f"got {self.dataset_path!r}, {self.eval_dataset_split!r} for both"
             )
-        bad_templates = [template for template in self.eval_templates if template.count("{}") != 1]
-        if bad_templates or not self.eval_templates:
-            raise must_be("eval_templates", "texts with one {} each for the class name", bad_templates)
+        check_templates("eval_templates", self.eval_templates)
 
     @property
     def total_training_tokens(self) -> int:

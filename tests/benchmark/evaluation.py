@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     sae = random_sae(args.d_in, args.d_sae, args.gate_scale)
     before, started = peak_bytes(), time.process_time()
-    measured = evaluate_geometry(sae, _images(args.images, args.tokens, args.d_in), progress=False).reconstruction
+    measured = evaluate_geometry(sae, _images(args.images, args.tokens, args.d_in)).reconstruction
     sys.stdout.write(
         f"{machine('cpu')}\n"
         f"{args.d_sae:,} concepts, {measured.n_tokens:,} tokens, L0 {measured.l0:.1f}: "

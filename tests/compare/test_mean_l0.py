@@ -76,7 +76,7 @@ def test_k_can_be_measured_on_held_out_text(folder, tiny_model_folder, capsys):
     tokens = read_tokens(
         open_text(sae), TextData(str(text)), TextSuiteSettings(context_size=12, n_tokens=96, n_prediction_tokens=1)
     )
-    mean = evaluate_reconstruction(sae, tokens.activations(), progress=False).l0
+    mean = evaluate_reconstruction(sae, tokens.activations()).l0
     assert f"{mean:.2f} (measured on some)" in capsys.readouterr().out
 
 

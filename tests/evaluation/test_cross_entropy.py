@@ -107,7 +107,7 @@ def test_reconstruction_metrics_equal_those_of_run_evals(folder):
     )
     sae, store = sae_and_store(model, hook_name)
     store.exclude_special_tokens = torch.tensor([0])
-    ours = evaluate_reconstruction(sae, [store.get_filtered_llm_batch() for _ in range(3)], progress=False)
+    ours = evaluate_reconstruction(sae, [store.get_filtered_llm_batch() for _ in range(3)])
     quality = theirs["reconstruction_quality"]
     assert ours.explained_variance == pytest.approx(quality["explained_variance"], rel=1e-6, abs=1e-6)
     assert ours.mse == pytest.approx(quality["mse"], rel=1e-6)

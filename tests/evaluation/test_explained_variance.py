@@ -71,7 +71,7 @@ def test_every_command_on_text_gives_the_same_figure_under_the_same_name(tmp_pat
     found["explore"] = statistics.reconstruction.result().explained_variance
     during = TextEvaluator(at_hook.model, store.dataset, CONTEXT, len(tokens), 1)(sae, None, ActivationScaler())
     found["while training"] = during["reconstruction_quality"]["explained_variance"]
-    found["compare"] = evaluate_reconstruction(sae, [x], progress=False).explained_variance
+    found["compare"] = evaluate_reconstruction(sae, [x]).explained_variance
     theirs = ExplainedVarianceCalculator()  # what SAELens's synthetic evaluation uses
     theirs.add_batch(sae(x), x)
     found["synthetic"] = theirs.compute()

@@ -102,7 +102,7 @@ def test_batches_of_cknna_do_not_depend_on_how_the_stream_is_cut(sae):
         for y in (acts, out)
     ]
     for batches, chunk_size in (([x], 1000), (x.split(7), 3), (x.split(100), 64)):
-        metrics = evaluate_geometry(sae, batches, cknna_batch_size=40, chunk_size=chunk_size, progress=False)
+        metrics = evaluate_geometry(sae, batches, cknna_batch_size=40, chunk_size=chunk_size)
         assert metrics.n_cknna_batches == 3
         assert metrics.cknna_acts == pytest.approx(expected[0], rel=1e-9)
         assert metrics.cknna_recon == pytest.approx(expected[1], rel=1e-9)
@@ -114,15 +114,15 @@ def test_images_are_averaged_over_their_tokens_before_anything_is_measured(sae):
     with torch.no_grad():
         acts, out = sae.encode(x).mean(1), sae(x).mean(1)
     pooled = x.mean(1)
-    metrics = evaluate_geometry(sae, x.split(9), level="image", cknna_batch_size=24, chunk_size=13, progress=False)
+    metrics = evaluate_geometry(sae, x.split(9), level="image", cknna_batch_size=24, chunk_size=13)
     expected = 1 - (pooled - out).pow(2).sum() / (pooled - pooled.mean(0)).pow(2).sum()
     assert metrics.reconstruction.explained_variance == pytest.approx(expected.item())
     assert metrics.reconstruction.zero_fraction == pytest.approx((acts == 0).double().mean().item())
     assert metrics.cknna_acts == pytest.approx(cknna(linear_kernel(pooled), linear_kernel(acts)))
     with pytest.raises(ValueError, match=r"activations must be of shape \(images, tokens, d_in\), got \(24, 8\)"):
-        evaluate_geometry(sae, [pooled], level="image", progress=False)
+        evaluate_geometry(sae, [pooled], level="image")
 
 
 def test_a_batch_too_small_for_the_neighbours_is_refused(sae):
     with pytest.raises(ValueError, match="cknna_batch_size must exceed the 10 neighbours compared, got 10"):
-        evaluate_geometry(sae, [random(20, D_IN)], cknna_batch_size=10, progress=False)
+        evaluate_geometry(sae, [random(20, D_IN)], cknna_batch_size=10)

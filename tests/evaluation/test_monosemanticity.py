@@ -74,7 +74,7 @@ def test_tokens_are_averaged_and_neurons_on_few_images_reported_apart():
     expected = double_sum(acts, embeddings)
     often = expected[((acts != 0).sum(0) >= 10) & ~expected.isnan()]
     pairs = list(zip(x.split(10), embeddings.split(10), strict=True))
-    result = evaluate_monosemanticity(sae, pairs, chunk_size=9, progress=False)
+    result = evaluate_monosemanticity(sae, pairs, chunk_size=9)
     assert result.mean == pytest.approx(expected.nanmean().item())
     assert result.mean_on_10_images == pytest.approx(often.mean().item())
     assert result.max_on_10_images == pytest.approx(often.max().item())

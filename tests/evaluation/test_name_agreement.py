@@ -61,3 +61,10 @@ def test_concepts_on_too_few_images_are_not_judged():
 def test_a_label_without_a_word_is_refused():
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\), got 0 to 3"):
         evaluate_names(one_concept_per_class(), images(), WORDS[:3], embeddings(0, 1, 2))
+
+
+def test_one_image_names_nothing():
+    acts, embeds, labels = next(iter(images()))
+    one = [(acts[:1], embeds[:1], labels[:1])]
+    with pytest.raises(ValueError, match="images with a label must be at least two, .*, got 1$"):
+        evaluate_names(one_concept_per_class(), one, WORDS, embeddings(0, 1, 2, 3))

@@ -46,7 +46,7 @@ def test_every_metric_equals_its_formula_on_the_whole_set_however_it_is_cut(sae,
         "dead_fraction": (acts == 0).all(0).double().mean(),
     }
     for batches, chunk_size in ((x, 1000), (x, 4), (x.split(2), 13), ([flat], 1)):
-        metrics = evaluate_reconstruction(sae, batches, chunk_size=chunk_size, progress=False)
+        metrics = evaluate_reconstruction(sae, batches, chunk_size=chunk_size)
         for name, value in expected.items():
             assert getattr(metrics, name) == pytest.approx(float(value), rel=1e-9), name
 
@@ -60,7 +60,7 @@ def test_sparse_activations_count_only_what_is_not_zero():
     x = torch.randn(40, D_IN, dtype=torch.float64)
     stored = sparse.encode(x)
     assert stored.is_sparse and (stored.coalesce().values() == 0).any()
-    ours, expected = (asdict(evaluate_reconstruction(sae, [x], progress=False)) for sae in (sparse, dense))
+    ours, expected = (asdict(evaluate_reconstruction(sae, [x])) for sae in (sparse, dense))
     assert ours == pytest.approx(expected)
 
 
@@ -77,22 +77,22 @@ def test_evaluation_leaves_a_training_sae_as_it_was(x):
     sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=3))
     sae.train()
     before = {name: value.clone() for name, value in sae.state_dict().items()}
-    evaluate_reconstruction(sae, x, progress=False)
+    evaluate_reconstruction(sae, x)
     assert sae.training
     assert all(torch.equal(value, before[name]) for name, value in sae.state_dict().items())
 
 
 def test_tokens_of_the_wrong_width_and_no_tokens_are_refused(sae):
     with pytest.raises(ValueError, match="activations must be of the SAE's width 12, got 13"):
-        evaluate_reconstruction(sae, [torch.zeros(4, 13)], progress=False)
+        evaluate_reconstruction(sae, [torch.zeros(4, 13)])
     with pytest.raises(ValueError, match="no tokens"):
-        evaluate_reconstruction(sae, [], progress=False)
+        evaluate_reconstruction(sae, [])
 
 
 def test_constant_and_zero_tokens_give_finite_metrics(sae):
     x = torch.zeros(6, D_IN, dtype=torch.float64)
     x[3:] = torch.randn(3, D_IN, dtype=torch.float64)
-    metrics = evaluate_reconstruction(sae, [x], progress=False)
+    metrics = evaluate_reconstruction(sae, [x])
     assert np.isfinite([getattr(metrics, name) for name in metrics.__dataclass_fields__]).all()
 
 

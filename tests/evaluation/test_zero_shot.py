@@ -5,6 +5,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
+from sae_lens_sparsemax.compare.config import ImageSettings
 from sae_lens_sparsemax.evaluation.classification import accuracy, disjoint_splits, text_prototypes
 from sae_lens_sparsemax.evaluation.concept_counts import (
     activation_quantile,
@@ -13,8 +14,11 @@ from sae_lens_sparsemax.evaluation.concept_counts import (
     most_counted,
     random_concepts,
 )
+from sae_lens_sparsemax.evaluation.settings import VisionSuiteSettings
 from sae_lens_sparsemax.evaluation.zero_shot import evaluate_zero_shot
 from sae_lens_sparsemax.models.splice import MaskedReconstruction
+from sae_lens_sparsemax.settings.checking import build
+from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 from tests.support.places import SHARED_DATA
 
 D_IN, D_SAE, TOKENS = 6, 24, 4
@@ -155,7 +159,7 @@ def test_prototypes_average_normalised_templates_and_refuse_ones_without_a_place
     encode = lambda texts: torch.tensor([vectors[text] for text in texts])  # noqa: E731
     prototypes = text_prototypes(encode, ["cat", "dog"], ["a {}", "the {}"])
     assert torch.allclose(prototypes, torch.tensor([[0.5**0.5, 0.5**0.5], [1.0, 0.0]]))
-    with pytest.raises(ValueError, match="got 'a thing'"):
+    with pytest.raises(ValueError, match=r"got \['a thing'\]"):
         text_prototypes(encode, ["cat"], ["a {}", "a thing"])
 
 
@@ -214,3 +218,21 @@ def test_mini_clip_passes_the_gate_only_with_its_labels_in_order():
     assert 0.55 < result.no_sae.images < 0.8
     with pytest.raises(ValueError, match="check that the class names are in the order of the labels"):
         evaluate_zero_shot(sae, clip, *batches, prototypes.roll(1, 0), n_concepts=(5,), progress=False)
+
+
+@pytest.mark.parametrize("templates", [["a photo"], ["a {} of a {}"], []])
+@pytest.mark.parametrize(
+    ("name", "given_to"),
+    [
+        ("templates", lambda templates: text_prototypes(torch.zeros, ["cat"], templates)),
+        ("evaluate.templates", lambda templates: build(VisionSuiteSettings, {"templates": templates}, "evaluate")),
+        ("images.templates", lambda templates: build(ImageSettings, {"templates": templates}, "images")),
+        (
+            "eval_templates",
+            lambda templates: VisionSAERunnerConfig(TopKTrainingSAEConfig(4, 8, k=2), eval_templates=templates),
+        ),
+    ],
+)
+def test_templates_have_one_place_for_the_name_wherever_they_are_given(name, given_to, templates):
+    with pytest.raises(ValueError, match=rf"^{name} must be texts with one {{}} each for the class name, got \["):
+        given_to(templates)

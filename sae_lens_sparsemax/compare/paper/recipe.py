@@ -71,7 +71,7 @@ class Recipe:
             if len(row) != width:
                 raise ValueError(f"paper.{name} must hold {width} values, one for each column, got {len(row)}")
         for name in self.arms:
-            config_from_values(self.training(name, "unused", k=1 if self.saes[name].get(MATCH) else None))
+            config_from_values(self.training(name, k=1 if self.saes[name].get(MATCH) else None))
         measured = self.measured
         is_text = isinstance(measured, TextSuiteSettings)
         names = text_group_names(measured) if is_text else vision_group_names()
@@ -84,8 +84,11 @@ class Recipe:
         """`evaluate` as the suite's own settings, not completed by an SAE's metadata."""
         return build(_suite_settings(self.suite), self.evaluate, "evaluate")
 
-    def training(self, name: str, output_path: str, k: float | None = None) -> dict[str, Any]:
-        """Settings for `sparsemax-sae train` of one SAE; `k` is needed for those that match another's L0."""
+    def training(self, name: str, k: float | None = None) -> dict[str, Any]:
+        """Settings for `sparsemax-sae train` of one SAE, but for its folder, which is named after them.
+
+        `k` is needed for those that match another's L0.
+        """
         own = {key: value for key, value in self.saes[name].items() if key not in (MATCH, "train")}
         if self.saes[name].get(MATCH) is not None:
             assert k is not None
@@ -95,7 +98,8 @@ class Recipe:
         if own.get("architecture", "sparsemax") != "sparsemax" and "target_l0" not in own:
             # What all SAEs share may hold fields of the default architecture alone.
             sae.pop("target_l0", None)
-        return {**values, "sae": sae, "output_path": output_path}
+        # A part of the names of the folders that there are.
+        return {**values, "sae": sae, "output_path": "unused"}
 
 
 def load_recipe(path: str | Path, *, small: bool = False, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -112,7 +112,7 @@ def trained_sae(recipe: Recipe, name: str, say: Callable[[str], None]) -> Path:
     if match is not None:
         k, where = mean_l0(trained_sae(recipe, match, say), {})
         say(f"{name}: k = {k:.2f}, the mean L0 of {match} ({where})")
-    settings = recipe.training(name, "unused", k)
+    settings = recipe.training(name, k)
     folder = Path(recipe.output_path) / "saes" / f"{_slug(name)}-{_training_fingerprint(settings)}"
     if (folder / TRAINED_FILENAME).is_file():
         say(f"{name}: kept, it was trained earlier ({folder})")

@@ -43,7 +43,7 @@ def write_report(results: Mapping[str, Any], pictures: Iterable[Path], folder: P
         f"# {sae['source']}",
         "",
         f"{sae['architecture']}, {sae['d_sae']:,} concepts for activations of width {sae['d_in']:,}, at "
-        f"`{settings['hook_name']}` of {settings.get('model_name') or settings['model']}.",
+        f"`{settings['hook_name']}` of {settings['model_name']}.",
         "",
     ]
     for title, rows in tables(results):

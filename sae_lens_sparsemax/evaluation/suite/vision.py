@@ -113,14 +113,10 @@ class VisionMetrics:
         """The images to measure on."""
         return self._load(self.settings.dataset, self.settings.n_images)
 
-    def open(self) -> None:
-        """Load the model and the images, if they are not."""
-        _ = self.model, self.images
-
     def geometry(self, level: Literal["token", "image"]) -> dict[str, Any]:
         """Reconstruction, CKNNA and decoder orthogonality, over tokens or over images."""
         batches = self._activations(f"Geometry, {level}s")
-        measured = evaluate_geometry(self.sae, batches, level=level, cknna_batch_size=_CKNNA_BATCH, progress=False)
+        measured = evaluate_geometry(self.sae, batches, level=level, cknna_batch_size=_CKNNA_BATCH)
         return {"geometry": measured}
 
     def sparsity(self) -> dict[str, Any]:
@@ -141,7 +137,7 @@ class VisionMetrics:
             encoder_embeddings(encoder, self.images, self.settings.device),
             strict=True,
         )
-        measured = evaluate_monosemanticity(self.sae, batches, progress=False)
+        measured = evaluate_monosemanticity(self.sae, batches)
         return {"encoder": encoder, "monosemanticity": measured}
 
     def zero_shot(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def test_both_forms_load(path):
     assert set(full.paper) <= set(full.arms)
     for recipe, d_sae in ((full, {"vision": 49_152, "text": 12_288}[full.suite]), (small, 1_024)):
         # Every training and the suite's settings were checked when the recipe was read.
-        assert all(recipe.training(name, "x", k=8.4)["sae"]["d_sae"] == d_sae for name in recipe.arms)
+        assert all(recipe.training(name, k=8.4)["sae"]["d_sae"] == d_sae for name in recipe.arms)
     assert (small.train["model_name"], small.train["dataset_path"]) == ("quickstart", "quickstart")
 
 
@@ -54,15 +54,15 @@ def test_figure_3_averages_the_eleven_sets_of_the_text():
 
 def test_an_sae_that_matches_another_gets_its_mean_l0_as_k():
     recipe = load_recipe(FOLDER / "table4.yaml", small=True)
-    assert recipe.training("TopK, matched", "x", k=11.62)["sae"]["k"] == 12
-    assert recipe.training("BatchTopK, matched", "x", k=11.623)["sae"]["k"] == 11.62
-    assert recipe.training("TopK", "x")["sae"]["k"] == 16
+    assert recipe.training("TopK, matched", k=11.62)["sae"]["k"] == 12
+    assert recipe.training("BatchTopK, matched", k=11.623)["sae"]["k"] == 11.62
+    assert recipe.training("TopK")["sae"]["k"] == 16
 
 
 def test_a_target_l0_that_all_share_is_for_sparsemax_alone_but_an_sae_may_have_its_own():
     values = {"train.sae.target_l0": 9, "saes.JumpReLU.target_l0": 8}
     recipe = load_recipe(FOLDER / "table5.yaml", overrides=values)
-    targets = {name: recipe.training(name, "x")["sae"].get("target_l0") for name in ("TopK", "JumpReLU", "sparsemax")}
+    targets = {name: recipe.training(name)["sae"].get("target_l0") for name in ("TopK", "JumpReLU", "sparsemax")}
     assert targets == {"TopK": None, "JumpReLU": 8, "sparsemax": 32}
 
 

@@ -22,10 +22,10 @@ def images():
     for seed in range(n_batches):
         yield torch.randn(20, 50, 64, generator=torch.Generator().manual_seed(seed))
 
-measured = evaluate_geometry(sae, images(), level="image", cknna_batch_size=64, progress=False)
+measured = evaluate_geometry(sae, images(), level="image", cknna_batch_size=64)
 assert measured.reconstruction.n_tokens == 20 * n_batches
 assert l0_of_images(sae, images()).per_token.n == 1000 * n_batches
-evaluate_monosemanticity(sae, ((acts, acts[:, 0]) for acts in images()), progress=False)
+evaluate_monosemanticity(sae, ((acts, acts[:, 0]) for acts in images()))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

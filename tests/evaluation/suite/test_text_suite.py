@@ -56,7 +56,7 @@ def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder, text, ti
     amount = TextSuiteSettings(context_size=CONTEXT, batch_size=4, n_tokens=240, n_prediction_tokens=120)
     tokens = read_tokens(model, TextData(str(text)), amount)
     assert tokens.tokens.shape == (20, CONTEXT)
-    alone = evaluate_reconstruction(sae, tokens.activations(), progress=False)
+    alone = evaluate_reconstruction(sae, tokens.activations())
     measured = groups["all/reconstruction"]
     assert measured["reconstruction"]["fvu"] == pytest.approx(alone.fvu)
     assert measured["reconstruction"]["n_tokens"] == alone.n_tokens == int((tokens.tokens != 0).sum())

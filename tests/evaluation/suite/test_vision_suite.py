@@ -251,7 +251,7 @@ def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_pat
         (["--dataset_path", TEST.path, "--image_column", "img"], "image_column must be one of"),
         (["--dataset_path", TEST.path, "--dataset_split", "test"], "split"),
         (["--dataset_path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),
-        (["--dataset_path", TEST.path, "--templates", "[a photo]"], "a template needs {}"),
+        (["--dataset_path", TEST.path, "--templates", "[a photo]"], "templates must be texts with one {} each"),
         (["--dataset_path", TEST.path, "--counting_dataset.path", TEST.path], "must be other images"),
         (["--dataset_path", TEST.path, "--min_plain_accuracy", "0.95", "--n_images", "40"], "below 95.0%"),
         (
