@@ -48,10 +48,10 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Reproduce as the arguments say; returns the exit status."""
-    from sae_lens_sparsemax.compare.paper import load_recipe, reproduce
+    from sae_lens_sparsemax.compare.paper import load_with_parts, reproduce
 
     if options.check:
-        recipe = load_recipe(options.recipe, small=options.small, overrides=overrides)
+        recipe, _ = load_with_parts(options.recipe, small=options.small, overrides=overrides)
         print(f"{recipe.title}\nSAEs: {', '.join(recipe.arms)}\nmeasured: {', '.join(recipe.columns)}")
         return 0
     table = reproduce(

@@ -17,7 +17,7 @@ from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.concept_counts import PATCHSAE_THRESHOLD
 from sae_lens_sparsemax.evaluation.probing import KS, Pooling
-from sae_lens_sparsemax.evaluation.zero_shot import N_CONCEPTS
+from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, N_CONCEPTS, Concepts
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.checking import build
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -166,6 +166,11 @@ class VisionSuiteSettings(ModelSettings, ImageSettings):
 
     def __post_init__(self) -> None:
         check_templates("templates", self.templates)
+
+    @property
+    def concepts(self) -> tuple[Concepts, ...]:
+        """Which concepts are kept or removed: the top ones of a class, and the controls."""
+        return CONCEPTS if self.controls else ("top",)
 
 
 PIXELS = "pixels"

@@ -9,9 +9,9 @@ The protocol is PatchSAE's, with what its sources lack:
 - the plain model's accuracy first, as a gate: a low one betrays labels that do not match the class names.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from sae_lens import SAE
@@ -38,6 +38,15 @@ MASKS: tuple[Mask, ...] = ("oracle", "predicted")
 CONCEPTS: tuple[Concepts, ...] = ("top", "random", "frequency_matched")
 _SWITCHES: tuple[Switch, ...] = ("on", "off")
 N_CONCEPTS = (1, 5, 10, 50)
+
+
+class Condition(NamedTuple):
+    """Which concepts are on or off, by the names of `MaskedAccuracy`."""
+
+    n: int
+    concepts: Concepts
+    mask: Mask
+    switch: Switch
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def evaluate_zero_shot(
     test_images: LabelledBatches,
     prototypes: torch.Tensor,
     *,
-    n_concepts: Iterable[int] = N_CONCEPTS,
+    n_concepts: Sequence[int] = N_CONCEPTS,
     concepts: Sequence[Concepts] = CONCEPTS,
     threshold: float = PATCHSAE_THRESHOLD,
     min_plain_accuracy: float | None = None,
@@ -128,24 +137,33 @@ def evaluate_zero_shot(
     tables: dict[tuple[int, Concepts], torch.Tensor] = {
         (n, kind): _select(counts, n, kind, seed) for n in n_concepts for kind in concepts
     }
-    conditions: list[tuple[int, Concepts, Mask, Switch]] = [
-        (n, kind, mask, switch) for (n, kind) in tables for mask in MASKS for switch in _SWITCHES
-    ]
-    answers: list[list[torch.Tensor]] = [[] for _ in range(len(conditions) + 1)]
+    tested = conditions(n_concepts, concepts)
+    answers: list[list[torch.Tensor]] = [[] for _ in range(len(tested) + 1)]
     reconstruction = MaskedReconstruction(sae)
     bar = tqdm(test_images, desc="Masked concepts", disable=not progress, leave=False)
     for i, (pixel_values, _) in enumerate(bar):
         answers[-1].append(classify(model.embeddings(pixel_values, reconstruction.edit(None)), prototypes))
-        for slot, (n, kind, mask, switch) in enumerate(conditions):
+        for slot, (n, kind, mask, switch) in enumerate(tested):
             keep = tables[n, kind][labels[i] if mask == "oracle" else predicted[i]]
             edit = reconstruction.edit(keep if switch == "on" else ~keep)
             answers[slot].append(classify(model.embeddings(pixel_values, edit), prototypes))
     masked = [
         MaskedAccuracy(n, switch, mask, kind, accuracy(torch.cat(answers[slot]), truth))
-        for slot, (n, kind, mask, switch) in enumerate(conditions)
+        for slot, (n, kind, mask, switch) in enumerate(tested)
     ]
     everything = accuracy(torch.cat(answers[-1]), truth)
     return ZeroShotResult(len(truth), n_classes, threshold, no_sae, everything, masked)
+
+
+def conditions(n_concepts: Sequence[int], concepts: Sequence[Concepts]) -> list[Condition]:
+    """All that `evaluate_zero_shot` tests beside the plain model and all concepts."""
+    return [
+        Condition(n, kind, mask, switch)
+        for n in dict.fromkeys(n_concepts)
+        for kind in concepts
+        for mask in MASKS
+        for switch in _SWITCHES
+    ]
 
 
 def _select(counts: torch.Tensor, n: int, kind: Concepts, seed: int) -> torch.Tensor:

@@ -125,6 +125,12 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     return converted
 
 
+def refuse_repeated(name: str, values: Collection[Any]) -> None:
+    """Raise a ValueError where two of the values of a setting are equal: 3 and 3.0 are."""
+    if len(set(values)) < len(values):
+        raise must_be(name, "different from each other", list(values))
+
+
 def check_device(name: str, value: str) -> None:
     """Raise a ValueError unless the setting `name` is a device that torch finds on this machine."""
     if value == "with_model":

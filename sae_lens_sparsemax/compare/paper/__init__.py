@@ -4,7 +4,7 @@
 the figures beside the paper's.
 """
 
-from sae_lens_sparsemax.compare.paper.recipe import Recipe, load_recipe
+from sae_lens_sparsemax.compare.paper.recipe import Recipe, load_with_parts
 from sae_lens_sparsemax.compare.paper.runner import reproduce
 
-__all__ = ["Recipe", "load_recipe", "reproduce"]
+__all__ = ["Recipe", "load_with_parts", "reproduce"]

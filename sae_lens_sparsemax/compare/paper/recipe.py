@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sae_lens_sparsemax.compare.paper.columns import check_columns
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings, VisionSuiteSettings
-from sae_lens_sparsemax.evaluation.suite.text import text_group_names
-from sae_lens_sparsemax.evaluation.suite.vision import vision_group_names
-from sae_lens_sparsemax.settings.checking import build, convert, plain
+from sae_lens_sparsemax.settings.checking import build, convert, plain, refuse_repeated
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.recipes import find_recipe
-from sae_lens_sparsemax.settings.sentences import must_be_one_of
+from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 from sae_lens_sparsemax.settings.yaml_files import merged, read_yaml
 from sae_lens_sparsemax.training.config_file import config_from_values, plain_values, sae_class
 
@@ -45,7 +44,7 @@ class Recipe:
     arms: list[str]
     """The SAEs that are compared, in the order of the rows."""
     groups: list[str]
-    """Metric groups of the suite that are measured."""
+    """Metric groups of the suite that are measured; none for all."""
     columns: dict[str, str]
     """Heading to the dotted name of a measure, such as `images.geometry.cknna_recon`."""
     paper: dict[str, list[float]] = field(default_factory=dict)
@@ -53,13 +52,14 @@ class Recipe:
     paper_columns: list[str] = field(default_factory=list)
     """Headings of the paper's rows; by default those of `columns`."""
     average_of: list[str] = field(default_factory=list)
-    """Recipes beside this one whose rows are averaged instead of measuring anything."""
+    """Recipes beside this one, of the same arms and columns, whose rows are averaged instead of measuring anything."""
     notes: str = ""
     """How to read it: what the paper leaves open, and where it contradicts itself or its code."""
     output_path: str = "output/paper"
     """Folder for SAEs, which tables share, and results."""
 
     def __post_init__(self) -> None:
+        refuse_repeated("arms", self.arms)
         for name in self.arms:
             if name not in self.saes:
                 raise must_be_one_of("arms", name, self.saes)
@@ -72,12 +72,7 @@ class Recipe:
                 raise ValueError(f"paper.{name} must hold {width} values, one for each column, got {len(row)}")
         for name in self.arms:
             config_from_values(self.training(name, k=1 if self.saes[name].get(MATCH) else None))
-        measured = self.measured
-        is_text = isinstance(measured, TextSuiteSettings)
-        names = text_group_names(measured) if is_text else vision_group_names()
-        for name in self.groups:
-            if name not in names:
-                raise must_be_one_of("groups", name, names)
+        check_columns(self.columns, self.groups, self.measured)
 
     @property
     def measured(self) -> TextSuiteSettings | VisionSuiteSettings:
@@ -124,6 +119,26 @@ def load_recipe(path: str | Path, *, small: bool = False, overrides: Mapping[str
         return build(Recipe, _words_read(apply_overrides(values, overrides or {})))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def load_with_parts(
+    path: str | Path, *, small: bool = False, overrides: Mapping[str, Any] | None = None
+) -> tuple[Recipe, list[Recipe]]:
+    """Read a recipe as `load_recipe` does, and those that are measured for it: itself, or the parts that it averages.
+
+    Raises:
+        ValueError: besides, a part that has other arms or columns, or averages parts of its own.
+    """
+    path = find_recipe(path, "reproduce")
+    recipe = load_recipe(path, small=small, overrides=overrides)
+    shared = {key: value for key, value in (overrides or {}).items() if key != "average_of"}
+    parts = [load_recipe(path.parent / name, small=small, overrides=shared) for name in recipe.average_of]
+    for name, part in zip(recipe.average_of, parts, strict=True):
+        same = set(part.arms) == set(recipe.arms) and list(part.columns.items()) == list(recipe.columns.items())
+        if part.average_of or not same:
+            condition = "recipes of the same arms and the same columns in the same order, which average no others"
+            raise must_be(f"{path}: average_of", condition, name)
+    return recipe, parts or [recipe]
 
 
 def _words_read(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_sparsemax.compare.config import fingerprint, resolved_sae
-from sae_lens_sparsemax.compare.paper.recipe import MATCH, Recipe, load_recipe
+from sae_lens_sparsemax.compare.paper.columns import flat
+from sae_lens_sparsemax.compare.paper.recipe import MATCH, Recipe, load_with_parts
 from sae_lens_sparsemax.compare.suggest_k import mean_l0
 from sae_lens_sparsemax.display.tables import csv_table, markdown_table
 from sae_lens_sparsemax.evaluation.settings import require_inputs
@@ -59,20 +60,17 @@ def reproduce(
         ValueError: The recipe is wrong, or a model or data set cannot be had.
     """
     path = Path(path)
-    recipe = load_recipe(path, small=small, overrides=overrides)
+    recipe, measured = load_with_parts(path, small=small, overrides=overrides)
     folder = Path(recipe.output_path) / (f"{path.stem}-small" if small else path.stem)
     require_writable(recipe.output_path, "output_path")
-    parts = [load_recipe(path.parent / name, small=small, overrides=overrides) for name in recipe.average_of]
-    for part in parts or [recipe]:  # before hours of training
+    for part in measured:  # before hours of training
         require_inputs(part.measured)
-    if parts:
-        tables = []
-        for part in parts:
+    tables = []
+    for part in measured:
+        if recipe.average_of:
             say(part.title)
-            tables.append(_rows(part, say))
-        rows = averaged(tables)
-    else:
-        rows = _rows(recipe, say)
+        tables.append(_rows(part, say))
+    rows = averaged(tables, recipe.arms)
     command = f"sparsemax-sae reproduce {path}{' --small' if small else ''}"
     return write_table(recipe, rows, folder, command)
 
@@ -95,7 +93,8 @@ def _rows(recipe: Recipe, say: Callable[[str], None]) -> Rows:
             output=sae / "evaluation" / fingerprint(recipe.evaluate)[:8],
             say=lambda line, name=name: say(f"{name}: {line}"),
         )
-        rows[name] = row(recipe, measured.results["groups"])
+        numbers = flat(measured.results["groups"])
+        rows[name] = [numbers.get(column) for column in recipe.columns.values()]
     return rows
 
 
@@ -142,46 +141,6 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def flat(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Every number of a suite's groups by its dotted name.
-
-    Entries of masked classification get the name `zero_shot.on_5.oracle.top.classes`: switch and n, whose class
-    decides, which concepts, and how accuracy is averaged.
-    """
-    found: dict[str, Any] = {}
-
-    def walk(place: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(f"{place}.{key}" if place else key, inner)
-        elif place.endswith(".masked"):
-            for entry in value:
-                name = f"{entry['switch']}_{entry['n']}.{entry['mask']}.{entry['concepts']}"
-                walk(f"{place.removesuffix('.masked')}.{name}", entry["accuracy"])
-        else:
-            found[place] = value
-
-    walk("", results)
-    return found
-
-
-def row(recipe: Recipe, groups: Mapping[str, Any]) -> list[float | None]:
-    """The values of a recipe's columns for one SAE.
-
-    Raises:
-        ValueError: A column names no measure, although its group was measured.
-    """
-    numbers = flat(groups)
-    values: list[float | None] = []
-    for column, name in recipe.columns.items():
-        group = next((key for key in groups if name.startswith(f"{key}.")), None)
-        measured = group is not None and "not_measured" not in groups[group]
-        if measured and name not in numbers:
-            raise ValueError(f"The column {column!r} asks for {name!r}, which is not among the measures of {group!r}.")
-        values.append(numbers.get(name))
-    return values
-
-
 def write_table(recipe: Recipe, rows: Rows, folder: Path, command: str) -> Path:
     """Write `table.md` and `table.csv` and return the first."""
     header = ["SAE", *recipe.columns]
@@ -200,9 +159,8 @@ def write_table(recipe: Recipe, rows: Rows, folder: Path, command: str) -> Path:
     return table
 
 
-def averaged(tables: Sequence[Rows]) -> Rows:
-    """The mean over tables of every value, for the SAEs that all of them have; None where one has none."""
-    names = [name for name in tables[0] if all(name in table for table in tables)]
+def averaged(tables: Sequence[Rows], names: Sequence[str]) -> Rows:
+    """The mean over tables of every value of the SAEs of these names; None where one table has none."""
     return {name: [_mean(values) for values in zip(*(table[name] for table in tables), strict=True)] for name in names}
 
 

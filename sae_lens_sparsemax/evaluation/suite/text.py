@@ -18,13 +18,19 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.data.labelled_texts import LabelledText
 from sae_lens_sparsemax.data.texts import TextData, load_text_dataset, part_of_dataset, require_one_context
 from sae_lens_sparsemax.evaluation.predictions import (
+    CrossEntropyMetrics,
+    DivergenceMetrics,
     evaluate_cross_entropy,
     evaluate_cross_entropy_baseline,
     evaluate_divergence,
 )
-from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, evaluate_nmse_batchtopk
+from sae_lens_sparsemax.evaluation.reconstruction import (
+    ReconstructionAccumulator,
+    ReconstructionMetrics,
+    evaluate_nmse_batchtopk,
+)
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
-from sae_lens_sparsemax.evaluation.sparsity import l0_distribution
+from sae_lens_sparsemax.evaluation.sparsity import L0Distribution, l0_distribution
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured
 from sae_lens_sparsemax.evaluation.suite.probing import Passages, labelled_tasks, passage_tasks, probed, read_passages
 from sae_lens_sparsemax.files import file_facts
@@ -33,10 +39,15 @@ from sae_lens_sparsemax.models.encoding import encode_chunks
 from sae_lens_sparsemax.models.language_models import NO_NEXT_TOKENS, load_language_model, predicts_next_tokens
 
 
-def text_group_names(settings: TextSuiteSettings) -> list[str]:
-    """The names of the groups that `text_groups` makes."""
-    groups = [f"{name}/{group}" for name in settings.datasets for group in ("reconstruction", "predictions", "probing")]
-    return [*groups, *(f"{name}/probing" for name in settings.probing)]
+def text_results(settings: TextSuiteSettings) -> dict[str, dict[str, Any]]:
+    """What the result of each group that `text_groups` makes holds, by name: dataclasses and numbers, as types."""
+    results: dict[str, dict[str, Any]] = {
+        "reconstruction": {"reconstruction": ReconstructionMetrics, "nmse_batchtopk": float, "l0": L0Distribution},
+        "predictions": {"cross_entropy": CrossEntropyMetrics, "divergence": DivergenceMetrics},
+        "probing": {},  # lists alone, of the tasks that there are texts for
+    }
+    of_sets = {f"{name}/{group}": result for name in settings.datasets for group, result in results.items()}
+    return of_sets | {f"{name}/probing": results["probing"] for name in settings.probing}
 
 
 def text_groups(

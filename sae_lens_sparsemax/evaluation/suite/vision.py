@@ -18,14 +18,19 @@ from sae_lens_sparsemax.data.class_names import class_prompts
 from sae_lens_sparsemax.data.labelled_images import ImageData, LabelledImages, load_images
 from sae_lens_sparsemax.evaluation.classification import disjoint_splits, text_prototypes
 from sae_lens_sparsemax.evaluation.concept_counts import activation_quantile
-from sae_lens_sparsemax.evaluation.geometry import evaluate_geometry
-from sae_lens_sparsemax.evaluation.monosemanticity import evaluate_monosemanticity
-from sae_lens_sparsemax.evaluation.name_agreement import evaluate_names
+from sae_lens_sparsemax.evaluation.geometry import GeometryMetrics, evaluate_geometry
+from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityMetrics, evaluate_monosemanticity
+from sae_lens_sparsemax.evaluation.name_agreement import NameAgreement, evaluate_names
 from sae_lens_sparsemax.evaluation.naming import decoder_directions, embed_words
 from sae_lens_sparsemax.evaluation.settings import PIXELS, VisionSuiteSettings
-from sae_lens_sparsemax.evaluation.sparsity import l0_against_complexity, l0_of_images
+from sae_lens_sparsemax.evaluation.sparsity import (
+    L0AgainstComplexity,
+    L0Distribution,
+    l0_against_complexity,
+    l0_of_images,
+)
 from sae_lens_sparsemax.evaluation.suite.groups import MetricGroup, NotMeasured
-from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, evaluate_zero_shot
+from sae_lens_sparsemax.evaluation.zero_shot import ZeroShotResult, evaluate_zero_shot
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, open_vision
@@ -78,9 +83,18 @@ def vision_groups(sae: SAE[Any], settings: VisionSuiteSettings, progress: bool =
     ]
 
 
-def vision_group_names() -> list[str]:
-    """The names of the groups of the vision suite."""
-    return list(_OWN_SETTINGS)
+def vision_results() -> dict[str, dict[str, Any]]:
+    """What the result of each group of the vision suite holds, by name: dataclasses and numbers, as types."""
+    return {
+        "tokens": {"geometry": GeometryMetrics},
+        "images": {"geometry": GeometryMetrics},
+        "sparsity": {
+            "per_token": L0Distribution, "per_image": L0Distribution, "against_complexity": L0AgainstComplexity,
+        },
+        "monosemanticity": {"encoder": str, "monosemanticity": MonosemanticityMetrics},
+        "zero_shot": {"n_counting_images": int, "n_unlabelled_images": int, "zero_shot": ZeroShotResult},
+        "names": {"names": NameAgreement},
+    }  # fmt: skip
 
 
 def _measured_on(data: ImageData | None) -> dict[str, Any] | None:
@@ -158,7 +172,7 @@ class VisionMetrics:
             test,
             prototypes,
             n_concepts=settings.n_concepts,
-            concepts=CONCEPTS if settings.controls else ("top",),
+            concepts=settings.concepts,
             threshold=threshold,
             min_plain_accuracy=settings.min_plain_accuracy,
             seed=settings.seed,

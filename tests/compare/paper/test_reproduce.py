@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from sae_lens_sparsemax.cli.main import main
-from sae_lens_sparsemax.compare.paper.recipe import load_recipe
-from sae_lens_sparsemax.compare.paper.runner import averaged, flat, row
+from sae_lens_sparsemax.compare.paper.columns import flat
+from sae_lens_sparsemax.compare.paper.runner import averaged
 from sae_lens_sparsemax.sae import config as sae_config
 from tests.support.tiny_language_model import documents
 
@@ -123,7 +123,7 @@ def test_a_training_that_diverges_leaves_its_row_empty_and_is_not_repeated(recip
     assert capsys.readouterr().err.count("training in") == 1
 
 
-def test_measures_have_dotted_names(recipe):
+def test_measures_have_dotted_names():
     groups = {
         "zero_shot": {
             "zero_shot": {
@@ -139,14 +139,29 @@ def test_measures_have_dotted_names(recipe):
         "zero_shot.zero_shot.no_sae.classes": 0.6,
         "zero_shot.zero_shot.on_5.oracle.top.images": 0.2,
     }
-    one = load_recipe(recipe, overrides={"columns": {"a": "zero_shot.zero_shot.no_sae.images"}, "paper": {}})
-    assert row(one, groups) == [0.7]
-    assert row(one, {"zero_shot": {"not_measured": "no labels"}}) == [None]
-    wrong = load_recipe(recipe, overrides={"columns": {"a": "zero_shot.no_sae"}, "paper": {}})
-    with pytest.raises(ValueError, match=r"'a' asks for 'zero_shot\.no_sae'"):
-        row(wrong, groups)
 
 
 def test_averages_need_all_tables():
-    tables = [{"a": [1.0, None], "b": [3.0, 4.0]}, {"a": [2.0, 1.0]}]
-    assert averaged(tables) == {"a": [1.5, None]}
+    tables = [{"a": [1.0, None], "b": [3.0, 4.0]}, {"b": [4.0, None], "a": [2.0, 1.0]}]
+    assert averaged(tables, ["a", "b"]) == {"a": [1.5, None], "b": [3.5, None]}
+    assert averaged(tables[:1], ["b"]) == {"b": [3.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": {"FVU": "text/reconstruction.reconstruction.fvu", "L0": "text/reconstruction.reconstruction.l0"}},
+        {"columns": {"L0": "text/reconstruction.reconstruction.l0"}, "paper": {}},
+        {"arms": ["TopK"]},
+        {"average_of": ["table0.yaml"]},
+    ],
+    ids=["other order", "fewer columns", "fewer arms", "an average itself"],
+)
+def test_an_average_is_of_recipes_with_the_same_rows_and_columns(recipe, tmp_path, capsys, changes):
+    part = yaml.safe_load(recipe.read_text()) | changes
+    (tmp_path / "part.yaml").write_text(yaml.safe_dump(part, sort_keys=False))
+    for further in ([], ["--check"]):
+        command = ["reproduce", str(tmp_path / "figure0.yaml"), "--small", "--average_of", "[table0.yaml, part.yaml]"]
+        assert main([*command, *further]) == 2
+        assert "average_of must be recipes of the same arms and the same columns" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.compare.paper.columns import check_columns, flat
 from sae_lens_sparsemax.data.texts import TextData, load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.evaluation.predictions import evaluate_cross_entropy, evaluate_cross_entropy_baseline
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
@@ -14,6 +15,7 @@ from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
 from sae_lens_sparsemax.evaluation.suite.text import read_tokens
 from sae_lens_sparsemax.models.at_hook import open_text
+from sae_lens_sparsemax.settings.checking import build
 from tests.support.tiny_language_model import documents
 
 CONTEXT = 12
@@ -51,6 +53,8 @@ def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder, text, ti
     settings = {"datasets": {"all": {"path": str(text)}}, "n_tokens": 240, "n_prediction_tokens": 120, "batch_size": 4}
     result = evaluate_suite(str(folder), settings=settings, progress=False)
     groups = result.results["groups"]
+    numbers = {name for name, value in flat(groups).items() if isinstance(value, int | float)}
+    check_columns({name: name for name in numbers}, [], build(TextSuiteSettings, settings))
     sae = StandardSAE.load_from_disk(folder)
     model = open_text(sae, str(tiny_model_folder), "TransformerBridge", hook_name=HOOK)
     amount = TextSuiteSettings(context_size=CONTEXT, batch_size=4, n_tokens=240, n_prediction_tokens=120)

@@ -10,14 +10,17 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_sparsemax.cli.main import main
+from sae_lens_sparsemax.compare.paper.columns import check_columns, flat
 from sae_lens_sparsemax.data.images import load_image_dataset
 from sae_lens_sparsemax.data.labelled_images import ImageData, compressed_size, load_images
 from sae_lens_sparsemax.evaluation.classification import text_prototypes
+from sae_lens_sparsemax.evaluation.settings import VisionSuiteSettings
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
 from sae_lens_sparsemax.evaluation.suite.vision import encoder_embeddings
 from sae_lens_sparsemax.evaluation.zero_shot import evaluate_zero_shot
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import open_vision
+from sae_lens_sparsemax.settings.checking import build
 from tests.support.places import SHARED_DATA as SHARED
 
 HOOK = "blocks.2.hook_resid_post"
@@ -72,6 +75,8 @@ def test_the_suite_measures_what_the_metrics_measure_one_by_one(folder):
     result = evaluate_suite(str(folder), settings=SETTINGS, progress=False)
     groups = result.results["groups"]
     assert set(groups) == {"tokens", "images", "sparsity", "monosemanticity", "zero_shot", "names"}
+    numbers = {name for name, value in flat(groups).items() if isinstance(value, int | float)}
+    check_columns({name: name for name in numbers}, [], build(VisionSuiteSettings, SETTINGS))
     sae = random_sae()
     model = open_vision(sae)
     images = load_images(TEST, 40, model.model.image_processor, 16)
