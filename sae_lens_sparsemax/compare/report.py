@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.runs import RunResult
@@ -228,9 +229,11 @@ def spread_below_one(axes: Axes) -> None:
     axes.set_ylim(low, high)
     wide = [0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.96, 0.98, 0.99, 0.996, 0.998, 0.999, 0.9996, 0.9998, 0.9999]
     narrow = [round(0.05 * i, 2) for i in range(20)]
-    ticks = [tick for tick in wide if low <= tick <= high]
-    axes.set_yticks(ticks if len(ticks) >= 4 else [tick for tick in narrow if low <= tick <= high])
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    # Over a narrow range the scale is nearly even, and so may the ticks be.
+    even = MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2).tick_values(low, high)
+    inside = [[tick for tick in ticks if low <= tick <= high] for ticks in (wide, narrow, even)]
+    axes.set_yticks(next(ticks for ticks, enough in zip(inside, (4, 2, 0), strict=True) if len(ticks) >= enough))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.10g}")
 
 
 def _log_unexplained(explained: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_settings_merge_group_by_group():
             r"columns\.on_1 must be a measure .*did you mean",
         ),
         ("columns.L0", "sparsity.per_tokens.mean", "did you mean 'sparsity.per_token.mean'"),
-        ("columns.L0", "sparsity.per_token.m", "did you mean 'sparsity.per_token.mean'"),
+        ("columns.L0", "sparsity.per_im", "did you mean 'sparsity.per_image\."),
         ("columns.L0", "sparsitys.per_token.mean", "did you mean 'sparsity.per_token.mean'"),
         ("columns.L0", "sparsity.per_token.counts", r"\(sparsity, zero_shot\), got 'sparsity.per_token.counts'"),
         ("columns.L0", "tokens.geometry.reconstruction.l0", r"a measure of what is measured \(sparsity, zero_shot\)"),
