@@ -8,9 +8,12 @@ from typing import Any
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
 
-from sae_lens_sparsemax.settings.checking import build
-from sae_lens_sparsemax.settings.sentences import must_be_one_of
+from sae_lens_sparsemax.settings.checking import build, check_file_name
+from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 from sae_lens_sparsemax.training.config_file import with_preset
+
+# Fields of every SAE's config; an arm's sparsity field is another.
+_SET_HERE = ("d_in", "d_sae", "device", "metadata")
 
 
 @dataclass
@@ -35,13 +38,19 @@ class Arm:
     an architecture whose step costs less can be given as many more. It goes on with further activations, unless
     `n_training_tokens` says how many there are; fields of `sae` that count steps stay as they are."""
     sae: dict[str, Any] = field(default_factory=dict)
-    """Other fields of the SAE's config, or its `preset`, without `d_in`, `device` and what `CompareConfig` sets."""
+    """Other fields of the SAE's config, or its `preset`, without those that the comparison sets."""
 
     def __post_init__(self) -> None:
+        check_file_name("name", self.name)
+        if self.sparsity_field in _SET_HERE:
+            raise must_be("sparsity_field", "a field that the comparison leaves to its arms", self.sparsity_field)
+        for key in (*_SET_HERE, self.sparsity_field):
+            if key in self.sae:
+                raise must_be(f"sae.{key}", "left out, as the comparison sets it", self.sae[key])
         if self.one_lr is None:
             self.one_lr = self.sparsity_field.endswith("coefficient")
         # Results are known by what a preset holds, which versions may change.
-        self.sae = with_preset(self.sae, self.architecture, f"arms.{self.name}.sae")
+        self.sae = with_preset(self.sae, self.architecture)
 
     def sae_config(self, sparsity: float, **common: Any) -> TrainingSAEConfig:
         """The SAE's config at one value of the sparsity field; `common` are fields all arms share."""

@@ -1,14 +1,11 @@
 """The settings of a comparison, and the mistakes in them that can be found before anything runs."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.sae import TrainingSAEConfig
+from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.synthetic import SyntheticModelConfig
 
 from sae_lens_sparsemax.compare.arm import Arm
@@ -16,20 +13,24 @@ from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.probing import Pooling
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
-from sae_lens_sparsemax.settings.checking import Word, build, convert, refuse_unknown_keys
+from sae_lens_sparsemax.settings.checking import (
+    Word,
+    build,
+    check_file_name,
+    convert,
+    refuse_repeated,
+    refuse_unknown_keys,
+)
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.recipes import find_recipe
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
 from sae_lens_sparsemax.settings.yaml_files import read_yaml
-from sae_lens_sparsemax.training.config import refuse_float16
+from sae_lens_sparsemax.training.config import check_sae, check_scheduler
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
-
-# Where a width is not known, at which another says what waits for it: wider than any rule of ours leaves alone.
-_SOME_WIDTH = 65_536
-# They say where an SAE is trained and belongs, not what comes out.
-_NOT_LEARNT = {"device", "metadata"}
+# What is stretched with an arm's steps.
+_SCHEDULE = ("lr_warm_up_steps", "lr_decay_steps")
 
 SYNTHETIC_SET = "synthetic"
 """Name of the evaluation set where a synthetic model is reconstructed."""
@@ -174,9 +175,12 @@ class CompareConfig:
             raise must_be_one_of("b_dec_init", self.b_dec_init, ("mean", "zeros"))
         if not 0 < self.held_out_fraction < 0.5:
             raise must_be("held_out_fraction", "between 0 and 0.5", self.held_out_fraction)
-        names = [arm.name for arm in self.arms]
-        if not names or len(set(names)) != len(names):
-            raise must_be("arms", "at least one, of names that differ from each other", names)
+        if not self.arms:
+            raise must_be("arms", "at least one", self.arms)
+        refuse_repeated("names of arms", [arm.name for arm in self.arms])
+        for name in self.eval_datasets:
+            check_file_name("a name in eval_datasets", name)
+        refuse_repeated("names of eval_datasets", [name.replace(" ", "_") for name in self.eval_datasets])
         if reserved := {"train", "validation"} & set(self.eval_datasets):
             raise must_be("eval_datasets", "of other names, since these mean splits", sorted(reserved))
         self._check_paths()
@@ -184,18 +188,33 @@ class CompareConfig:
             raise must_be("matched_l0", "positive", self.matched_l0)
         if not self.seeds:
             raise must_be("seeds", "a list of at least one seed", self.seeds)
-        _check_trainer(self.trainer)
+        refuse_repeated("matched_l0", self.matched_l0)
+        refuse_repeated("seeds", self.seeds)
+        self._check_trainer()
         for arm in self.arms:
             if not arm.sparsities or not arm.lrs:
                 given = {"sparsities": arm.sparsities, "lrs": arm.lrs}
                 raise must_be(f"arms.{arm.name}", "given at least one value of each", given)
-            # Building the config now finds a mistake before the language model has run for an hour.
-            sae_cfg = arm.sae_config(arm.sparsities[0], d_in=1, d_sae=self.d_sae)
-            refuse_float16(f"arms.{arm.name}.sae.dtype", sae_cfg.dtype)
+            refuse_repeated(f"arms.{arm.name}.sparsities", arm.sparsities)
+            refuse_repeated(f"arms.{arm.name}.lrs", arm.lrs)
+            # Building the configs now finds a mistake before the language model has run for an hour.
+            sae_cfg, *others = [arm.sae_config(sparsity, d_in=1, d_sae=self.d_sae) for sparsity in arm.sparsities]
+            for each in (sae_cfg, *others):
+                check_sae(f"arms.{arm.name}.sae", each)
             per_token = sae_cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
             if per_token and self.b_dec_init == "mean" and "b_dec_init" not in arm.sae:
                 why = f"as arms.{arm.name} normalises every activation by itself, so that their mean is another"
                 raise must_be("b_dec_init", f"'zeros', {why}", self.b_dec_init)
+
+    def _check_trainer(self) -> None:
+        hints = get_type_hints(SAETrainerConfig)
+        try:
+            refuse_unknown_keys(self.trainer, hints.keys() - _TRAINER_FIELDS_SET_HERE)
+        except Mistake as mistake:
+            raise mistake.below("trainer") from None
+        for key, value in self.trainer.items():
+            convert(value, hints[key], f"trainer.{key}")
+        check_scheduler("trainer.lr_scheduler_name", self.trainer.get("lr_scheduler_name", "constant"))
 
     def _check_images(self) -> None:
         for name in ("synthetic_model", "max_norm_over_median"):
@@ -239,6 +258,23 @@ class CompareConfig:
         """Training steps of an arm."""
         return max(1, round(self.steps * arm.steps_factor))
 
+    def trainer_config(self, arm: Arm, lr: float) -> SAETrainerConfig:
+        """SAELens's config of a training, every default in it; an arm of more steps stretches its schedule."""
+        given = {key: value for key, value in self.trainer.items() if value is not None or key != "lr_end"}
+        schedule = {key: int(self.trainer.get(key, 0) * arm.steps_factor) for key in _SCHEDULE}
+        return SAETrainerConfig(
+            **{
+                "lr_end": lr / 10,  # as null means to SAELens's runners
+                **given,
+                **schedule,
+                "total_training_samples": self.steps_of(arm) * self.batch_size,
+                "train_batch_size_samples": self.batch_size,
+                "lr": lr,
+                "device": self.device,
+                "logger": LoggingConfig(log_to_wandb=False),
+            }
+        )
+
     @property
     def n_stored_tokens(self) -> int:
         """Activations that every arm trains on, permuted, before any others."""
@@ -270,28 +306,3 @@ def config_from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = Non
         return build(CompareConfig, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _check_trainer(values: Mapping[str, Any]) -> None:
-    hints = get_type_hints(SAETrainerConfig)
-    try:
-        refuse_unknown_keys(values, hints.keys() - _TRAINER_FIELDS_SET_HERE)
-    except Mistake as mistake:
-        raise mistake.below("trainer") from None
-    for key, value in values.items():
-        convert(value, hints[key], f"trainer.{key}")
-
-
-def fingerprint(settings: Any) -> str:
-    """A short hash of plain data or a dataclass, equal for equal settings."""
-    plain = settings if isinstance(settings, dict) else asdict(settings)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def resolved_sae(cfg: TrainingSAEConfig) -> dict[str, Any]:
-    """All that an SAE's training depends on in its config, for `fingerprint`: what a default means, too.
-
-    A result that is known by what was given alone is taken for today's after a default has changed.
-    """
-    known = cfg if cfg.d_in else replace(cfg, d_in=_SOME_WIDTH)
-    return {key: value for key, value in known.to_dict().items() if key not in _NOT_LEARNT}

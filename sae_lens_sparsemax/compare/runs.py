@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_sparsemax.compare.arm import Arm
-from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint, resolved_sae
+from sae_lens_sparsemax.compare.config import CompareConfig
+from sae_lens_sparsemax.compare.identity import fingerprint, resolved_sae
 from sae_lens_sparsemax.compare.sources import VALIDATION, ComparedActivations, Metrics
 from sae_lens_sparsemax.files import atomic_directory, load_json, save_json, verify_checksums, write_checksums
 from sae_lens_sparsemax.models.saved_saes import load_sae
@@ -30,8 +30,6 @@ INITIALISATION_STREAM = 15_485_863
 _RESULT = "result.json"
 # What tables of all runs show.
 _ALWAYS_MEASURED = ("explained_variance", "l0", "dead_fraction")
-# What is stretched with an arm's steps.
-_SCHEDULE = ("lr_warm_up_steps", "lr_decay_steps")
 # They say where a training runs and what is kept of it, not what comes out.
 _NOT_IN_RESULTS = {"device", "logger", "n_checkpoints", "checkpoint_path", "save_final_checkpoint"}
 logger = logging.getLogger(__name__)
@@ -53,28 +51,13 @@ class RunSettings:
     @property
     def name(self) -> str:
         """Name of the run's folder."""
-        return f"{self.arm.name}_{self.arm.sparsity_field}-{self.sparsity:g}_lr-{self.lr:g}_seed-{self.seed}"
+        sparsity = f"{self.arm.sparsity_field}-{_exact(self.sparsity)}"
+        return f"{self.arm.name}_{sparsity}_lr-{_exact(self.lr)}_seed-{self.seed}"
 
     def sae_config(self, source: ComparedActivations) -> TrainingSAEConfig:
         """The config of the SAE that is trained, every default in it."""
         common: dict[str, Any] = {"d_in": source.d_in, "d_sae": source.cfg.d_sae, "device": source.cfg.device}
         return self.arm.sae_config(self.sparsity, **common, metadata=SAEMetadata(**source.metadata))
-
-    def trainer_config(self, cfg: CompareConfig) -> SAETrainerConfig:
-        """SAELens's config of the training, every default in it; an arm of more steps stretches its schedule."""
-        schedule = {key: int(cfg.trainer.get(key, 0) * self.arm.steps_factor) for key in _SCHEDULE}
-        return SAETrainerConfig(
-            **{
-                "lr_end": self.lr / 10,
-                **cfg.trainer,
-                **schedule,
-                "total_training_samples": cfg.steps_of(self.arm) * cfg.batch_size,
-                "train_batch_size_samples": cfg.batch_size,
-                "lr": self.lr,
-                "device": cfg.device,
-                "logger": LoggingConfig(log_to_wandb=False),
-            }
-        )
 
     def starts_at_mean(self, cfg: CompareConfig) -> bool:
         """Whether the decoder bias starts at the mean of the training activations, whatever the architecture does."""
@@ -82,7 +65,7 @@ class RunSettings:
 
     def fingerprint(self, source: ComparedActivations) -> str:
         """Hash of everything that a result depends on, so that a stale result is not taken for this one."""
-        trainer = asdict(self.trainer_config(source.cfg))
+        trainer = asdict(source.cfg.trainer_config(self.arm, self.lr))
         return fingerprint(
             {
                 "architecture": self.arm.architecture,
@@ -94,6 +77,12 @@ class RunSettings:
                 "initialisation": INITIALISATION_STREAM,
             }
         )
+
+
+def _exact(number: float) -> str:
+    """A number as short as it is told from every other."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 @dataclass
@@ -159,7 +148,7 @@ def train_and_evaluate(run: RunSettings, source: ComparedActivations) -> RunResu
     A training that diverges is a result too, the worst there is: one rate that is too high ends no comparison.
     """
     cfg, sae = source.cfg, _untrained_sae(run, source)
-    trainer_cfg = run.trainer_config(cfg)
+    trainer_cfg = cfg.trainer_config(run.arm, run.lr)
     trainer = adapt(SAETrainer(trainer_cfg, sae, source.batches(run.seed)))
     _estimate_normalisation(trainer, source.batches(run.seed))
     if run.starts_at_mean(cfg):

@@ -13,7 +13,8 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.activations.cache_reader import ActivationTable
 from sae_lens_sparsemax.activations.cache_writer import SHARD_BYTES, Batches, CacheWriter
-from sae_lens_sparsemax.compare.config import CompareConfig, fingerprint
+from sae_lens_sparsemax.compare.config import CompareConfig
+from sae_lens_sparsemax.compare.identity import fingerprint
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """SAELens's synthetic models, whose true features are known, as the source of a comparison."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -17,7 +18,8 @@ from sae_lens.synthetic import (
 from sae_lens.util import temporary_seed
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.compare.config import SYNTHETIC_SET, CompareConfig, fingerprint
+from sae_lens_sparsemax.compare.config import SYNTHETIC_SET, CompareConfig
+from sae_lens_sparsemax.compare.identity import fingerprint
 from sae_lens_sparsemax.compare.sources import VALIDATION, Metrics
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.files import file_facts, reading
@@ -127,7 +129,8 @@ class SyntheticSource:
     def _ground_truth(self, sae: SAE[Any]) -> Metrics:
         with temporary_seed((_TEST_STREAM + 8) * _STREAM_STRIDE):
             result = eval_sae_on_synthetic_data(
-                sae,
+                # It measures angles with true features of float32, and does so with what it is given.
+                copy.deepcopy(sae).to(torch.float32),
                 self.model.feature_dict,
                 self.model.activation_generator,
                 num_samples=self.cfg.n_evaluation_tokens,

@@ -17,7 +17,8 @@ from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_sparsemax.activations.cache_writer import Batches
 from sae_lens_sparsemax.activations.sources import TextActivations
-from sae_lens_sparsemax.compare.config import CompareConfig, EvalDataset, fingerprint
+from sae_lens_sparsemax.compare.config import CompareConfig, EvalDataset
+from sae_lens_sparsemax.compare.identity import fingerprint
 from sae_lens_sparsemax.compare.sources import TRAIN, VALIDATION, CapturedActivations, Metrics
 from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.evaluation.predictions import (

@@ -9,7 +9,8 @@ from sae_lens import SAE
 
 from sae_lens_sparsemax.activations.cache_writer import Batches
 from sae_lens_sparsemax.activations.sources import ImageActivations
-from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, EvalDataset, fingerprint
+from sae_lens_sparsemax.compare.config import IMAGE_SET, CompareConfig, EvalDataset
+from sae_lens_sparsemax.compare.identity import fingerprint
 from sae_lens_sparsemax.compare.sources import VALIDATION, CapturedActivations, Metrics
 from sae_lens_sparsemax.data.image_loader import ImageLoader
 from sae_lens_sparsemax.data.images import load_image_dataset

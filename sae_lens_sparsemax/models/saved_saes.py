@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from sae_lens_sparsemax.files import read_object, reading, reason, refuse_not_finite, tensor_shapes, verify_checksums
-from sae_lens_sparsemax.settings.checking import convert
+from sae_lens_sparsemax.settings.checking import convert, hints_of
 from sae_lens_sparsemax.settings.sentences import shown, similar_path
 
 SHARDS = "shards"
@@ -161,7 +161,7 @@ def _check_config(values: dict[str, Any]) -> None:
     """Raise a ValueError unless an SAE's configuration, as it is saved, has values of the types of its fields."""
     if values.get("architecture") not in SAE_CLASS_REGISTRY:
         raise ValueError(f"its architecture {shown(values.get('architecture'))} is not registered")
-    hints = get_type_hints(SAE_CLASS_REGISTRY[values["architecture"]][1])
+    hints = hints_of(SAE_CLASS_REGISTRY[values["architecture"]][1])
     metadata = convert(values.get("metadata", {}), dict[str, Any], "metadata")
     for name in (values.keys() & hints.keys()) - {"metadata", "device"}:
         convert(values[name], hints[name], name)

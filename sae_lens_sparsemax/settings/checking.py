@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import torch
 from pydantic import BeforeValidator, Field, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
-from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.sae import SAEConfig, SAEMetadata
 from sae_lens.synthetic import FiringProbabilityConfig, MagnitudeConfig
 from sae_lens.synthetic.registry import FIRING_PROB_REGISTRY, MAGNITUDE_REGISTRY
 
@@ -51,10 +51,12 @@ _MAY_BE_INFINITE = {"alpha"}
 _NOT_NEGATIVE = {
     "d_in", "lr_warm_up_steps", "lr_decay_steps", "n_checkpoints", "eval_frequency", "showcase", "port",
     "n_cross_entropy_tokens", "n_zero_shot_images", "n_decode_workers", "prefetch_image_batches", "eval_n_images",
-    "eval_every_n_steps", "n_probing_tokens", "drawn_examples",
+    "eval_every_n_steps", "n_probing_tokens", "drawn_examples", "metadata.l0",
 }  # fmt: skip
 _ABOVE_ZERO = {"l0", "lr", "lrs", "max_norm", "max_norm_over_median", "steps_factor"}
 _TOO_LARGE = "too_large"
+# Bytes; a name goes on with settings, and with what marks a folder that is being written.
+_LONGEST_NAME = 120
 _DEVICES = {"device", "model_device", "llm_device", "act_store_device"}
 
 # Abstract configs whose concrete class is chosen by the key generator_name.
@@ -89,7 +91,7 @@ def build(cls: type[T], values: Mapping[str, Any], place: str = "") -> T:
 
 def plain(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The same `values` with every `Word` read as the fields of the dataclass `cls` ask; nothing is checked."""
-    hints = _hints(cls)
+    hints = hints_of(cls)
     return {name: _read_words(value, hints.get(name, Any)) for name, value in values.items()}
 
 
@@ -131,6 +133,14 @@ def refuse_repeated(name: str, values: Collection[Any]) -> None:
         raise must_be(name, "different from each other", list(values))
 
 
+def check_file_name(name: str, value: str) -> None:
+    """Raise a ValueError unless the setting `name` can be, or begin, the name of a file and no path."""
+    fits = 0 < len(value.encode()) <= _LONGEST_NAME and value == value.strip() and value.isprintable()
+    if not fits or value in (".", "..") or "/" in value or "\\" in value:
+        condition = f"a file name of at most {_LONGEST_NAME} bytes, without slashes, breaks and spaces at its ends"
+        raise must_be(name, condition, value)
+
+
 def check_device(name: str, value: str) -> None:
     """Raise a ValueError unless the setting `name` is a device that torch finds on this machine."""
     if value == "with_model":
@@ -146,7 +156,7 @@ def check_device(name: str, value: str) -> None:
 
 def _build(cls: type[T], values: Any) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    hints = _hints(cls)
+    hints = hints_of(cls)
     refuse_unknown_keys(values, fields)
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
@@ -172,8 +182,14 @@ def _group(cls: type, value: Any) -> Any:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+def hints_of(cls: type) -> dict[str, Any]:
+    """The type hints of a dataclass, as its values are checked."""
+    hints = get_type_hints(cls)
+    if issubclass(cls, SAEConfig):
+        # SAELens takes and computes one more than its hint names.
+        accepted = (*get_args(hints["normalize_activations"]), "constant_norm_rescale")
+        hints["normalize_activations"] = Literal[accepted]
+    return hints
 
 
 @cache
@@ -200,10 +216,11 @@ def _checked(hint: Any, key: str) -> Any:
 
 
 def _bounds(key: str) -> dict[str, Any]:
-    key = key.rpartition(".")[2]
-    if key in _ABOVE_ZERO:
-        return {"gt": 0}
-    return {"ge": 1} if key in _AT_LEAST_ONE else {"ge": 0} if key in _NOT_NEGATIVE else {}
+    for name in (key, key.rpartition(".")[2]):  # what is said of a place goes before what is said of all of a name
+        for bound, names in (({"gt": 0}, _ABOVE_ZERO), ({"ge": 1}, _AT_LEAST_ONE), ({"ge": 0}, _NOT_NEGATIVE)):
+            if name in names:
+                return bound
+    return {}
 
 
 def _usual(value: Any) -> Any:

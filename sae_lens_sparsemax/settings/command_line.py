@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from simple_parsing.docstring import get_attribute_docstring
 
-from sae_lens_sparsemax.settings.checking import Word
+from sae_lens_sparsemax.settings.checking import Word, hints_of
 from sae_lens_sparsemax.settings.sentences import Mistake, nearest, new_name, shown
 
 
@@ -117,7 +117,7 @@ def settings_help(groups: Iterable[Group]) -> str:
 
 def _options(cls: type, place: str) -> Iterator[tuple[str, type, dataclasses.Field[Any], Any]]:
     """Every key that can be given, with its dataclass, field and hint; groups with their own title are left out."""
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     for field in dataclasses.fields(cls):
         hint = _bare(hints[field.name])
         name = f"{place}.{field.name}" if place else field.name
@@ -138,7 +138,7 @@ def _dotted(group: Group, field: str) -> str:
 
 
 def _hints(group: Group) -> dict[str, Any]:
-    return get_type_hints(group.cls)
+    return hints_of(group.cls)
 
 
 def _help(cls: type, field: dataclasses.Field[Any]) -> str:

@@ -128,11 +128,11 @@ def check_run(
     Raises:
         ValueError: a name that does not exist, a device that is not there, sizes that do not fit together.
     """
-    check_choice("lr_scheduler_name", cfg.lr_scheduler_name.lower(), _SCHEDULERS)
+    check_scheduler("lr_scheduler_name", cfg.lr_scheduler_name)
     for key in dtypes:
         check_choice(key, getattr(cfg, key), DTYPE_MAP)
-    for key, dtype in (("dtype", getattr(cfg, "dtype", None)), ("sae.dtype", cfg.sae.dtype)):
-        refuse_float16(key, dtype)
+    _refuse_float16("dtype", getattr(cfg, "dtype", None))
+    check_sae("sae", cfg.sae)
     for key in devices:
         if getattr(cfg, key) is not None:
             check_device(key, getattr(cfg, key))
@@ -172,7 +172,20 @@ def check_choice(key: str, value: str, choices: Sequence[str] | dict[str, Any]) 
         raise must_be_one_of(key, value, choices)
 
 
-def refuse_float16(key: str, dtype: str | None) -> None:
+def check_scheduler(key: str, name: str) -> None:
+    """Raise a ValueError unless ``name`` is a schedule of the learning rate that SAELens has, in any case."""
+    check_choice(key, name.lower(), _SCHEDULERS)
+
+
+def check_sae(place: str, cfg: TrainingSAEConfig) -> None:
+    """Raise a ValueError for an SAE's configuration, at ``place``, that SAELens takes and cannot train."""
+    _refuse_float16(f"{place}.dtype", cfg.dtype)
+    k = getattr(cfg, "k", None)
+    if k is not None and not 0 < k <= cfg.d_sae:
+        raise must_be(f"{place}.k", f"above 0 and at most d_sae, {cfg.d_sae}", k)
+
+
+def _refuse_float16(key: str, dtype: str | None) -> None:
     """Raise a ValueError where an SAE would be trained in float16."""
     if dtype is not None and DTYPE_MAP.get(dtype) == torch.float16:
         raise must_be(key, "bfloat16, float32 or float64, as Adam's averages do not fit into float16", dtype)

@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from sae_lens import SAE
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import temporary_seed
@@ -15,6 +16,7 @@ from sae_lens_sparsemax.activations import cache_writer
 from sae_lens_sparsemax.activations.cache_reader import ActivationTable
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare import CompareConfig, compare, config_from_yaml, runs, synthetic_source
+from sae_lens_sparsemax.compare.report import spread_below_one
 from sae_lens_sparsemax.compare.runs import all_runs, load_run, train_and_evaluate
 from sae_lens_sparsemax.compare.synthetic_source import SyntheticSource
 from sae_lens_sparsemax.sae import config as sae_config
@@ -366,3 +368,28 @@ def test_decoder_biases_start_at_the_mean_in_whatever_units_the_sae_works(tmp_pa
     train_and_evaluate(run, source)
     assert torch.allclose(load_run(cfg, run).b_dec, source.mean(), atol=1e-5)
     assert source.mean().abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"dtype": "bfloat16"}, {"dtype": "float64"}, {"normalize_activations": "constant_norm_rescale"}],
+    ids=lambda given: next(iter(given.values())),
+)
+def test_saes_of_every_precision_and_normalisation_are_measured_against_the_true_features(tmp_path, given):
+    settings = SYNTHETIC | {"output_path": str(tmp_path), "b_dec_init": "zeros", "steps": 2}
+    settings["arms"] = [SYNTHETIC["arms"][0] | {"sae": given}]
+    cfg = build(CompareConfig, settings)
+    result = train_and_evaluate(all_runs(cfg)[0], SyntheticSource(cfg))
+    assert 0 < result.metrics["synthetic"]["mcc"] <= 1
+    assert load_run(cfg, all_runs(cfg)[0]).cfg.to_dict().items() >= given.items()
+
+
+def test_explained_variance_has_ticks_whatever_its_range():
+    generator = torch.Generator().manual_seed(0)
+    for unexplained, spread in (10 ** (7 * torch.rand(100, 2, generator=generator).double() - 6)).tolist():
+        axes = Figure().subplots()
+        axes.plot([1, 2], [1 - unexplained - spread, 1 - unexplained])
+        spread_below_one(axes)
+        low, high = axes.get_ylim()
+        ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+        assert len({axes.yaxis.get_major_formatter()(tick, 0) for tick in ticks}) == len(ticks) >= 2

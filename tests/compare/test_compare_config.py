@@ -5,6 +5,7 @@ import pytest
 from sae_lens_sparsemax import PRESETS
 from sae_lens_sparsemax.compare.arm import Arm
 from sae_lens_sparsemax.compare.config import CompareConfig, config_from_yaml
+from sae_lens_sparsemax.compare.runs import RunSettings
 from sae_lens_sparsemax.settings.checking import build
 
 SETTINGS = {
@@ -43,10 +44,36 @@ def changed(*path, to):
         ),
         (changed("arms", 0, "sparsity_field", to="kk"), r"arms\.a\.sae\.kk is not a valid key"),
         (changed("arms", 0, "sae", to={"use_sparse": True}), r"did you mean arms\.a\.sae\.use_sparse_activations"),
-        (changed("arms", 0, "sae", to={"preset": "paper"}), r"arms\.a\.sae\.architecture must be 'sparsemax'"),
+        (changed("arms", 0, "sae", to={"preset": "paper"}), r"arms\.0\.sae\.architecture must be 'sparsemax'"),
         (changed("arms", 0, "lrs", to=[]), "arms.a must be given at least one value of each"),
         (changed("arms", to=[{"name": "a"}]), r"arms\.0\.architecture must be given"),
-        (changed("arms", to=SETTINGS["arms"] * 2), r"names that differ from each other, got \['a', 'a'\]"),
+        (
+            changed("arms", to=SETTINGS["arms"] * 2),
+            r"names of arms must be different from each other, got \['a', 'a'\]",
+        ),
+        (changed("arms", to=[]), r"arms must be at least one, got \[\]"),
+        (changed("seeds", to=[0, 1, 0]), r"seeds must be different from each other, got \[0, 1, 0\]"),
+        (changed("matched_l0", to=[3, 3.0]), r"matched_l0 must be different from each other"),
+        (changed("arms", 0, "lrs", to=[1e-3, "1e-3"]), r"arms\.a\.lrs must be different from each other"),
+        (changed("arms", 0, "sparsities", to=[3, 3.0]), r"arms\.a\.sparsities must be different from each other"),
+        (changed("arms", 0, "sparsities", to=[3, 0]), r"arms\.a\.sae\.k must be above 0 .*, got 0"),
+        (changed("arms", 0, "sparsities", to=[3, 9999]), r"arms\.a\.sae\.k must be .* at most d_sae, 2304, got 9999"),
+        (changed("arms", 0, "sparsities", to=[3, 2.5]), r"arms\.a\.sae\.k must be a whole number, got 2\.5"),
+        (changed("arms", 0, "name", to=""), r"arms\.0\.name must be a file name .*, got ''"),
+        (changed("arms", 0, "name", to="a/b"), r"arms\.0\.name must be a file name"),
+        (changed("arms", 0, "name", to="../../x"), r"arms\.0\.name must be a file name"),
+        (changed("arms", 0, "name", to="x" * 300), r"arms\.0\.name must be a file name of at most 120 bytes"),
+        (changed("eval_datasets", to={"..": {"path": "x"}}), r"a name in eval_datasets must be a file name"),
+        (
+            changed("eval_datasets", to={"a b": {"path": "x"}, "a_b": {"path": "y"}}),
+            r"names of eval_datasets must be different from each other, got \['a_b', 'a_b'\]",
+        ),
+        (changed("arms", 0, "sparsity_field", to="d_sae"), r"arms\.0\.sparsity_field must be a field that"),
+        *[
+            (changed("arms", 0, "sae", to={key: value}), rf"arms\.0\.sae\.{key} must be left out")
+            for key, value in (("d_in", 5), ("d_sae", 5), ("device", "cpu"), ("metadata", {"a": 1}), ("k", 5))
+        ],
+        (changed("trainer", "lr_scheduler_name", to="foo"), r"trainer\.lr_scheduler_name must be one of constant"),
         (
             changed("eval_datasets", "wiki", to={"paht": "x"}),
             r"did you mean eval_datasets\.wiki\.path",
@@ -68,7 +95,7 @@ def changed(*path, to):
         (changed("steps", to="many"), "steps must be a whole number, got 'many'"),
         (changed("steps", to=True), "steps must be a whole number, got True"),
         (changed("arms", 0, "lrs", to=["fast"]), r"arms\.0\.lrs must be a list of numbers, got \['fast'\]"),
-        (changed("arms", 0, "sae", to={"device": 3}), r"arms\.a\.sae\.device must be text"),
+        (changed("arms", 0, "sae", to={"dtype": 3}), r"arms\.a\.sae\.dtype must be text"),
         (changed("trainer", "lr_warm_up_steps", to="x"), r"trainer\.lr_warm_up_steps must be a whole"),
         (
             changed("synthetic_model", to={"num_features": 8, "hiden_dim": 4}),
@@ -116,5 +143,17 @@ def test_an_arm_takes_a_preset_and_is_known_by_what_it_holds():
     given = {"name": "a", "architecture": "sparsemax", "sparsity_field": "target_l0", "sparsities": [4], "lrs": [1e-3]}
     arm = Arm(**given, sae={"preset": "sparsemax", "passes": 3})
     assert arm.sae == {**PRESETS["sparsemax"], "passes": 3} and arm.sae_config(4, d_in=8, d_sae=16).alpha == 2
-    with pytest.raises(ValueError, match=r"arms\.a\.sae\.preset must be one of .*did you mean 'features'"):
+    with pytest.raises(ValueError, match=r"sae\.preset must be one of .*did you mean 'features'"):
         Arm(**given, sae={"preset": "feature"})
+
+
+@pytest.mark.parametrize(("lr", "sparsity", "name"), [(1e-3, 4, "0.001"), (1e-3 + 1e-9, 4, "0.001000001")])
+def test_runs_of_different_settings_have_different_folders(lr, sparsity, name):
+    arm = Arm("a", "topk", "k", [sparsity], [lr])
+    assert RunSettings(arm, sparsity, lr, 0).name == f"a_k-4_lr-{name}_seed-0"
+
+
+@pytest.mark.parametrize("lr_end", [None, 2e-4])
+def test_an_end_of_the_learning_rate_that_is_null_is_a_tenth(lr_end):
+    cfg = build(CompareConfig, changed("trainer", "lr_end", to=lr_end))
+    assert cfg.trainer_config(cfg.arms[0], 1e-3).lr_end == (lr_end or 1e-4)

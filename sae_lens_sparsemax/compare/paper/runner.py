@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lens_sparsemax.compare.config import fingerprint, resolved_sae
+from sae_lens_sparsemax.compare.identity import fingerprint, resolved_sae
 from sae_lens_sparsemax.compare.paper.columns import flat
 from sae_lens_sparsemax.compare.paper.recipe import MATCH, Recipe, load_with_parts
 from sae_lens_sparsemax.compare.suggest_k import mean_l0
