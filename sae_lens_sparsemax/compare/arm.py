@@ -8,8 +8,9 @@ from typing import Any
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
 
-from sae_lens_sparsemax.settings.checking import build, check_file_name
+from sae_lens_sparsemax.settings.checking import build
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
+from sae_lens_sparsemax.settings.values import check_file_name
 from sae_lens_sparsemax.training.config_file import with_preset
 
 # Fields of every SAE's config; an arm's sparsity field is another.

@@ -13,17 +13,11 @@ from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.probing import Pooling
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
-from sae_lens_sparsemax.settings.checking import (
-    Word,
-    build,
-    check_file_name,
-    convert,
-    refuse_repeated,
-    refuse_unknown_keys,
-)
+from sae_lens_sparsemax.settings.checking import Word, build, convert, refuse_unknown_keys
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.recipes import find_recipe
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
+from sae_lens_sparsemax.settings.values import check_file_name, refuse_repeated
 from sae_lens_sparsemax.settings.yaml_files import read_yaml
 from sae_lens_sparsemax.training.config import check_sae, check_scheduler
 

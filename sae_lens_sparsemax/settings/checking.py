@@ -16,7 +16,6 @@ from collections.abc import Collection, Mapping
 from functools import cache, partial
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import torch
 from pydantic import BeforeValidator, Field, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from sae_lens.saes.sae import SAEConfig, SAEMetadata
@@ -32,6 +31,7 @@ from sae_lens_sparsemax.settings.sentences import (
     nearest,
     new_name,
 )
+from sae_lens_sparsemax.settings.values import DEVICES, check_device
 from sae_lens_sparsemax.settings.yaml_files import parse_texts, parse_value
 
 T = TypeVar("T")
@@ -55,9 +55,6 @@ _NOT_NEGATIVE = {
 }  # fmt: skip
 _ABOVE_ZERO = {"l0", "lr", "lrs", "max_norm", "max_norm_over_median", "steps_factor"}
 _TOO_LARGE = "too_large"
-# Bytes; a name goes on with settings, and with what marks a folder that is being written.
-_LONGEST_NAME = 120
-_DEVICES = {"device", "model_device", "llm_device", "act_store_device"}
 
 # Abstract configs whose concrete class is chosen by the key generator_name.
 _BY_GENERATOR_NAME: dict[type, Mapping[str, type]] = {
@@ -122,36 +119,9 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         converted = _adapter(Union[options], name).validate_python(value)  # noqa: UP007  from a tuple
     except ValidationError as error:
         raise _mistake(error, value, hint, name) from error
-    if name in _DEVICES and isinstance(converted, str):
+    if name in DEVICES and isinstance(converted, str):
         check_device(name, converted)
     return converted
-
-
-def refuse_repeated(name: str, values: Collection[Any]) -> None:
-    """Raise a ValueError where two of the values of a setting are equal: 3 and 3.0 are."""
-    if len(set(values)) < len(values):
-        raise must_be(name, "different from each other", list(values))
-
-
-def check_file_name(name: str, value: str) -> None:
-    """Raise a ValueError unless the setting `name` can be, or begin, the name of a file and no path."""
-    fits = 0 < len(value.encode()) <= _LONGEST_NAME and value == value.strip() and value.isprintable()
-    if not fits or value in (".", "..") or "/" in value or "\\" in value:
-        condition = f"a file name of at most {_LONGEST_NAME} bytes, without slashes, breaks and spaces at its ends"
-        raise must_be(name, condition, value)
-
-
-def check_device(name: str, value: str) -> None:
-    """Raise a ValueError unless the setting `name` is a device that torch finds on this machine."""
-    if value == "with_model":
-        return
-    try:
-        device = torch.device(value)
-    except RuntimeError as error:
-        raise must_be(name, "a torch device such as cpu, cuda or mps", value) from error
-    for kind, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
-        if device.type == kind and not backend.is_available():
-            raise must_be(name, f"a device that torch finds here (no {kind.upper()}, so cpu)", value)
 
 
 def _build(cls: type[T], values: Any) -> T:

@@ -18,8 +18,8 @@ from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_SYNTHETIC_CONFIG
 
 from sae_lens_sparsemax.models.language_models import check_width, with_torch_dtype
-from sae_lens_sparsemax.settings.checking import check_device
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
+from sae_lens_sparsemax.settings.values import check_device
 from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
 
 logger = logging.getLogger(__name__)

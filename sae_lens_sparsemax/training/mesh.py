@@ -23,9 +23,9 @@ from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import gathered, is_first, join, own_device, own_part, together
 from sae_lens_sparsemax.sae.config import ARCHITECTURE
 from sae_lens_sparsemax.settings.sentences import must_be, shown
+from sae_lens_sparsemax.settings.values import DEVICES
 
 DIMENSIONS = ("data", "concepts")
-_DEVICES = ("device", "model_device", "llm_device", "act_store_device")
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def on_own_device(cfg: Any) -> Any:
     """A copy of a configuration in which `cuda` is this process's device by its number, as models ask for it."""
     cfg = copy.copy(cfg)
     cfg.sae = copy.copy(cfg.sae)
-    for group, name in [(cfg.sae, "device"), *((cfg, name) for name in _DEVICES)]:
+    for group, name in [(cfg.sae, "device"), *((cfg, name) for name in DEVICES)]:
         device = getattr(group, name, None)
         if device is not None and device != "with_model":
             setattr(group, name, own_device(device, name))

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from sae_lens_sparsemax.compare.paper.columns import check_columns
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings, VisionSuiteSettings
-from sae_lens_sparsemax.settings.checking import build, convert, plain, refuse_repeated
+from sae_lens_sparsemax.settings.checking import build, convert, plain
 from sae_lens_sparsemax.settings.command_line import apply_overrides
 from sae_lens_sparsemax.settings.recipes import find_recipe
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
+from sae_lens_sparsemax.settings.values import refuse_repeated
 from sae_lens_sparsemax.settings.yaml_files import merged, read_yaml
 from sae_lens_sparsemax.training.config_file import config_from_values, plain_values, sae_class
 

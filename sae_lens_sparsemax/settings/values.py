@@ -1,0 +1,42 @@
+"""Rules that values follow which the settings of several commands have, beyond their types."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from sae_lens_sparsemax.settings.sentences import must_be
+
+DEVICES = ("device", "model_device", "llm_device", "act_store_device")
+"""The settings that name a torch device, or `with_model`."""
+# Bytes; a name goes on with settings, and with what marks a folder that is being written.
+_LONGEST_NAME = 120
+
+
+def refuse_repeated(name: str, values: Collection[Any]) -> None:
+    """Raise a ValueError where two of the values of a setting are equal: 3 and 3.0 are."""
+    if len(set(values)) < len(values):
+        raise must_be(name, "different from each other", list(values))
+
+
+def check_file_name(name: str, value: str) -> None:
+    """Raise a ValueError unless the setting `name` can be, or begin, the name of a file and no path."""
+    fits = 0 < len(value.encode()) <= _LONGEST_NAME and value == value.strip() and value.isprintable()
+    if not fits or value in (".", "..") or "/" in value or "\\" in value:
+        condition = f"a file name of at most {_LONGEST_NAME} bytes, without slashes, breaks and spaces at its ends"
+        raise must_be(name, condition, value)
+
+
+def check_device(name: str, value: str) -> None:
+    """Raise a ValueError unless the setting `name` is a device that torch finds on this machine."""
+    if value == "with_model":
+        return
+    try:
+        device = torch.device(value)
+    except RuntimeError as error:
+        raise must_be(name, "a torch device such as cpu, cuda or mps", value) from error
+    for kind, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        if device.type == kind and not backend.is_available():
+            raise must_be(name, f"a device that torch finds here (no {kind.upper()}, so cpu)", value)
