@@ -58,7 +58,7 @@ reconstruction = sae.decode(feature_acts)
 ```
 """
 
-ARCHITECTURE = """\
+ARCHITECTURE_SECTION = """\
 ## Architecture
 
 Each token selects its own number of concepts: the support of sparsemax(g · z), where z = u W_enc + b_enc are the
@@ -204,7 +204,7 @@ def model_card(repo_id: str, saes: Mapping[str, SAE[Any]]) -> str:
         f"# Sparsemax SAEs: {repo_id}\n",
         f"## SAEs\n\n{_table(_settings, saes)}\n",
         f"## Training\n\n{_table(_training, saes)}\n",
-        ARCHITECTURE,
+        ARCHITECTURE_SECTION,
     ]
     return "\n".join(parts)
 

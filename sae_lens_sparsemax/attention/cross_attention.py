@@ -34,7 +34,7 @@ from sae_lens_sparsemax.attention.rows import (
 )
 from sae_lens_sparsemax.attention.screening import Screen
 from sae_lens_sparsemax.attention.selection import select, select_over
-from sae_lens_sparsemax.attention.shards import Shard
+from sae_lens_sparsemax.attention.shards import ConceptShard
 from sae_lens_sparsemax.attention.sparse import coo
 from sae_lens_sparsemax.attention.support import Support, select_support
 from sae_lens_sparsemax.attention.traceable import check_floating, full_precision, wide
@@ -68,7 +68,7 @@ def attend(
     probabilities: bool = False,
     alpha: float = 2.0,
     max_density: float | None = None,
-    shard: Shard | None = None,
+    shard: ConceptShard | None = None,
     screens: list[Screen] | None = None,
 ) -> Attention:
     """Cross-attention of queries over concepts with a sparse gate (the paper's Eq. 3, where that is sparsemax).

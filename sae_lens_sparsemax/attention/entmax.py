@@ -193,7 +193,7 @@ def excess(
     Args:
         values: (nnz,) float64 scores of the supports, in row order.
         offsets: (N + 1,) where rows begin. row: (nnz,) their rows. budget: b. alpha: 2 < α < ∞.
-        shard: `shards.Shard` where rows have entries on other ranks too.
+        shard: `shards.ConceptShard` where rows have entries on other ranks too.
     """
     beta = exponent(alpha)
 

@@ -12,7 +12,7 @@ import torch
 from sae_lens_sparsemax.attention import entmax, screening
 from sae_lens_sparsemax.attention.rows import joined_offsets, row_offsets
 from sae_lens_sparsemax.attention.screening import Screen
-from sae_lens_sparsemax.attention.shards import Shard
+from sae_lens_sparsemax.attention.shards import ConceptShard
 from sae_lens_sparsemax.attention.support import (
     Support,
     UnrankableScores,
@@ -86,7 +86,7 @@ def select(
 
 
 def select_over(
-    shard: Shard,
+    shard: ConceptShard,
     query: torch.Tensor,
     keys: torch.Tensor,
     bias: torch.Tensor | None,

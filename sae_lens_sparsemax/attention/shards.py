@@ -34,7 +34,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 _CUTS = 7
 
 
-class Shard(NamedTuple):
+class ConceptShard(NamedTuple):
     """The range of concepts that a rank holds.
 
     group: the ranks that hold the others; each brings as many tokens. first: the number of its first concept.

@@ -23,7 +23,7 @@ import torch
 
 from sae_lens_sparsemax.attention import entmax, kernels, sparsemax
 from sae_lens_sparsemax.attention.rows import entry_rows, row_offsets
-from sae_lens_sparsemax.attention.shards import Shard
+from sae_lens_sparsemax.attention.shards import ConceptShard
 from sae_lens_sparsemax.attention.traceable import check_floating, wide
 
 # Scores per chunk, in rows of fewer than WIDE scores and in wider ones: the maxima of short chunks bound τ tightly and
@@ -53,7 +53,7 @@ class Support(NamedTuple):
     row_max: torch.Tensor
     budget: float
     alpha: float
-    shard: Shard | None = None
+    shard: ConceptShard | None = None
 
     @property
     def above_tau(self) -> torch.Tensor:

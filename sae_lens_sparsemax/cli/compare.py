@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
     """The settings of a comparison."""
-    from sae_lens_sparsemax.compare.config import CompareConfig, ImageSettings
+    from sae_lens_sparsemax.compare.config import CompareConfig, ComparedImages
     from sae_lens_sparsemax.settings.command_line import Group
 
-    return [Group("settings", CompareConfig), Group("settings for a vision model", ImageSettings, "images")]
+    return [Group("settings", CompareConfig), Group("settings for a vision model", ComparedImages, "images")]
 
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:

@@ -51,7 +51,12 @@ def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for
 
 def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Measure and write as the arguments say; returns the exit status."""
-    from sae_lens_sparsemax.compare.suggest_k import mean_l0, require_sae, training_settings, write_matched_settings
+    from sae_lens_sparsemax.compare.suggest_k import (
+        mean_l0,
+        require_sae_settings,
+        training_settings,
+        write_matched_settings,
+    )
     from sae_lens_sparsemax.files import require_writable
     from sae_lens_sparsemax.settings.checking import Word, convert, refuse_unknown_keys
     from sae_lens_sparsemax.settings.command_line import apply_overrides
@@ -64,7 +69,7 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     output = options.output_path or folder / "suggested"
     require_writable(output, "--output_path")
     trained = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
-    require_sae(trained)
+    require_sae_settings(trained)
     l0, where = (known, "given") if known is not None else mean_l0(folder, given)
     paths = write_matched_settings(trained, l0, output)
     print(f"Mean L0 of {folder}: {l0:.2f} ({where})")

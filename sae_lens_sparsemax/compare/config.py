@@ -49,7 +49,7 @@ class EvalDataset:
 
 
 @dataclass
-class ImageSettings:
+class ComparedImages:
     """What only concerns images: how a vision model reads and classifies them."""
 
     tokens: Tokens = "all"
@@ -90,7 +90,7 @@ class CompareConfig:
     synthetic_model: dict[str, Any] | str | None = None
     """Settings of `sae_lens.synthetic.SyntheticModelConfig`, or the name of such a model on the hub or its folder; it
     replaces the model."""
-    images: ImageSettings | None = None
+    images: ComparedImages | None = None
     """Images, which make `model_name` the name of a vision model; the settings of text are then not used."""
 
     model_name: str | None = None

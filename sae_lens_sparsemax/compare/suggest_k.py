@@ -79,7 +79,7 @@ def training_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def require_sae(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def require_sae_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The SAE of training settings; raises `ValueError` if they have none to match."""
     sae = settings.get("sae")
     if not isinstance(sae, Mapping) or "d_sae" not in sae:
@@ -104,7 +104,7 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
     Raises:
         ValueError: If there is no `sae`, or the L0 is not between 1 and d_sae.
     """
-    sae = require_sae(settings)
+    sae = require_sae_settings(settings)
     if not 1 <= round(mean_l0) <= convert(sae["d_sae"], int, "sae.d_sae"):
         raise must_be("l0", f"between 1 and d_sae = {sae['d_sae']}", mean_l0)
     shared = {f.name for f in fields(TrainingSAEConfig)} - {"metadata"}

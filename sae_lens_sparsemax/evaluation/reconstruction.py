@@ -119,7 +119,7 @@ class ReconstructionAccumulator:
         )
 
 
-def merged(parts: list[ReconstructionAccumulator]) -> ReconstructionAccumulator:
+def merged_accumulators(parts: list[ReconstructionAccumulator]) -> ReconstructionAccumulator:
     """Of everything that was added to the parts."""
     whole = ReconstructionAccumulator(parts[0].d_sae)
     for part in parts:

@@ -11,7 +11,7 @@ from sae_lens_sparsemax.data.images import class_names_of
 from sae_lens_sparsemax.data.labelled_images import LabelledImages
 from sae_lens_sparsemax.evaluation.classification import contrastive_loss, one_of_each_class, text_prototypes
 from sae_lens_sparsemax.evaluation.concept_counts import check_labels
-from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, merged
+from sae_lens_sparsemax.evaluation.reconstruction import ReconstructionAccumulator, merged_accumulators
 from sae_lens_sparsemax.models.encoding import EncodedChunk, evaluation_mode, paused, sparse_acts, unscaled
 from sae_lens_sparsemax.models.splice import Edit
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
@@ -80,7 +80,7 @@ class VisionEvaluator:
                 embeds = self._embeds(reconstruct_and_measure)
             if self.prototypes is not None and self._plain is None:
                 self._plain = self._classification(self._embeds(None))
-        result = merged(self.gather(measured)).result()
+        result = merged_accumulators(self.gather(measured)).result()
         metrics = {"explained_variance": result.explained_variance, "l0": result.l0}
         if self._plain is not None:
             metrics |= self._classification(embeds)

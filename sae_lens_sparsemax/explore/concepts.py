@@ -16,7 +16,7 @@ from sae_lens_sparsemax.models.patch_geometry import Interpolation, PatchGeometr
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
-Pooling = Literal["first", "mean"]
+ImagePooling = Literal["first", "mean"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImageConcepts:
         """Activations of the patches, `(n_patches, d_sae)`."""
         return self.feature_acts[self.n_prefix_tokens :]
 
-    def of_image(self, how: Pooling = "first") -> torch.Tensor:
+    def of_image(self, how: ImagePooling = "first") -> torch.Tensor:
         """Activations of the image as a whole, `(d_sae,)`.
 
         Args:
@@ -49,8 +49,8 @@ class ImageConcepts:
         Raises:
             ValueError: another word.
         """
-        if how not in get_args(Pooling):
-            raise must_be_one_of("how", how, get_args(Pooling))
+        if how not in get_args(ImagePooling):
+            raise must_be_one_of("how", how, get_args(ImagePooling))
         return self.feature_acts[0] if how == "first" and self.n_prefix_tokens else self.feature_acts.mean(0)
 
     def mask(self, concept: int, interpolation: Interpolation = "nearest") -> np.ndarray:

@@ -105,7 +105,7 @@ def find_explored(source: Path | str) -> Explored | None:
     )
 
 
-def probe(rows: torch.Tensor) -> torch.Tensor:
+def decoder_probe(rows: torch.Tensor) -> torch.Tensor:
     """(n,) what tells a decoder from others, norms aside: cosines of some of its (d_sae, d_in) rows with one vector."""
     some = rows[:: max(1, len(rows) // _PROBED)].detach().float().cpu()
     return nn.functional.cosine_similarity(some, torch.arange(1.0, rows.shape[1] + 1).cos()[None], dim=-1)
@@ -120,7 +120,7 @@ def is_same_decoder(one: list[float] | None, other: list[float] | None) -> bool:
 
 def find_explored_of(found: Explored, sae: SAE[Any]) -> Explored | None:
     """Of pages, which may be of several SAEs, those of this one, told by its decoder; None if they are of none."""
-    norms, mine = sae.W_dec.detach().float().norm(dim=-1).cpu(), probe(sae.W_dec).tolist()
+    norms, mine = sae.W_dec.detach().float().norm(dim=-1).cpu(), decoder_probe(sae.W_dec).tolist()
     for number in range(len(found.site["saes"])):
         pages = Explored(found.folder, number)
         told = torch.tensor([norm or 0.0 for norm in pages.table["norm"]], dtype=torch.float32)

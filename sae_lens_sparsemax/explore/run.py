@@ -12,7 +12,7 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_sparsemax.explore.cofiring import cofiring_concepts
-from sae_lens_sparsemax.explore.explored import Explored, probe
+from sae_lens_sparsemax.explore.explored import Explored, decoder_probe
 from sae_lens_sparsemax.explore.gather import gather
 from sae_lens_sparsemax.explore.interest import concept_map, interest
 from sae_lens_sparsemax.explore.labels import labels_of, show_labels
@@ -155,7 +155,7 @@ def _report(
         stream=stream,
         statistics=statistics,
         norms=norms,
-        probe=probe(rows),
+        probe=decoder_probe(rows),
         near=nearest_concepts(rows, _NEIGHBOURS, progress=progress),
         cofiring=cofiring_concepts(statistics.cofiring, _NEIGHBOURS, progress=progress),
         interest=promise,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
 from sae_lens_sparsemax.display.plots import INK, NORMAL, ORANGE, SMALL, concept_label, new_figure
-from sae_lens_sparsemax.explore.concepts import ImageConcepts, Pooling
+from sae_lens_sparsemax.explore.concepts import ImageConcepts, ImagePooling
 from sae_lens_sparsemax.figures.spikes import draw_spikes
 from sae_lens_sparsemax.models.encoding import top_concepts
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -90,7 +90,7 @@ class ComparedSAE(NamedTuple):
         concepts: ImageConcepts,
         n_top: int = 3,
         *,
-        how: Pooling = "mean",
+        how: ImagePooling = "mean",
         names: Mapping[int, str] | None = None,
     ) -> "ComparedSAE":
         """A row from `concepts_of_image`, with the image's top concepts by `ImageConcepts.of_image(how)`."""

@@ -18,7 +18,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.language_models import (
-    check_width,
+    check_hook_width,
     excluded_token_ids,
     hook_width,
     keep_mask,
@@ -229,5 +229,5 @@ def open_text(
     kwargs = meta.model_from_pretrained_kwargs if name == meta.model_name else None
     model = load(model_class_name or meta.model_class_name or "HookedTransformer", name, hook_name, device, kwargs)
     at_hook = text_at_hook(model, sae, hook_name=hook_name, max_norm=max_norm)
-    check_width(sae.cfg.d_in, hook_width(model, at_hook.hook_name, meta.hook_head_index), at_hook.hook_name)
+    check_hook_width(sae.cfg.d_in, hook_width(model, at_hook.hook_name, meta.hook_head_index), at_hook.hook_name)
     return at_hook

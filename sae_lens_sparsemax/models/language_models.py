@@ -197,7 +197,7 @@ def predicts_next_tokens(model: HookedRootModule | SAETransformerBridge) -> bool
     return bool((one - other).abs().max() <= 1e-5 * one.abs().max())
 
 
-def check_width(d_in: int | None, width: int, hook_name: str) -> int:
+def check_hook_width(d_in: int | None, width: int, hook_name: str) -> int:
     """Return ``width``; raise a ValueError if ``d_in`` was given (neither None nor 0) and differs."""
     if d_in and d_in != width:
         raise ValueError(

@@ -15,7 +15,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax import __version__
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
-from sae_lens_sparsemax.models.language_models import check_width
+from sae_lens_sparsemax.models.language_models import check_hook_width
 from sae_lens_sparsemax.models.splice import Edit, edit_hook
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
@@ -148,7 +148,7 @@ def open_vision(
     kwargs = meta.model_from_pretrained_kwargs if name == meta.model_name else None
     model = HookedViT.from_pretrained(name, device, **(kwargs or {}))
     at_hook = VisionAtHook(model, hook_name or hook_name_of(sae), tokens or meta.tokens or "all")
-    check_width(sae.cfg.d_in, at_hook.width, at_hook.hook_name)
+    check_hook_width(sae.cfg.d_in, at_hook.width, at_hook.hook_name)
     return at_hook
 
 

@@ -21,7 +21,7 @@ import torch
 from sae_lens_sparsemax.attention.cross_attention import attend, attend_on, watched, weigh
 from sae_lens_sparsemax.attention.rows import row_counts
 from sae_lens_sparsemax.attention.screening import Screen
-from sae_lens_sparsemax.attention.shards import Shard
+from sae_lens_sparsemax.attention.shards import ConceptShard
 from sae_lens_sparsemax.attention.sparse import added, coo, entries, scale_columns, scale_rows, spread
 from sae_lens_sparsemax.attention.traceable import full_precision
 from sae_lens_sparsemax.sae.config import SparsemaxSAEConfig, SparsemaxTrainingSAEConfig, gate_of
@@ -54,7 +54,7 @@ class Maps(NamedTuple):
     write: Callable[[torch.Tensor], torch.Tensor]
     W_pass: torch.Tensor | Sequence[torch.Tensor] | None
     threshold: torch.Tensor | None
-    shard: Shard | None = None
+    shard: ConceptShard | None = None
     output_scale: torch.Tensor | None = None
 
     @property
@@ -260,7 +260,9 @@ def _further_query(
         return maps.project(query, maps.W_pass[look - 1].to(query.dtype)), factor
 
 
-def _everyones(query: torch.Tensor, factor: torch.Tensor, shard: Shard | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _everyones(
+    query: torch.Tensor, factor: torch.Tensor, shard: ConceptShard | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and factors of all ranks, as each scores them against its own concepts."""
     if shard is None:
         return query, factor
@@ -268,7 +270,7 @@ def _everyones(query: torch.Tensor, factor: torch.Tensor, shard: Shard | None) -
     return both[:, :-1].contiguous(), both[:, -1:]
 
 
-def _own(context: torch.Tensor, shard: Shard | None) -> torch.Tensor:
+def _own(context: torch.Tensor, shard: ConceptShard | None) -> torch.Tensor:
     """What all ranks together give for own inputs, of each one's (N, d) summand for everybody's."""
     return context if shard is None else shard.scatter(context)
 

@@ -23,8 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, _mesh_resources
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from typing_extensions import Self
 
-from sae_lens_sparsemax.attention.shards import Shard as ConceptShard
-from sae_lens_sparsemax.attention.shards import all_gathered
+from sae_lens_sparsemax.attention.shards import ConceptShard, all_gathered
 from sae_lens_sparsemax.attention.sparse import coo
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 

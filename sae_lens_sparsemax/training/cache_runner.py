@@ -22,7 +22,7 @@ from sae_lens_sparsemax.data.order import Position, Wanted
 from sae_lens_sparsemax.data.texts import require_one_context
 from sae_lens_sparsemax.files import require_writable
 from sae_lens_sparsemax.models.language_models import (
-    check_width,
+    check_hook_width,
     hook_width,
     require_positions,
     resolve_hook_name,
@@ -119,7 +119,7 @@ def _text(cfg: Any, model: Any, dataset: Any, shard_bytes: int) -> tuple[CacheWr
     model = model if model is not None else language_model(cfg)
     cfg.hook_name = resolve_hook_name(model, cfg.hook_name)
     require_positions(model, cfg.context_size)
-    width = check_width(cfg.sae.d_in, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
+    width = check_hook_width(cfg.sae.d_in, hook_width(model, cfg.hook_name, cfg.hook_head_index), cfg.hook_name)
     data = dataset if dataset is not None else text_dataset(cfg)
     dtype = getattr(cfg, "cached_activations_dtype", "float32")
     order = {"store_batch_size_prompts": cfg.store_batch_size_prompts, "cached_activations_dtype": dtype}

@@ -17,7 +17,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_SYNTHETIC_CONFIG
 
-from sae_lens_sparsemax.models.language_models import check_width, with_torch_dtype
+from sae_lens_sparsemax.models.language_models import check_hook_width, with_torch_dtype
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 from sae_lens_sparsemax.settings.values import check_device
 from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
@@ -193,4 +193,4 @@ def _refuse_float16(key: str, dtype: str | None) -> None:
 
 def with_width(sae: TrainingSAEConfig, width: int, hook_name: str) -> Any:
     """A copy of an SAE's configuration for activations of this width; a ``d_in`` other than that and 0 is refused."""
-    return replace(sae, d_in=check_width(sae.d_in, width, hook_name))
+    return replace(sae, d_in=check_hook_width(sae.d_in, width, hook_name))

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from sae_lens_sparsemax.attention import selection
 from sae_lens_sparsemax.attention.cross_attention import attend
-from sae_lens_sparsemax.attention.shards import Shard, _floats, _ordered, _rounds
+from sae_lens_sparsemax.attention.shards import ConceptShard, _floats, _ordered, _rounds
 from tests.support.ranks import ALL_MEMBERS, on_ranks
 
 N_TOKENS, WIDTH = 12, 16  # of each rank
@@ -74,7 +74,7 @@ def compare_with_one_process(cases: list[int]) -> int:
         one = attend(whole, *everything, **gate)
         ((one.context * grad).sum() + (one.acts.to_dense() @ weights).sum()).backward()
 
-        shard = Shard(dist.group.WORLD, low)
+        shard = ConceptShard(dist.group.WORLD, low)
         own, part = query[mine].clone().requires_grad_(), leaves(slice(low, high))
         many = attend(shard.gather(own), *part, **gate, shard=shard)
         context = shard.scatter(many.context)
@@ -149,7 +149,7 @@ def hold_scores_that_are_none() -> str:
     rank = dist.get_rank()
     keys = torch.eye(4)[2 * rank : 2 * rank + 2] * (math.inf if rank else 1.0)
     try:
-        attend(torch.ones(4, 4), keys, keys, shard=Shard(dist.group.WORLD, 2 * rank))
+        attend(torch.ones(4, 4), keys, keys, shard=ConceptShard(dist.group.WORLD, 2 * rank))
     except ValueError as error:
         return str(error)
     return "nothing"

@@ -5,7 +5,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
-from sae_lens_sparsemax.compare.config import ImageSettings
+from sae_lens_sparsemax.compare.config import ComparedImages
 from sae_lens_sparsemax.evaluation.classification import accuracy, disjoint_splits, text_prototypes
 from sae_lens_sparsemax.evaluation.concept_counts import (
     activation_quantile,
@@ -226,7 +226,7 @@ def test_mini_clip_passes_the_gate_only_with_its_labels_in_order():
     [
         ("templates", lambda templates: text_prototypes(torch.zeros, ["cat"], templates)),
         ("evaluate.templates", lambda templates: build(VisionSuiteSettings, {"templates": templates}, "evaluate")),
-        ("images.templates", lambda templates: build(ImageSettings, {"templates": templates}, "images")),
+        ("images.templates", lambda templates: build(ComparedImages, {"templates": templates}, "images")),
         (
             "eval_templates",
             lambda templates: VisionSAERunnerConfig(TopKTrainingSAEConfig(4, 8, k=2), eval_templates=templates),

@@ -4,7 +4,7 @@ from sae_lens.load_model import HookedProxyLM
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_lens_sparsemax.models.language_models import (
-    check_width,
+    check_hook_width,
     hook_width,
     load_language_model,
     require_positions,
@@ -95,9 +95,11 @@ def test_models_that_cannot_be_loaded_are_explained(tiny_model_folder):
 
 
 def test_a_given_width_must_be_the_hooks():
-    assert check_width(0, 16, "hook") == check_width(None, 16, "hook") == check_width(16, 16, "hook") == 16
+    assert (
+        check_hook_width(0, 16, "hook") == check_hook_width(None, 16, "hook") == check_hook_width(16, 16, "hook") == 16
+    )
     with pytest.raises(ValueError, match=r"'sae\.d_in' is 8, but .* 'hook' are 16 wide"):
-        check_width(8, 16, "hook")
+        check_hook_width(8, 16, "hook")
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])

@@ -38,7 +38,7 @@ class SAEReport:
     norms: torch.Tensor
     """Norm of each decoder row, shape (d_sae,)."""
     probe: torch.Tensor
-    """See `explored.probe`."""
+    """See `explored.decoder_probe`."""
     near: Neighbours
     """Nearest concepts by the cosine of decoder rows."""
     cofiring: Neighbours
