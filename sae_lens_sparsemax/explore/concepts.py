@@ -108,14 +108,13 @@ def concepts_of_image(model: HookedViT, sae: SAE[Any], image: Image.Image) -> Im
 
 
 @torch.no_grad()
-def concepts_of_text(model: Any, sae: SAE[Any], text: str, *, max_tokens: int | None = None) -> TextConcepts:
+def concepts_of_text(model: Any, sae: SAE[Any], text: str) -> TextConcepts:
     """Run one text through a language model and an SAE on it.
 
     Args:
         model: a hooked language model, as `load_language_model` gives it.
         sae: any SAELens SAE whose metadata name the hook.
-        text: not empty.
-        max_tokens: longer texts are refused; None for the context the SAE was trained on.
+        text: not empty, and no longer than the contexts the SAE was trained on.
 
     Raises:
         ValueError: empty or too long text, no such hook, or another width.
@@ -123,7 +122,7 @@ def concepts_of_text(model: Any, sae: SAE[Any], text: str, *, max_tokens: int | 
     if not text.strip():
         raise ValueError("The text is empty.")
     at_hook = text_at_hook(model, sae)
-    limit = max_tokens or sae.cfg.metadata.context_size
+    limit = sae.cfg.metadata.context_size
     tokens = at_hook.tokens(text)[None]
     if limit and tokens.shape[1] > limit:
         raise ValueError(f"The text has {tokens.shape[1]} tokens, more than the {limit} that the SAE was trained on.")

@@ -3,7 +3,6 @@
 import ipaddress
 import json
 import re
-from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,11 +160,11 @@ def open_explainer(name: str, model: str = "", *, allow_remote: bool = False, de
     return Server(name, model, allow_remote) if "://" in name else LocalModel(name, device)
 
 
-def clean_label(said: str, starts: Sequence[str] = ("label:", "answer:", "explanation:")) -> str:
+def clean_label(said: str) -> str:
     """The label in an answer: its first line with words, without what models put around it, at most 120 letters."""
     for line in said.splitlines():
         line = re.sub(r"^\s*\d+[.)]\s|[*_`#\"“”]", "", line).strip(" -:.'")
-        for start in starts:
+        for start in ("label:", "answer:", "explanation:"):
             line = line[len(start) :].strip(" -:.'") if line.lower().startswith(start) else line
         if re.search(r"\w", line):
             return line[:120].rstrip()

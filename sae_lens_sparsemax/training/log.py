@@ -43,6 +43,8 @@ METRICS_FILENAME = "metrics.jsonl"
 EVALUATION_FILENAME = "evaluation.jsonl"
 CURVES_FILENAME = "training_curves.png"
 L0_HISTOGRAM_FILENAME = "l0_histogram.png"
+# How many of the last logged steps the L0 histogram covers.
+_HISTOGRAM_STEPS = 10
 
 
 class TrainingLog:
@@ -55,15 +57,14 @@ class TrainingLog:
     Args:
         folder: where the files go; made if absent.
         every: logging interval in steps; the last step of a run is always logged.
-        histogram_steps: how many of the last logged steps the L0 histogram covers.
     """
 
-    def __init__(self, folder: Path | str, every: int = 10, histogram_steps: int = 10) -> None:
+    def __init__(self, folder: Path | str, every: int = 10) -> None:
         if every < 1:
             raise must_be("every", "at least 1 step", every)
         self.folder = Path(folder)
         self.every = every
-        self._l0_per_step: deque[torch.Tensor] = deque(maxlen=histogram_steps)
+        self._l0_per_step: deque[torch.Tensor] = deque(maxlen=_HISTOGRAM_STEPS)
         self._seconds_before = 0.0
         self._started: float | None = None
         self.is_written = True
