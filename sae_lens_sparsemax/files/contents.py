@@ -183,30 +183,29 @@ def write_checksums(folder: Path) -> None:
     atomic_write_text(folder / CHECKSUMS_FILENAME, json.dumps(sums, indent=1) + "\n")
 
 
-def verify_checksums(folder: Path, others: bool = False) -> None:
+def verify_checksums(folder: Path, fewer: bool = False) -> None:
     """Raise a ValueError unless the files of a folder are those whose sums were written, if any were.
+
+    What lies beside them, such as results of `evaluate`, was put there since and is no damage.
 
     Args:
         folder: where the files are.
-        others: whether there may be further files, and fewer.
+        fewer: whether some of them may be gone.
     """
     path = folder / CHECKSUMS_FILENAME
     if not path.is_file():
         return
-    sums = read_object(path)
-    found = {name for name in sums if (folder / name).exists()} if others else _files_in(folder)
-    for name in sorted(sums.keys() | found):
-        if others and not (name in found and name in sums):
+    for name, checksum in sorted(read_object(path).items()):
+        is_there = not {"..", "/"} & {*Path(name).parts} and (folder / name).exists()
+        if fewer and not is_there:
             continue
-        if name not in found:
+        if not is_there:
             wrong = "is missing"
-        elif name not in sums:
-            wrong = "does not belong to it"
-        elif not (folder / name).is_file() or sha256_of(folder / name) != sums[name]:
+        elif not (folder / name).is_file() or sha256_of(folder / name) != checksum:
             wrong = "has changed since it was written (its SHA-256 is another)"
         else:
             continue
-        meant = f"; if that is meant, delete {CHECKSUMS_FILENAME} there" if others else ""
+        meant = f"; if that is meant, delete {CHECKSUMS_FILENAME} there" if fewer else ""
         raise ValueError(f"{str(folder)!r} is damaged: {name!r} {wrong}{meant}.")
 
 

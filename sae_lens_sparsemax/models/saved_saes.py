@@ -125,7 +125,7 @@ def shapes_in_shards(checkpoint: Path) -> dict[str, torch.Size]:
 
 def _read_folder(kind: type[_Saved], source: str, device: str) -> _Saved:
     folder = Path(source).expanduser()
-    verify_checksums(folder, others=True)
+    verify_checksums(folder, fewer=True)
     values = read_object(folder / SAE_CFG_FILENAME)
     with reading(folder / SAE_CFG_FILENAME):
         _check_config(handle_config_defaulting(values))

@@ -118,9 +118,11 @@ def test_a_repeated_comparison_trains_only_what_is_missing_or_changed(tmp_path, 
     assert len(results) == 10
     before = [json.loads(result.read_text()) for result in results]
     results[0].write_text('{"arm": "of another version"}')
+    (results[1].parent / "evaluation.json").write_text("{}")  # of an SAE that was measured further since
     compare(config_from_yaml(path))
     after = [json.loads(result.read_text()) for result in results]
     assert after[1:] == before[1:]  # down to the wall time of the training
+    assert (results[1].parent / "evaluation.json").is_file()
     assert after[0]["metrics"] == before[0]["metrics"]
     compare(config_from_yaml(path, {"steps": "21"}))
     assert all(json.loads(r.read_text())["metrics"] != b["metrics"] for r, b in zip(results, before, strict=True))
