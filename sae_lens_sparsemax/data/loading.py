@@ -16,7 +16,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
-from sae_lens_sparsemax.data.local_files import DATA_ENDINGS, data_files, ending_of, is_saved, is_there
+from sae_lens_sparsemax.data.local_files import DATA_ENDINGS, DataFiles, data_files, ending_of, is_saved, is_there
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.settings.sentences import listed, must_be, must_be_one_of, shown, similar_path
 
@@ -36,6 +36,7 @@ def load_rows(
     streaming: bool,
     builders: Mapping[str, tuple[str, dict[str, Any]]],
     quickstart: Callable[[Any], Dataset],
+    files: DataFiles | None = None,
 ) -> Dataset | IterableDataset:
     """The rows of a data set as `datasets` gives them; of local `.txt` files, what stands between blank lines.
 
@@ -47,6 +48,7 @@ def load_rows(
         streaming: read as the rows are asked for, rather than convert everything first.
         builders: the endings of local files that are taken, with the builder of `datasets` for each and its options.
         quickstart: gives a split of what the package carries.
+        files: what `data_files` found, where it was asked before.
 
     Raises:
         ValueError: a missing file, folder or split, a file of another kind, or whatever `datasets` reports; of a
@@ -56,7 +58,7 @@ def load_rows(
         if path == QUICKSTART:
             data = quickstart(split)
             return data.to_iterable_dataset() if streaming else data
-        data, is_text = _rows(path, split, config, streaming, builders)
+        data, is_text = _rows(path, split, config, streaming, builders, files)
         if isinstance(data, IterableDataset):
             _explain_reading(data._ex_iterable, path)
         if is_text:
@@ -88,19 +90,21 @@ def split_names(path: str, config: str | None) -> list[str]:
             return ["train"]
 
 
-def _rows(path: str, split: Any, config: str | None, streaming: bool, builders: Mapping[str, Any]) -> tuple[Any, bool]:
+def _rows(
+    path: str, split: Any, config: str | None, streaming: bool, builders: Mapping[str, Any], files: DataFiles | None
+) -> tuple[Any, bool]:
     """The rows, and whether they are paragraphs of text."""
     refuse_missing_data(path)
     given: dict[str, Any] = {"split": split, "streaming": streaming}
     file = str(Path(path).expanduser())
-    if found := data_files(file, builders):
-        ending, files = found
+    if found := files or data_files(file, builders):
+        ending, data_of = found
         builder, options = builders[ending]
         if ending == ".txt":
             options = {**options, "sample_by": "paragraph"}
         if ending == ".json":  # is read whole anyway, and a stream has values of several types in quotes
             given["streaming"] = False
-        data = datasets.load_dataset(builder, data_files=files, **given, **options)
+        data = datasets.load_dataset(builder, data_files=data_of, **given, **options)
         return data.to_iterable_dataset() if streaming and isinstance(data, Dataset) else data, ending == ".txt"
     folder = Path(file)
     if not os.path.exists(file):  # noqa: PTH110

@@ -36,7 +36,11 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _SAVED)
 
 
-def data_files(path: str, kinds: Mapping[str, Any]) -> tuple[str, str | DataFilesDict] | None:
+DataFiles = tuple[str, str | DataFilesDict]
+"""An ending, and the files that have it."""
+
+
+def data_files(path: str, kinds: Mapping[str, Any]) -> DataFiles | None:
     """The ending of local files of data, and which they are, as `datasets.load_dataset` takes them.
 
     Args:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -106,11 +107,14 @@ def load_text_dataset(
     }
     read = partial(_column_to_read, text_column, label_column, use_chat_formatting)
     try:
-        lines, first = _json_lines(path, split, streaming)
+        with explained(path):
+            files = data_files(os.path.expanduser(path), _BUILDERS)  # noqa: PTH111  leaves what names no user as it is
+        load = partial(load_rows, path, split, config, streaming, quickstart=quickstart_text, files=files)
+        lines, first = _json_lines(load, None if files is None else files[0])
         column, is_text = read(first)
         if column not in first or not is_text:
             lines = None
-            data = load_rows(path, split, config, streaming, builders, quickstart_text)
+            data = load(builders=builders)
             with explained(path):
                 first = next(iter(data), None)
     except StopIteration:  # what `datasets` raises for a JSON lines file without lines
@@ -190,20 +194,18 @@ class BelongsTo:
         return part_of_document(document["text"], self.held_out_fraction) == self.part
 
 
-def _json_lines(path: str, split: Any, streaming: bool) -> tuple[Any, dict[str, Any]]:
+def _json_lines(load: Callable[..., Any], ending: str | None) -> tuple[Any, dict[str, Any]]:
     """The lines of JSON lines files, not parsed, and the first value of every key; None and none for anything else.
 
     The library's own reader is stopped by one broken line, or one value of another type.
     """
-    with explained(path):
-        found = data_files(os.path.expanduser(path), _BUILDERS)  # noqa: PTH111  leaves what names no user as it is
-    if found is None or _BUILDERS[found[0]][0] != "json":
+    if ending not in (".jsonl", ".json"):
         return None, {}
-    data = load_rows(path, split, None, streaming, {**_BUILDERS, ".jsonl": _LINES, ".json": _LINES}, quickstart_text)
+    data = load(builders={**_BUILDERS, ".jsonl": _LINES, ".json": _LINES})
     lines = [row["text"].strip() for row in islice(iter(data), _N_NAMED)]
     opening = next(filter(None, lines), "")
     # One value over many lines, of which each may be a document by itself.
-    if opening.startswith("[") or (found[0] == ".json" and _parsed(opening) is None):
+    if opening.startswith("[") or (ending == ".json" and _parsed(opening) is None):
         return None, {}
     return data, {key: value for line in reversed(lines) for key, value in (_parsed(line) or {}).items()}
 

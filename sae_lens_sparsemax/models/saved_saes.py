@@ -1,36 +1,22 @@
-"""Loading a saved SAE of any architecture that SAELens knows, from a folder or the hub.
-
-A folder may be a checkpoint that several processes wrote, each its part of the SAE (``training/ranks_checkpoints.py``).
-"""
+"""Loading a saved SAE of any architecture that SAELens knows, from a folder or the hub."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.loading.pretrained_sae_loaders import (
-    get_sae_lens_config_from_disk,
-    handle_config_defaulting,
-    sae_lens_disk_loader,
-)
+from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting, sae_lens_disk_loader
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAE
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from sae_lens_sparsemax.files import read_object, reading, reason, refuse_not_finite, tensor_shapes, verify_checksums
+from sae_lens_sparsemax.models.shards import is_of_ranks, shards_disk_loader
 from sae_lens_sparsemax.settings.checking import convert, hints_of
 from sae_lens_sparsemax.settings.sentences import shown, similar_path
-
-SHARDS = "shards"
-"""The folder of weights and optimizer in a checkpoint of several processes."""
 
 _Saved = TypeVar("_Saved", bound=SAE[Any])
 
@@ -113,16 +99,6 @@ def load_training_sae(folder: str, device: str = "cpu") -> TrainingSAE[Any]:
     return _read_folder(TrainingSAE, folder, device)
 
 
-def is_of_ranks(checkpoint: Path | str) -> bool:
-    """Whether several processes wrote a checkpoint, each its part."""
-    return (Path(checkpoint) / SHARDS).is_dir()
-
-
-def shapes_in_shards(checkpoint: Path) -> dict[str, torch.Size]:
-    """The shapes of an SAE's tensors in a checkpoint of several processes, found to be whole before."""
-    return {name: tensor.size for name, tensor in _tensors_in_shards(checkpoint).items()}
-
-
 def _read_folder(kind: type[_Saved], source: str, device: str) -> _Saved:
     folder = Path(source).expanduser()
     verify_checksums(folder, fewer=True)
@@ -132,29 +108,8 @@ def _read_folder(kind: type[_Saved], source: str, device: str) -> _Saved:
     if not is_of_ranks(folder):
         tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
     with reading(folder):
-        converter = _shards_loader if is_of_ranks(folder) else sae_lens_disk_loader
+        converter = shards_disk_loader if is_of_ranks(folder) else sae_lens_disk_loader
         return kind.load_from_disk(folder, device=device, converter=converter)
-
-
-def _shards_loader(
-    path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What SAELens asks of a converter: the config, and the weights of all processes, whole."""
-    weights = {
-        name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
-        for name, tensor in _tensors_in_shards(Path(path)).items()
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
-        load({"sae": weights}, checkpoint_id=Path(path) / SHARDS, no_dist=True)
-    return get_sae_lens_config_from_disk(path, device, cfg_overrides), weights
-
-
-def _tensors_in_shards(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
-    with reading(checkpoint / SHARDS):
-        found = FileSystemReader(checkpoint / SHARDS).read_metadata().state_dict_metadata
-        weights = {name.removeprefix("sae."): of for name, of in found.items() if name.startswith("sae.")}
-        return {name: of for name, of in weights.items() if isinstance(of, TensorStorageMetadata)}
 
 
 def _check_config(values: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from sae_lens_sparsemax.attention.rows import column_sums
 from sae_lens_sparsemax.attention.sparse import entries
+from sae_lens_sparsemax.attention.traceable import wide
 from sae_lens_sparsemax.sae.config import SparsemaxTrainingSAEConfig
 
 # Share of the newest batch in the mean.
@@ -45,21 +46,23 @@ def follow_mean(
     """
     acts = acts if acts.is_sparse else acts.reshape(-1, len(mean)).to_sparse()
     # Sums of half-precision numbers would stand still; what comes out is rounded once.
-    wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
-    concept, values = acts.indices()[1], acts.values().to(wide.dtype).clamp_min(0)
-    found = (values > 0).to(wide.dtype)
+    before = wide(mean)
+    concept, values = acts.indices()[1], acts.values().to(before.dtype).clamp_min(0)
+    found = (values > 0).to(before.dtype)
     if dictionary is None:
         sums = column_sums(concept, torch.stack([values, found], 1), len(mean))
         batch, count = total(sums, False).unbind(1)
         batch = batch / count.clamp_min(1)
     else:
-        norm = torch.linalg.vector_norm(dictionary, dim=-1, dtype=wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny)
+        norm = torch.linalg.vector_norm(dictionary, dim=-1, dtype=before.dtype).clamp_min(
+            torch.finfo(before.dtype).tiny
+        )
         sums = torch.stack([(values * norm[concept]).sum(), found.sum()])
         contributed, count = total(sums, True).unbind(0)
         # A value of almost no norm contributes nothing, whatever its activation.
         batch = (contributed / count.clamp_min(1) / norm).clamp_max(torch.finfo(mean.dtype).max)
-    moved = torch.where(wide > 0, wide + _RATE * (batch - wide), batch)
-    mean.copy_(torch.where(count > 0, moved, wide))
+    moved = torch.where(before > 0, before + _RATE * (batch - before), batch)
+    mean.copy_(torch.where(count > 0, moved, before))
 
 
 def above(acts: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from sae_lens_sparsemax.files import (
     verify_checksums,
     write_checksums,
 )
-from sae_lens_sparsemax.models.saved_saes import is_of_ranks, shapes_in_shards
+from sae_lens_sparsemax.models.shards import is_of_ranks, sae_in_shards
 from sae_lens_sparsemax.processes.together import gathered, is_first, together
 from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER_GATE
 from sae_lens_sparsemax.settings.sentences import shown
@@ -217,13 +217,17 @@ def differing_settings(folder: Path | str, config: Any, besides: Collection[str]
     may_change = _MAY_CHANGE | set(besides)
     if any(earlier.get(name) != now.get(name) for name in _TOKENS):
         may_change |= {"lr_warm_up_steps", "lr_decay_steps"}  # those of a short run are scaled to it
+    found = {name: value for name, value in now.items() if value is not None or name not in _FOUND}
+    measures = {name for name in found if name.startswith(("eval_", "n_eval_"))}
+    return differing(earlier, found, may_change | measures)
+
+
+def differing(earlier: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str]) -> list[str]:
+    """``NAME must be THAT, got THIS``, by name, for each setting that both have, and have otherwise."""
     return [
         f"{name} must be {shown(earlier[name])}, got {shown(now[name])}"
-        for name in earlier.keys() & now.keys()
+        for name in sorted((earlier.keys() & now.keys()).difference(may_change))
         if earlier[name] != now[name]
-        and (now[name] is not None or name not in _FOUND)
-        and name not in may_change
-        and not name.startswith(("eval_", "n_eval_"))
     ]
 
 
@@ -247,12 +251,15 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
             f"The checkpoint {str(folder)!r} holds an SAE of the architecture {saved!r}; "
             f"this run trains {sae.cfg.architecture()!r}."
         )
-    if differing := differing_settings(folder, config):
-        raise ValueError(f"{'; '.join(sorted(differing))} (as in the checkpoint {str(folder)!r}, which is resumed)")
+    if others := differing_settings(folder, config):
+        raise ValueError(f"{'; '.join(others)} (as in the checkpoint {str(folder)!r}, which is resumed)")
     expected = sae.state_dict()
     sae.process_state_dict_for_saving(expected)
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    found = shapes_in_shards(folder) if is_of_ranks(folder) else tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
+    if is_of_ranks(folder):
+        found = {name: tuple(tensor.shape) for name, tensor in sae_in_shards(folder).items()}
+    else:
+        found = tensor_shapes(folder / SAE_WEIGHTS_FILENAME)
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(f"The checkpoint {str(folder)!r} lacks the tensor {missing[0]!r}.")
     for name, shape in wanted.items():

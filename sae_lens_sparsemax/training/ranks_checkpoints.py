@@ -4,18 +4,14 @@ The folder holds what that of one process holds, except that weights and the opt
 ``torch.distributed.checkpoint`` (``shards``), and each rank's position in its data in a folder of its own (``rank_0``,
 …). It is hidden until the first rank has written the checksums of all files, and then renamed. Any number of processes
 can go on from it, and from one of a single process: on the same mesh to the bit, else from an empty shuffle buffer.
-
-But: torch writes the list of what is in ``shards`` as a pickle, so a folder is read only once its checksums are right.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +26,12 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.training.sae_trainer import SAETrainer
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sae_lens_sparsemax.files import atomic_directory, read_object, read_tensors, save_tensors, writing
-from sae_lens_sparsemax.models.saved_saes import SHARDS, is_of_ranks
+from sae_lens_sparsemax.models.shards import SHARDS, is_of_ranks, read_shards, said_by_torch
 from sae_lens_sparsemax.training.checkpoints import seal_checkpoint
 from sae_lens_sparsemax.training.mesh import Ranks
 
@@ -78,7 +72,7 @@ def save_checkpoint_of_ranks(
         with ranks.together(), writing(path):
             if ranks.is_first:
                 _write_what_all_share(trainer, new, ranks)
-        with ranks.together(), writing(path), _said_by_torch():
+        with ranks.together(), writing(path), said_by_torch():
             written: Any = None
             if group is None:
                 save(_tensors(trainer), checkpoint_id=new / SHARDS)
@@ -96,7 +90,7 @@ def save_checkpoint_of_ranks(
 
 def _finish(stack: ExitStack, path: Path, new: Path | None, written: Future[Any] | None = None) -> None:
     """Make a checkpoint of the folder ``new``, on the first rank, when all ranks have written their tensors to it."""
-    with stack, writing(path), _said_by_torch():
+    with stack, writing(path), said_by_torch():
         if written is not None:
             written.result()
         if new is not None:
@@ -145,9 +139,7 @@ def load_checkpoint_of_ranks(trainer: SAETrainer[Any, Any], store: Any, folder: 
 
 def _read_shards(folder: Path, tensors: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
     """Fill the tensors, each rank its own part; returns the rest of the trainer's state."""
-    with _said_by_torch(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
-        load(tensors, checkpoint_id=folder / SHARDS, no_dist=ranks is None)
+    read_shards(tensors, folder, alone=ranks is None)
     return read_object(folder / _COUNTS_FILENAME) | read_tensors(folder / _STATISTICS_FILENAME)[0]
 
 
@@ -194,12 +186,3 @@ def _write_what_all_share(trainer: SAETrainer[Any, Any], folder: Path, ranks: Ra
 
 def _folder_of(rank: int) -> str:
     return f"rank_{rank}"
-
-
-@contextmanager
-def _said_by_torch() -> Iterator[None]:
-    """What went wrong on some rank as an error of Python's, not as torch's, which has the tracebacks of all ranks."""
-    try:
-        yield
-    except CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from error

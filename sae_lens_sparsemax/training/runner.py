@@ -18,10 +18,10 @@ from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
 from sae_lens_sparsemax.files import added_files, write_checksums
-from sae_lens_sparsemax.models.saved_saes import is_of_ranks, load_training_sae
+from sae_lens_sparsemax.models.saved_saes import load_training_sae
+from sae_lens_sparsemax.models.shards import is_of_ranks
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
-from sae_lens_sparsemax.settings.sentences import shown
-from sae_lens_sparsemax.training.checkpoints import check_checkpoint, output_of_run
+from sae_lens_sparsemax.training.checkpoints import check_checkpoint, differing, output_of_run
 from sae_lens_sparsemax.training.estimate import require_room_for_final_sae
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
 from sae_lens_sparsemax.training.mesh import Ranks, parallel_of
@@ -30,8 +30,7 @@ from sae_lens_sparsemax.training.ranks_trainer import adapt_to_ranks
 from sae_lens_sparsemax.training.trainer import adapt
 
 # What a training changes, or where it runs: no choice that a loaded SAE would contradict.
-_OF_A_STATE = {"gate_scale", "metadata", "device"}
-_MOST_NAMED = 6
+_OF_A_STATE = {"sae.gate_scale", "sae.metadata", "sae.device"}
 
 
 class TrainingRunner(LanguageModelSAETrainingRunner):
@@ -152,15 +151,10 @@ def pretrained_sae(cfg: Any, ranks: Ranks | None) -> TrainingSAE[Any] | None:
     sae: Any = load_training_sae(cfg.from_pretrained_path, cfg.device if ranks is None else "cpu")
     if cfg.sae.d_in == 0:
         cfg.sae = replace(cfg.sae, d_in=sae.cfg.d_in)
-    own, asked = sae.cfg.to_dict(), cfg.sae.to_dict()
-    differing = [
-        f"sae.{name} must be {shown(own.get(name))}, got {shown(value)}"
-        for name, value in sorted(asked.items())
-        if value != own.get(name) and name not in _OF_A_STATE
-    ]
-    if differing:
+    own, asked = ({f"sae.{name}": value for name, value in each.to_dict().items()} for each in (sae.cfg, cfg.sae))
+    if others := differing(own, asked, _OF_A_STATE):
         where = f"(as in the SAE of from_pretrained_path, {cfg.from_pretrained_path!r})"
-        raise ValueError(f"{'; '.join(differing[:_MOST_NAMED])} {where}")
+        raise ValueError(f"{'; '.join(others)} {where}")
     if ranks is not None and hasattr(sae, "divide"):  # others are refused
         sae.divide(ranks.mesh)
     return sae  # type: ignore[no-any-return]

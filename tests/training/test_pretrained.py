@@ -10,7 +10,8 @@ from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
-from sae_lens_sparsemax.models.saved_saes import SHARDS, load_sae
+from sae_lens_sparsemax.models.saved_saes import load_sae
+from sae_lens_sparsemax.models.shards import SHARDS
 from sae_lens_sparsemax.training.config import TextRunnerConfig
 from sae_lens_sparsemax.training.runner import pretrained_sae
 from sae_lens_sparsemax.training.text_runner import TextTrainingRunner
@@ -100,6 +101,9 @@ def test_a_checkpoint_of_several_processes_is_read_whole(trained, tmp_path):
     one, other = load_sae(str(whole)), load_sae(str(parts))
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in one.state_dict().items())
     assert one.cfg.to_dict() == other.cfg.to_dict()
+    next((parts / SHARDS).glob("*.distcp")).unlink()
+    with pytest.raises(ValueError, match="of_ranks' is damaged or cannot be read"):
+        load_sae(str(parts))
     (parts / SHARDS / ".metadata").unlink()
     with pytest.raises(ValueError, match="shards' is damaged or cannot be read"):
         load_sae(str(parts))
