@@ -179,11 +179,11 @@ def _proposal(
         tokens, peak = pages.tokens(example.sample), example.peak
         first = max(0, min(peak - _WINDOW * 3 // 4, len(tokens) - _WINDOW))
         places = range(first, min(first + _WINDOW, len(tokens)))
-        threshold = 0.5 * example.acts[peak]
+        threshold = 0.5 * abs(example.acts[peak])
         if number % 2:
             plain.append("".join(tokens[i] for i in places))
         else:
-            shown = (f"<<{tokens[i]}>>" if example.acts[i] >= threshold else tokens[i] for i in places)
+            shown = (f"<<{tokens[i]}>>" if abs(example.acts[i]) >= threshold else tokens[i] for i in places)
             marked.append("".join(shown).replace(">><<", ""))
     draw = random.Random(f"{settings.seed} {c}")
     label = clean_label(model.answer(_label_question(marked[: settings.n_shown]), _LABEL_TOKENS))

@@ -27,14 +27,14 @@ class Example(NamedTuple):
     sample: int
     """Its number in the data set's order."""
     score: float
-    """What it is ranked by: the largest activation in a context, the mean over the tokens of an image."""
+    """What it is ranked by: the size of its largest activation in a context, its mean size over an image's tokens."""
     acts: list[float]
     """Activation at each token, in steps of a sixtieth of the largest."""
 
     @property
     def peak(self) -> int:
         """The first token on which the concept is strongest."""
-        return max(range(len(self.acts)), key=self.acts.__getitem__)
+        return max(range(len(self.acts)), key=lambda place: abs(self.acts[place]))
 
 
 class Explored:

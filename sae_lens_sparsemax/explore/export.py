@@ -194,7 +194,7 @@ def _feature(pages: Explored, c: int) -> dict[str, Any]:
         "activations": [
             {
                 **_TOP,
-                "bin_max": max(example.acts),
+                "bin_max": example.acts[example.peak],
                 "tokens": pages.tokens(example.sample),
                 "values": [round(act, 4) for act in example.acts],
                 "qualifying_token_index": example.peak,
@@ -254,7 +254,10 @@ def _write_neuronpedia(
             of_data = ("activations", "feature_index", "n_prompts_total", "n_tokens_in_prompt", "dataset")
             kept = {key: value for key, value in feature.items() if key not in of_data}
             c, index = feature["feature_index"], str(feature["feature_index"])
-            near, highest = pages.concept(c)["n"], max((a["bin_max"] for a in feature["activations"]), default=0)
+            near, highest = (
+                pages.concept(c)["n"],
+                max((a["bin_max"] for a in feature["activations"]), key=abs, default=0),
+            )
             rows["features"].append({
                 **of_concept, **made, "index": index, "hookName": hook, "hasVector": False,
                 "sourceSetName": set_name, "maxActApprox": highest,

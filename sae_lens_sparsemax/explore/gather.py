@@ -20,7 +20,7 @@ from sae_lens_sparsemax.models.encoding import has_passes
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SAVES = 60.0
-_VERSION = "2"
+_VERSION = "3"
 
 _Found = tuple[SampleBatch, EncodedBatch, int]
 """A batch without its activations, what an SAE makes of it, and the number of the sample after it."""

@@ -59,7 +59,7 @@ def _strength(statistics: ConceptStatistics) -> torch.Tensor:
     The largest activation of all would be led by concepts that are strong once and weak ever after.
     """
     examples = statistics.examples if statistics.by_highest is None else statistics.by_highest
-    largest = torch.where(examples.sample >= 0, examples.score.abs(), torch.nan)
+    largest = torch.where(examples.sample >= 0, examples.score, torch.nan)
     return largest.nanmedian(-1).values.nan_to_num(0)
 
 

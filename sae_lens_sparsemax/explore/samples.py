@@ -103,6 +103,7 @@ def encode_batch(sae: SAE[Any], batch: SampleBatch) -> EncodedBatch:
     return EncodedBatch(reconstruction, kept, placed, torch.cat(later) if later else None)
 
 
+_CONCEPTS_AT_ONCE = 1024
 LEVELS = 127
 """Activations of an example are stored as whole numbers from -LEVELS to LEVELS, in units of its peak / LEVELS."""
 
@@ -122,12 +123,11 @@ class SampleActs:
         """`pair` is the pair that each entry belongs to, shape (nnz,)."""
         self.sample, self.concept = pairs // acts.d_sae, pairs % acts.d_sae
         """Sample, counted from 0, and concept of each pair; pairs are ordered by sample."""
-        self.mean = torch.zeros(len(pairs)).index_add_(0, self.pair, self.value) / n_tokens
-        """Mean over all tokens of the sample, of each pair."""
-        self.highest = torch.full((len(pairs),), -torch.inf).scatter_reduce_(0, self.pair, self.value, "amax")
-        """Largest activation of each pair."""
-        self.peak = torch.zeros(len(pairs)).scatter_reduce_(0, self.pair, self.value.abs(), "amax")
-        """Largest absolute activation of each pair."""
+        size = self.value.abs()  # of a concept that has both signs, what is far below zero is strong too
+        self.mean = torch.zeros(len(pairs)).index_add_(0, self.pair, size) / n_tokens
+        """Mean size over all tokens of the sample, of each pair."""
+        self.peak = torch.zeros(len(pairs)).scatter_reduce_(0, self.pair, size, "amax")
+        """Largest size on a token, of each pair."""
 
 
 def drawn_order(concept: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
@@ -158,6 +158,11 @@ class TopExamples:
         """Largest absolute activation in each example, shape (d_sae, k)."""
         self.levels = torch.zeros(d_sae, k, n_tokens, dtype=torch.int8)
         """Activation at each token in units of peak / LEVELS, shape (d_sae, k, n_tokens)."""
+
+    def peak_places(self) -> torch.Tensor:
+        """The first token on which each concept is strongest in each example, shape (d_sae, k)."""
+        # Of not all at once: sizes take as much memory as what they are of.
+        return torch.cat([levels.abs().argmax(-1) for levels in self.levels.split(_CONCEPTS_AT_ONCE)])
 
     def add(self, acts: SampleActs, scores: torch.Tensor, sample_ids: torch.Tensor) -> None:
         """Add samples.

@@ -74,7 +74,7 @@ class ClassProfile:
         self.active = torch.zeros(n_classes, d_sae, dtype=torch.int32)
         """Images of each class on which each concept is active, shape (n_classes, d_sae)."""
         self.mass = torch.zeros(n_classes, d_sae)
-        """Mean activations of these images added up, shape (n_classes, d_sae)."""
+        """Mean sizes of its activations on these images added up, shape (n_classes, d_sae)."""
 
     def add(self, acts: SampleActs, labels: torch.Tensor) -> None:
         """Add images with their classes, shape (n_samples,); those of class -1 are in none."""
@@ -83,7 +83,7 @@ class ClassProfile:
         label = labels[acts.sample]
         key = (label * d_sae + acts.concept)[label >= 0]
         self.active.view(-1).index_add_(0, key, torch.ones(len(key), dtype=torch.int32))
-        self.mass.view(-1).index_add_(0, key, acts.mean.abs()[label >= 0])
+        self.mass.view(-1).index_add_(0, key, acts.mean[label >= 0])
 
     def share(self, concept: int) -> torch.Tensor:
         """Share of a concept's activation that falls to each class, shape (n_classes,); zeros if it never fires."""
@@ -164,8 +164,8 @@ class ConceptStatistics:
         """Tokens on which only a later pass than the first selected each concept, shape (d_sae,)."""
         self.sum = torch.zeros(d_sae, dtype=torch.float64)
         """Sum of each concept's activations, shape (d_sae,)."""
-        self.highest = torch.full((d_sae,), -torch.inf)
-        """Largest activation of each concept, shape (d_sae,); -inf if it never fires."""
+        self.highest, self.lowest = torch.full((d_sae,), -torch.inf), torch.full((d_sae,), torch.inf)
+        """Largest and smallest activation of each concept, shape (d_sae,); infinite if it never fires."""
         self.histograms = ActivationHistograms(d_sae)
         self.examples = TopExamples(d_sae, n_examples, stream.n_tokens)
         """Images by the mean over all tokens, since patches share their subject; contexts by the strongest token."""
@@ -199,14 +199,15 @@ class ConceptStatistics:
             self.n_later += torch.bincount(encoded.later, minlength=self.d_sae)
         self.sum.index_add_(0, col, value.double())
         self.highest.scatter_reduce_(0, col, value.float(), "amax")
+        self.lowest.scatter_reduce_(0, col, value.float(), "amin")
         self.histograms.add(col, value)
         self.cofiring.add(encoded.kept)
         self.showcase.add(encoded.placed, self.n_tokens_each, batch.ids)
         acts = SampleActs(encoded.placed, self.n_tokens_each)
         self.n_active_samples += torch.bincount(acts.concept, minlength=self.d_sae)
-        self.examples.add(acts, acts.highest if self.by_highest is None else acts.mean, batch.ids)
+        self.examples.add(acts, acts.peak if self.by_highest is None else acts.mean, batch.ids)
         if self.by_highest is not None:
-            self.by_highest.add(acts, acts.highest, batch.ids)
+            self.by_highest.add(acts, acts.peak, batch.ids)
         if self.drawn is not None:
             self.drawn.add(acts, drawn_order(acts.concept, batch.ids[acts.sample]), batch.ids)
         if batch.outliers is not None:
@@ -235,6 +236,10 @@ class ConceptStatistics:
     def later_share(self) -> torch.Tensor | None:
         """Share of each concept's activations that only a later pass selected, shape (d_sae,); None for one pass."""
         return None if self.n_later is None else self.n_later.double() / self.n_active.clamp(min=1)
+
+    def strongest_activation(self) -> torch.Tensor:
+        """The activation of largest size of each concept, with its sign, shape (d_sae,); -inf if it never fires."""
+        return torch.where(-self.lowest > self.highest, self.lowest, self.highest)
 
     def mean_activation(self) -> torch.Tensor:
         """Mean of each concept's activation where it is active, shape (d_sae,), float64; 0 if it never is."""

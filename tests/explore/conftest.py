@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.explore.settings import ExploreSettings
@@ -33,6 +35,16 @@ def text_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     sites.save_text_sae(folder / "sae", sites.save_text(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def signed_pages(text_world: Path) -> Path:
+    """Pages of an SAE whose activations are of both signs, beside it."""
+    torch.manual_seed(0)
+    sae = AbsTopKSAE(AbsTopKSAEConfig(d_in=128, d_sae=32, k=2))
+    folder = sites.save_text_sae(text_world / "signed", text_world / "text.jsonl", sae)
+    settings = ExploreSettings(samples=16, showcase=2, examples=4, batch_size=8)
+    return explore([str(folder)], folder / "explore", settings, progress=False).parent
 
 
 @pytest.fixture(scope="session")

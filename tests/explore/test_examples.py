@@ -18,7 +18,7 @@ def collect(acts: torch.Tensor, k: int, score: str, batch_size: int) -> TopExamp
     for first in range(0, len(acts), batch_size):
         part = acts[first : first + batch_size]
         found = SampleActs(sparse(part), N_TOKENS)
-        top.add(found, found.mean if score == "mean" else found.highest, torch.arange(first, first + len(part)))
+        top.add(found, found.mean if score == "mean" else found.peak, torch.arange(first, first + len(part)))
     return top
 
 
@@ -28,7 +28,7 @@ def test_they_are_the_samples_of_highest_score(score, batch_size):
     acts, k = random_acts(50), 6
     top = collect(acts, k, score, batch_size)
     active = (acts != 0).any(1)
-    scores = acts.mean(1) if score == "mean" else acts.masked_fill(acts == 0, -torch.inf).amax(1)
+    scores = acts.abs().mean(1) if score == "mean" else acts.abs().amax(1)  # some are below zero
     for concept in range(D_SAE):
         samples = active[:, concept].nonzero().flatten().tolist()
         best = sorted(samples, key=lambda s: -scores[s, concept].item())[:k]
@@ -44,6 +44,7 @@ def test_levels_give_back_the_activations_of_every_token():
         restored = top.levels[concept, place] * top.peak[concept, place] / LEVELS
         torch.testing.assert_close(restored, exact, atol=exact.abs().max().item() / LEVELS, rtol=0)
         assert torch.equal(restored != 0, exact != 0)
+        assert exact[top.peak_places()[concept, place]].abs() == exact.abs().max()
 
 
 def test_a_draw_is_fair_and_does_not_depend_on_batches():

@@ -12,7 +12,7 @@ from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.explore.app.session import open_session
 from sae_lens_sparsemax.explore.explain import ExplainSettings, Proposal, beats_chance, explain
 from sae_lens_sparsemax.explore.explainers import LocalModel, Server, clean_label
-from sae_lens_sparsemax.explore.explored import find_explored
+from sae_lens_sparsemax.explore.explored import Explored, find_explored
 from sae_lens_sparsemax.explore.labels import labels_of
 from tests.explore.test_explore_images import read
 
@@ -139,6 +139,20 @@ def test_wrong_input_is_refused_in_a_sentence(sae, text_world, image_pages, serv
         said = capsys.readouterr().err
         assert message in said and "Traceback" not in said
     assert not (sae / "explanations.json").exists()
+
+
+def test_what_is_marked_of_activations_below_zero_is_their_strongest(signed_pages, tmp_path):
+    shutil.copytree(signed_pages, tmp_path / "explore")
+    pages, asked = Explored(tmp_path / "explore"), []
+    found = {c: pages.examples(c) for c in range(pages.d_sae)}
+    concept, examples = next((c, each) for c, each in found.items() if len(each) == 4 and max(each[0].acts) <= 0)
+    model = Server("http://localhost/v1", "stub")
+    model.answer = lambda question, _: asked.append(question) or "stones"
+    explain(tmp_path / "explore", ExplainSettings(concepts=[concept]), model=model, progress=False)
+    marked = re.findall("<<(.*?)>>", asked[0])
+    for example in examples[::2]:
+        assert any(pages.tokens(example.sample)[example.peak].strip() in text for text in marked)
+    assert len("".join(marked)) < len(asked[0]) / 4
 
 
 def test_the_embedded_model_answers_and_says_yes_or_no(sae):

@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
 import torch
 
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.explore import streams
+from sae_lens_sparsemax.explore.explored import Explored
 from sae_lens_sparsemax.explore.pages.shown_samples import peak_tokens
 from sae_lens_sparsemax.explore.run import explore
+from sae_lens_sparsemax.explore.samples import encode_batch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
 from sae_lens_sparsemax.explore.streams import TextStream
 from sae_lens_sparsemax.models.at_hook import TextAtHook
@@ -40,6 +43,26 @@ def test_an_examples_activations_are_those_of_the_model_on_its_tokens(text_pages
             assert abs(score - exact[exact != 0].max()) < 1e-2 * peak
             checked += 1
     assert checked > 30
+
+
+def test_examples_of_activations_below_zero_are_the_strongest_by_size(signed_pages):
+    pages, checked = Explored(signed_pages), 0
+    stream = TextStream(load_sae(str(signed_pages.parent)), ExploreSettings(samples=16, batch_size=8))
+    parts = [encode_batch(stream.at_hook.sae, batch).placed for batch, _ in stream.batches(0)]
+    acts = torch.cat([torch.zeros(p.n_rows, p.d_sae).index_put((p.row, p.col), p.value) for p in parts])
+    for concept in range(pages.d_sae):
+        sizes = acts[:, concept].unflatten(0, (16, -1)).abs()
+        drawn = pages.concept(concept)["d"]
+        assert [score for _, score, _, _ in drawn] == sorted((score for _, score, _, _ in drawn), reverse=True)
+        for example, size in zip(pages.examples(concept), sizes.amax(1).topk(4).values.tolist(), strict=False):
+            assert example.score == pytest.approx(size, rel=1e-3)
+            assert abs(example.acts[example.peak]) == pytest.approx(size, rel=1e-3)
+            token = pages.tokens(example.sample)[example.peak].strip(" ").replace("\n", "↵")
+            assert token in pages.table["label"][concept] or not token.isascii()
+            checked += max(example.acts) <= 0
+        if sizes.any():
+            assert abs(pages.table["max"][concept]) == pytest.approx(sizes.max().item(), rel=1e-3)
+    assert checked > 10
 
 
 def test_tokens_of_a_larger_norm_do_not_count(text_world, tmp_path):

@@ -108,6 +108,17 @@ def test_neuronpedia_gets_its_folder(sae_with_pages, tmp_path):
     assert lines(place / "model.jsonl")[0]["id"] == "gpt2-small" and lines(place / "release.jsonl")
 
 
+def test_activations_below_zero_are_exported_by_their_size(signed_pages, tmp_path):
+    folder = export(signed_pages, tmp_path / "neuronpedia", ExportSettings(format="neuronpedia"))
+    (features,), (activations,) = (folder.rglob(f"{kind}/batch-0.jsonl.gz") for kind in ("features", "activations"))
+    highest = {row["index"]: row["maxActApprox"] for row in lines(features)}
+    rows = lines(activations)
+    assert any(row["maxValue"] < 0 for row in rows)
+    for row in rows:
+        assert abs(row["maxValue"]) == max(map(abs, row["values"])) <= abs(highest[row["index"]]) + 1e-3
+        assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"]
+
+
 def test_pages_of_another_sae_are_refused_and_its_labels_not_shown(sae_with_pages, tmp_path, capsys, caplog):
     again = tmp_path / "sae"
     shutil.copytree(sae_with_pages, again)

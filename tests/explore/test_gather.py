@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 from sae_lens import SAE, StandardSAEConfig, TopKSAEConfig
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 
 from sae_lens_sparsemax.evaluation.monosemanticity import MonosemanticityAccumulator
 from sae_lens_sparsemax.explore.gather import gather, state_of
@@ -34,6 +35,28 @@ def test_it_counts_what_a_dense_table_of_all_activations_says(some_left_out, bat
     for label in range(3):
         mine = acts[stream.labels == label]
         assert torch.equal(statistics.classes.active[label].long(), (mine != 0).any(1).sum(0))
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_activations_below_zero_count_by_their_size(kind):
+    torch.manual_seed(0)
+    sae = AbsTopKSAE(AbsTopKSAEConfig(d_in=D_IN, d_sae=20, k=3))
+    stream = RandomStream(kind=kind, n_classes=3)
+    statistics, acts = gather(sae, stream, **KEPT), dense_acts(sae, stream)
+    assert (acts < 0).any() and (acts > 0).any()
+    sizes = {"by mean": acts.abs().mean(1), "by strongest": acts.abs().amax(1)}
+    kinds = [("by strongest", statistics.examples)]
+    if statistics.by_highest is not None:
+        kinds = [("by mean", statistics.examples), ("by strongest", statistics.by_highest)]
+    for name, examples in kinds:
+        torch.testing.assert_close(examples.score.clamp(min=0), sizes[name].topk(3, dim=0).values.T)
+    flat = acts.flatten(0, 1)
+    strongest = flat.gather(0, flat.abs().argmax(0, keepdim=True))[0]
+    fires = statistics.n_active > 0
+    torch.testing.assert_close(statistics.strongest_activation()[fires], strongest[fires])
+    assert (strongest < 0).any()
+    assert statistics.classes is not None
+    torch.testing.assert_close(statistics.classes.mass.sum(0), sizes["by mean"].sum(0))
 
 
 @pytest.mark.parametrize("some_left_out", [False, True])

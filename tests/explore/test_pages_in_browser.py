@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from sae_lens_sparsemax.explore.explored import Explored
 from sae_lens_sparsemax.explore.pages.scripts import decode_levels, read_script, write_script
 from tests.explore.test_explore_images import row_of
 from tests.support.members import slow_but
@@ -511,6 +512,24 @@ def test_text_is_shaded_where_a_concept_fires_and_opens_to_its_whole(texts):
     assert len(first.locator(".context").inner_text()) > len(short)
     assert first.get_by_role("button", name="less").get_attribute("aria-expanded") == "true"
     assert page.locator(".tokens li").count() == 20
+
+
+def test_an_activation_below_zero_is_shown_as_strong_as_it_is(chromium, signed_pages, images):
+    pages = Explored(signed_pages)
+    below = next(c for c in range(pages.d_sae) if any(min(e.acts) == e.acts[e.peak] < 0 for e in pages.examples(c)[:1]))
+    for tab in reader(chromium, signed_pages):
+        first = tab.open(f"concept.html#{below}").locator(".example").first
+        strongest = pages.examples(below)[0]
+        assert float(first.locator(".value").inner_text()) == pytest.approx(-strongest.score, rel=1e-2)
+        assert first.locator("mark.negative").count()
+        tab.open("example.html").wait_for_selector(".example")
+        values = [float(text) for text in tab.page.locator(".here .value").all_inner_texts()]
+        assert min(values) < 0 and sorted(map(abs, values), reverse=True) == list(map(abs, values))
+    dark = images.open("concept.html#0").evaluate(
+        """() => [...explorer.masked(0, explorer.levels("G-z", 17)).querySelectorAll("rect.shade")]
+            .map((rect) => Number(rect.style.getPropertyValue("--dark")))"""
+    )
+    assert dark[-1] == 0 and set(dark[:-1]) == {0.72}
 
 
 def test_a_chosen_token_shows_its_concepts(texts):

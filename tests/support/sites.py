@@ -101,9 +101,9 @@ def save_text(folder: Path) -> Path:
     return folder / "text.jsonl"
 
 
-def save_text_sae(folder: Path, text: Path, **settings: Any) -> Path:
-    """A random sparsemax SAE on the embedded language model."""
-    sae = small_sae(d_in=128, d_sae=96, **settings)
+def save_text_sae(folder: Path, text: Path, sae: Any = None, **settings: Any) -> Path:
+    """A random SAE on the embedded language model, sparsemax if none is given."""
+    sae = small_sae(d_in=128, d_sae=96, **settings) if sae is None else sae
     return _save(
         sae, folder, model_name=str(quickstart_model_path()), model_class_name="TransformerBridge",
         hook_name="blocks.2.hook_out", dataset_path=str(text), context_size=32, prepend_bos=True,

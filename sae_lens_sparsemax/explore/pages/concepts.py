@@ -1,6 +1,5 @@
 """The pages of concepts as data: a table of all of them, and shards with what each page shows."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def write_table(folder: Path, sae: int, data: SAEReport, labels: list[str], *, t
             "active": statistics.n_active.tolist(),
             "samples": statistics.n_active_samples.tolist(),
             "mean": _column(statistics.mean_activation()),
-            "max": _column(statistics.highest),
+            "max": _column(statistics.strongest_activation()),
             "later": None if later is None else _column(later),
             "norm": _column(data.norms),
             "interest": [rounded(value, 3) for value in data.interest.tolist()],
@@ -163,10 +162,10 @@ def _drawn(statistics: ConceptStatistics, c: int, n: int) -> list[list[Any]]:
     """The same of drawn examples, strongest first; their scores, by which they were not chosen, from their levels."""
     assert statistics.drawn is not None
     found = _examples(statistics.drawn, c, n)
-    levels = statistics.drawn.levels[c, : len(found)].float() * statistics.drawn.peak[c, : len(found), None] / LEVELS
-    scores = (
-        levels.mean(-1) if statistics.by_highest is not None else levels.masked_fill(levels == 0, -math.inf).amax(-1)
-    )
+    levels = statistics.drawn.levels[c, : len(found)].float().abs() / LEVELS
+    scores = (levels.mean(-1) if statistics.by_highest is not None else levels.amax(-1)) * statistics.drawn.peak[
+        c, : len(found)
+    ]
     for example, score in zip(found, scores.tolist(), strict=True):
         example[1] = rounded(score)
     return [found[place] for place in scores.argsort(descending=True, stable=True).tolist()]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.explore.pages.concepts import SHARD
 from sae_lens_sparsemax.explore.pages.scripts import encode_all_levels, rounded, write_script
 from sae_lens_sparsemax.explore.pages.shown_samples import CONTEXT_SHARD
 from sae_lens_sparsemax.explore.samples import TopExamples
@@ -15,7 +14,7 @@ from sae_lens_sparsemax.explore.samples import TopExamples
 
 def write_found(folder: Path, sae: int, examples: TopExamples, n_examples: int) -> None:
     """Write data/SAE/found.js: for each sample the concepts that it is an example of, each with its peak's token."""
-    peak = torch.cat([levels.abs().argmax(-1) for levels in examples.levels[:, :n_examples].split(SHARD)])
+    peak = examples.peak_places()
     sample = examples.sample[:, :n_examples]
     concept, place = (sample >= 0).nonzero().T
     of = sample[concept, place]

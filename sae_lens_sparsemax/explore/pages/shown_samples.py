@@ -70,7 +70,7 @@ def write_contexts(
 
 def peak_tokens(examples: TopExamples, contexts: dict[int, torch.Tensor]) -> torch.Tensor:
     """Token id at the peak of each example, shape (d_sae, k); -1 where there is none, or its context is not known."""
-    place = examples.levels.max(-1).indices
+    place = examples.peak_places()
     peaks = torch.full_like(examples.sample, -1)
     numbers = torch.tensor(sorted(contexts), dtype=torch.int64)
     if not len(numbers):

@@ -35,9 +35,9 @@
     for (let i = 0; i < line.length; i += 3) {
       const levels = explorer.levels(line[i + 2], explorer.site.tokens);
       const there = [...tokens].map((token) => levels[token]).filter((level) => level !== 0);
-      found.push([line[i], there.length ? line[i + 1] * Math.max(...there) : null]);
+      found.push([line[i], there.length ? line[i + 1] * there[explorer.strongest(there)] : null]);
     }
-    return found.sort((a, b) => (b[1] ?? -Infinity) - (a[1] ?? -Infinity) || a[0] - b[0]);
+    return found.sort((a, b) => Math.abs(b[1] ?? 0) - Math.abs(a[1] ?? 0) || a[0] - b[0]);
   };
 
   /** A list of concepts, of which the first few are shown at once, if they are active at what was looked for. */

@@ -13,17 +13,19 @@
       const concept = example.concepts[i],
         value = example.values[i],
         before = sums.get(concept);
-      // An image is ranked by the mean over its tokens, a text by its strongest token.
+      // An image is ranked by the mean size over its tokens, a text by its strongest token.
       sums.set(
         concept,
         token !== null
           ? value
           : images
-            ? (before ?? 0) + value / explorer.site.tokens
-            : Math.max(before ?? -Infinity, value),
+            ? (before ?? 0) + Math.abs(value) / explorer.site.tokens
+            : Math.abs(value) > Math.abs(before ?? 0)
+              ? value
+              : before,
       );
     });
-    const ranked = [...sums].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+    const ranked = [...sums].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]) || a[0] - b[0]);
     return { concepts: ranked.map((pair) => pair[0]), values: ranked.map((pair) => pair[1]) };
   }
 

@@ -20,4 +20,8 @@
     }
     return levels;
   };
+
+  /** Where the strongest of some activations is; those below zero count by their size. */
+  explorer.strongest = (levels) =>
+    levels.reduce((best, level, k) => (Math.abs(level) > Math.abs(levels[best]) ? k : best), 0);
 }

@@ -104,7 +104,7 @@
     const [rows] = explorer.site.grid;
     const alt = options.alt ?? describe(id);
     if (!rows || !levels) return frame(id, null, { ...options, alt });
-    const values = levels.slice(explorer.site.prefix);
+    const values = levels.slice(explorer.site.prefix).map(Math.abs);
     const active = values.reduce((n, value) => n + (value !== 0), 0);
     const { width, height, cells, left, top, right, bottom } = patches(id, (k, x, y, w, hgt) => [
       svg("rect", {
@@ -114,8 +114,8 @@
         width: w,
         height: hgt,
         style: {
-          "--dark": (0.72 * (1 - Math.max(0, values[k]) ** 0.7)).toFixed(3),
-          "--heat": Math.max(0, values[k]).toFixed(3),
+          "--dark": (0.72 * (1 - values[k] ** 0.7)).toFixed(3),
+          "--heat": values[k].toFixed(3),
         },
       }),
       values[k] > 0 ? outline(x, y, w, hgt, values[k]) : null,

@@ -50,15 +50,14 @@
   /** A context around its strongest token, and the whole of it on demand; `levels` are activations in that unit. */
   explorer.shaded = async (id, levels, unit) => {
     const tokens = await explorer.context(id);
-    const highest = Math.max(...levels);
     const part = (from, to) => tokens.slice(from, to).map((token, k) => span(token, levels[from + k], unit));
-    const strongest = levels.indexOf(highest);
+    const strongest = explorer.strongest(levels);
     const { text, button } = explorer.excerpt(tokens.length, strongest, strongest, part);
     const page = explorer.site.showcase.includes(id);
     return h(
       "li",
       { class: "example" },
-      h("span", { class: "value", title: "largest activation" }, number(highest * unit)),
+      h("span", { class: "value", title: "largest activation" }, number(levels[strongest] * unit)),
       text,
       h("span", { class: "tools" }, button, page ? h("a", { href: explorer.link("example", 0, id) }, "open") : null),
     );
