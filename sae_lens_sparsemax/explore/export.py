@@ -24,7 +24,9 @@ from sae_lens_sparsemax.explore.explored import PAGES, Example, Explored, open_e
 from sae_lens_sparsemax.explore.labels import Label, labels_of
 from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.files import atomic_directory, atomic_file, refuse_to_replace, require_writable
-from sae_lens_sparsemax.models.saved_saes import place_of
+from sae_lens_sparsemax.models.encoding import hook_name_of
+from sae_lens_sparsemax.models.saved_saes import load_sae, place_of
+from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 
 Format = Literal["csv", "parquet", "neuronpedia", "saedashboard"]
@@ -90,12 +92,17 @@ def export(source: str | Path, output: str | Path | None = None, settings: Expor
     require_writable(path.parent, "output_path")
     if is_table:
         refuse_to_replace(path, lambda file: _begins(file, b"concept,label" if settings.format == "csv" else b"PAR1"))
+    if pages is not None and settings.number:
+        pages, source = Explored(pages.folder, settings.number), pages.folder
+    sees, hook = _read_by(str(source)) if pages is None else (pages.site["kind"] == "image", pages.summary["hook"])
+    # All that may be refused, before an SAE is explored for minutes.
+    if settings.number and pages is None:
+        raise must_be("number", "0, as this SAE has no pages with others", settings.number)
+    if not is_table and sees:
+        raise must_be("format", "csv or parquet for an SAE on images", settings.format)
+    layer = 0 if is_table else _layer(hook, settings)
     if pages is None:
         pages = Explored(explore([str(source)], place / PAGES).parent)
-    if settings.number:
-        pages, source = Explored(pages.folder, settings.number), pages.folder
-    if not is_table and pages.site["kind"] != "text":
-        raise must_be("format", "csv or parquet for an SAE on images", settings.format)
     labels = labels_of(source, pages)
     if is_table:
         table = concept_table(pages, labels)
@@ -110,11 +117,11 @@ def export(source: str | Path, output: str | Path | None = None, settings: Expor
     with atomic_directory(path) as folder:
         if settings.format == "saedashboard":
             for number, features in batches:
-                named = {"model_id": _model_id(pages, settings), "layer": _layer(pages, settings)}
+                named = {"model_id": _model_id(pages, settings), "layer": layer}
                 batch = {**named, "sae_set": settings.source_set, "sae_id_suffix": None, "features": features}
                 (folder / f"batch-{number}.json").write_text(json.dumps(batch, allow_nan=False), encoding="utf-8")
         else:
-            _write_neuronpedia(folder, pages, settings, labels, batches)
+            _write_neuronpedia(folder, pages, settings, layer, labels, batches)
     return path
 
 
@@ -208,11 +215,17 @@ def _model_id(pages: Explored, settings: ExportSettings) -> str:
     return settings.model_id or str(pages.summary["model"]).rstrip("/").rpartition("/")[2]
 
 
-def _layer(pages: Explored, settings: ExportSettings) -> int:
+def _read_by(source: str) -> tuple[bool, str]:
+    """Whether an SAE reads images, and its hook."""
+    sae = load_sae(source)
+    return sae.cfg.metadata.model_class_name == VISION_MODEL_CLASS, hook_name_of(sae)
+
+
+def _layer(hook: str, settings: ExportSettings) -> int:
     if settings.layer is not None:
         return settings.layer
-    if (found := re.search(r"\.(\d+)(\.|$)", pages.summary["hook"])) is None:
-        raise must_be("layer", "given, as the name of the hook has none", pages.summary["hook"])
+    if (found := re.search(r"\.(\d+)(\.|$)", hook)) is None:
+        raise must_be("layer", "given, as the name of the hook has none", hook)
     return int(found[1])
 
 
@@ -220,12 +233,13 @@ def _write_neuronpedia(
     folder: Path,
     pages: Explored,
     settings: ExportSettings,
+    layer: int,
     labels: Mapping[int, Label],
     batches: Iterable[tuple[int, list[dict[str, Any]]]],
 ) -> None:
     """Write MODEL/SOURCE/ as Neuronpedia's import reads it."""
     model, set_name = _model_id(pages, settings), settings.source_set
-    source, now = f"{_layer(pages, settings)}-{set_name}", datetime.now(timezone.utc).isoformat()
+    source, now = f"{layer}-{set_name}", datetime.now(timezone.utc).isoformat()
     made = {"creatorId": settings.creator_id, "createdAt": now}
     of_concept = {"modelId": model, "layer": source}
     place = folder / model / source

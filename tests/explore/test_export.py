@@ -151,3 +151,25 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(image_pages, tmp_path, ca
         assert message in capsys.readouterr().err
     assert main(["export", str(tmp_path / "gone")]) == 2
     assert "There is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sae", "settings", "message"),
+    [
+        ("image", {"format": "neuronpedia"}, "format must be csv or parquet for an SAE on images"),
+        ("text", {"number": 1}, "number must be 0"),
+        ("nowhere", {"format": "saedashboard"}, "layer must be given"),
+    ],
+)
+def test_an_sae_is_not_explored_for_what_cannot_be_exported(
+    image_world, text_world, tmp_path, monkeypatch, sae, settings, message
+):
+    folder = shutil.copytree(image_world / "sae" if sae == "image" else text_world / "sae", tmp_path / "sae")
+    if sae == "nowhere":
+        values = json.loads((folder / "cfg.json").read_text())
+        values["metadata"]["hook_name"] = "embed.hook_out"
+        (folder / "cfg.json").write_text(json.dumps(values))
+        (folder / "checksums.json").unlink(missing_ok=True)
+    monkeypatch.setattr("sae_lens_sparsemax.explore.export.explore", lambda *_: pytest.fail("it was explored"))
+    with pytest.raises(ValueError, match=message):
+        export(folder, settings=ExportSettings(**settings))
