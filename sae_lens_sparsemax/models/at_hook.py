@@ -183,10 +183,10 @@ def text_at_hook(
         max_norm: replaces the largest norm in its metadata.
 
     Raises:
-        ValueError: no hook is known, the SAE is a transcoder, or the model has no such hook.
+        ValueError: no hook is known, `hook_name_of` refuses the SAE, or the model has no such hook.
     """
     meta = sae.cfg.metadata
-    name = resolve_hook_name(model, hook_name or hook_name_of(sae))
+    name = resolve_hook_name(model, hook_name_of(sae, hook_name))
     at_hook = TextAtHook(
         sae,
         model,
@@ -224,7 +224,7 @@ def open_text(
     name = model_name or meta.model_name
     if not name:
         raise ValueError("The SAE's metadata have no 'model_name'; give --model_name.")
-    hook_name = hook_name or hook_name_of(sae)
+    hook_name = hook_name_of(sae, hook_name)
     # What was given to another model's loader says nothing about this one.
     kwargs = meta.model_from_pretrained_kwargs if name == meta.model_name else None
     model = load(model_class_name or meta.model_class_name or "HookedTransformer", name, hook_name, device, kwargs)

@@ -1,7 +1,8 @@
 """Running any SAELens SAE over a stream of activations, one chunk of tokens at a time.
 
-Only `encode` and `decode` of the SAE are used, so every architecture works. The (N, d_sae) activations of a
-data set are never held: each chunk is reduced to its non-zero entries as soon as it is encoded.
+Only `encode` and `decode` of the SAE are used, so every architecture works that reads each token by itself. The
+(N, d_sae) activations of a data set are never held: each chunk is reduced to its non-zero entries as soon as it is
+encoded.
 """
 
 import copy
@@ -20,6 +21,9 @@ CHUNK_SIZE = 1024
 
 # What SAELens's `encode` leaves on an SAE that normalises every token by itself, for one `decode`, which deletes it.
 _NORMALISATION = ("x_norm_coeff", "ln_mu", "ln_std")
+
+# SAELens's architecture with attention between the tokens of a context, which chunks of tokens would tear apart.
+_READS_CONTEXTS = "temporal"
 
 
 class SparseActs(NamedTuple):
@@ -238,21 +242,27 @@ def paused(data_provider: Any) -> AbstractContextManager[None]:
     return data_provider.paused() if hasattr(data_provider, "paused") else nullcontext()
 
 
-def hook_name_of(sae: SAE[Any]) -> str:
-    """Where an SAE reads and writes.
+def hook_name_of(sae: SAE[Any], given: str | None = None) -> str:
+    """Where an SAE reads and writes: at the hook given or, for None, at the one in its metadata.
 
     Raises:
-        ValueError: its metadata do not say, or it writes elsewhere (a transcoder).
+        ValueError: its metadata do not say, it writes elsewhere (a transcoder), or it reads whole contexts.
     """
     metadata = sae.cfg.metadata
-    if not metadata.hook_name:
-        raise ValueError("The SAE does not say where it belongs: its metadata have no 'hook_name'.")
-    if metadata.hook_name_out and metadata.hook_name_out != metadata.hook_name:
+    if sae.cfg.architecture() == _READS_CONTEXTS:
         raise ValueError(
-            f"This is a transcoder, from {metadata.hook_name!r} to {metadata.hook_name_out!r}; only SAEs that "
+            f"This is a {_READS_CONTEXTS!r} SAE, which explains a token by those before it; only SAEs that read every "
+            "token by itself are inspected."
+        )
+    hook_name = given or metadata.hook_name
+    if not hook_name:
+        raise ValueError("The SAE does not say where it belongs: its metadata have no 'hook_name'.")
+    if metadata.hook_name_out and metadata.hook_name_out != hook_name:
+        raise ValueError(
+            f"This is a transcoder, from {hook_name!r} to {metadata.hook_name_out!r}; only SAEs that "
             "reconstruct what they read are inspected."
         )
-    return metadata.hook_name
+    return hook_name
 
 
 def top_concepts(acts: torch.Tensor, n: int) -> list[int]:

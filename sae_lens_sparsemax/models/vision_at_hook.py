@@ -147,7 +147,7 @@ def open_vision(
     # What was given to another model's loader says nothing about this one.
     kwargs = meta.model_from_pretrained_kwargs if name == meta.model_name else None
     model = HookedViT.from_pretrained(name, device, **(kwargs or {}))
-    at_hook = VisionAtHook(model, hook_name or hook_name_of(sae), tokens or meta.tokens or "all")
+    at_hook = VisionAtHook(model, hook_name_of(sae, hook_name), tokens or meta.tokens or "all")
     check_hook_width(sae.cfg.d_in, at_hook.width, at_hook.hook_name)
     return at_hook
 

@@ -255,3 +255,10 @@ def test_what_the_metadata_lack_or_contradict_is_said(folder):
         open_text(sae)
     with pytest.raises(ValueError, match="There is no folder 'nowhere'"):
         load_sae("nowhere")
+
+
+def test_a_transcoder_is_refused_also_where_the_hook_is_given(folder):
+    sae = load_sae(str(folder))
+    sae.cfg.metadata.hook_name_out = "elsewhere"
+    with pytest.raises(ValueError, match="transcoder"):
+        open_text(sae, hook_name=sae.cfg.metadata.hook_name)

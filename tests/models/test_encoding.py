@@ -3,8 +3,9 @@
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.registry import get_sae_class
 
-from sae_lens_sparsemax.models.encoding import encode_images, mean_over_tokens, sparse_acts
+from sae_lens_sparsemax.models.encoding import encode_images, hook_name_of, mean_over_tokens, sparse_acts
 
 
 def test_l0_is_the_same_for_every_layout():
@@ -31,3 +32,15 @@ def test_averages_over_an_images_tokens_are_as_precise_as_float32(dtype):
         out = sae(acts).double().unflatten(0, (2, 500)).mean(1)
     assert torch.allclose(chunk.sae_in.double().flatten(), expected, rtol=1e-5)
     assert torch.allclose(chunk.sae_out.double(), out, rtol=1e-5)
+
+
+@pytest.mark.parametrize("given", [None, "blocks.0.hook_mlp_in"])
+@pytest.mark.parametrize(("architecture", "why"), [("transcoder", "a transcoder"), ("temporal", "'temporal'")])
+def test_what_does_not_reconstruct_every_token_by_itself_is_refused(architecture, why, given):
+    kind, config = get_sae_class(architecture)
+    own = {"n_heads": 1, "bottleneck_factor": 2} if architecture == "temporal" else {"d_out": 4}
+    sae = kind(config(d_in=4, d_sae=8, apply_b_dec_to_input=False, **own))
+    sae.cfg.metadata.hook_name = "blocks.0.hook_mlp_in"
+    sae.cfg.metadata.hook_name_out = "blocks.0.hook_mlp_out" if architecture == "transcoder" else None
+    with pytest.raises(ValueError, match=why):
+        hook_name_of(sae, given)
