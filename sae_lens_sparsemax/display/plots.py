@@ -146,9 +146,12 @@ def as_vector(values: Any, name: str) -> np.ndarray:
     """Values of a tensor, array or list, float64.
 
     Raises:
-        ValueError: there is more than one dimension, or a value that is not finite.
+        ValueError: they are no numbers, there is more than one dimension, or a value that is not finite.
     """
-    array = torch.as_tensor(values).detach().to("cpu", torch.float64).numpy()
+    try:
+        array = torch.as_tensor(values).detach().to("cpu", torch.float64).numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise must_be(name, "a tensor, an array or a list of numbers", values) from error
     if array.ndim != 1:
         raise must_be(name, "of one dimension", array.shape)
     if not np.isfinite(array).all():

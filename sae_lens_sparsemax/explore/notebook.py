@@ -77,6 +77,8 @@ def concepts_of(
     if labels is None:
         named = labels_of(sae, pages) if isinstance(sae, str | Path) else {}
         labels = {concept: label.text for concept, label in named.items()}
+    elif not isinstance(labels, Mapping | pd.Series):
+        raise must_be("labels", "a mapping from concepts to what they are about", labels)
     samples = list(given) if isinstance(given, list | tuple) else [given]
     if not samples:
         raise must_be("given", "a text, an image, or a list of them", given)

@@ -6,6 +6,7 @@ The change itself is `models.splice.change_concepts`: x + decode(f') - decode(f)
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -151,6 +152,8 @@ def steered_text(
         raise must_be("prompt", "a text that is not empty", prompt)
     if as_whole(max_new_tokens, "max_new_tokens") < 1:
         raise must_be("max_new_tokens", "at least 1", max_new_tokens)
+    if isinstance(temperature, Real) and not isinstance(temperature, int):
+        temperature = float(temperature)  # numpy's numbers compare in their own precision
     if not (isinstance(temperature, float | int) and 0 <= temperature <= sys.float_info.max):
         raise must_be("temperature", "0 or a positive number", temperature)
     if not 0 <= as_whole(seed, "seed") < _SEEDS:

@@ -27,6 +27,8 @@ from sae_lens_sparsemax.display.plots import (
 from sae_lens_sparsemax.figures.inputs import references
 from sae_lens_sparsemax.figures.photos import draw_patch_mask
 from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
+from sae_lens_sparsemax.models.saved_saes import load_sae
+from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.settings.sentences import must_be
 
 _WIDTH = 9.0
@@ -57,14 +59,14 @@ def image_concept_card(
         images: the images it fires on most, first the one it fires on most; none for a dead concept. Left out, images,
             masks, activations, n_seen and class_counts are gathered by `references` from the data of `sae`.
         masks: for each image its activations `(height, width)`, from `ImageConcepts.mask`.
-        activations: `(n,)` activations over the tokens or images seen; zeros are left out.
+        activations: `(n,)` activations over the tokens or images seen, given with the images; zeros are left out.
         sae: the SAE, its folder, or `release_or_repo:id`, where nothing else is given.
         n_seen: how many tokens or images were seen, to say how often the concept is active.
         class_counts: how many of the images it fires on are of each class.
         name: a guess at what it is about.
 
     Raises:
-        ValueError: not one mask for each image, or a mask of another size.
+        ValueError: not one mask for each image, a mask of another size, or activations that are no numbers.
     """
     if images is None:
         found = _gathered(concept, sae, "images", _PER_ROW)
@@ -118,7 +120,7 @@ def text_concept_card(
         concept: its number.
         contexts: tokens and activations `(n_tokens,)` of the texts it fires on most; none for a dead concept. Left out,
             all but the name are gathered by `references` from the data of `sae`.
-        activations: `(n,)` activations over the tokens seen; zeros are left out.
+        activations: `(n,)` activations over the tokens seen, given with the contexts; zeros are left out.
         sae: the SAE, its folder, or `release_or_repo:id`, where nothing else is given.
         n_seen: how many tokens were seen, to say how often the concept is active.
         promoted: tokens and the change of their logits along the concept's decoder row, most promoted first.
@@ -126,7 +128,7 @@ def text_concept_card(
         name: a guess at what it is about.
 
     Raises:
-        ValueError: not one activation for each token.
+        ValueError: not one activation for each token, or activations that are no numbers.
     """
     if contexts is None:
         contexts, activations, n_seen, promoted, suppressed = _gathered(concept, sae, "contexts", _CONTEXTS)
@@ -171,10 +173,10 @@ def _gathered(concept: int, sae: SAE[Any] | str | Path | None, name: str, n: int
     """What `references` finds for one concept, if it is of the kind that the card shows."""
     if sae is None:
         raise must_be(name, "given, or sae, to gather them from its data", None)
-    found = references(sae, [concept], n)[concept]
-    if not hasattr(found, name):
+    opened = load_sae(str(sae)) if isinstance(sae, str | Path) else sae
+    if (opened.cfg.metadata.model_class_name == VISION_MODEL_CLASS) != (name == "images"):
         raise must_be("sae", f"one whose examples are {name}", sae)
-    return found
+    return references(opened, [concept], n)[concept]
 
 
 def _most_first(counts: Mapping[str, int]) -> list[tuple[str, float]]:

@@ -18,6 +18,7 @@ from sae_lens_sparsemax.explore.concepts import concepts_of_image, concepts_of_t
 from sae_lens_sparsemax.explore.run import open_stream
 from sae_lens_sparsemax.explore.samples import encode_batch
 from sae_lens_sparsemax.explore.settings import ExploreSettings
+from sae_lens_sparsemax.explore.steering import as_whole
 from sae_lens_sparsemax.explore.streams import ImageStream, TextStream
 from sae_lens_sparsemax.explore.weights import token_logits, unembedding
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
@@ -67,9 +68,9 @@ def reference_images(
     """The images on which each of some concepts fires most, by mean activation over tokens.
 
     Raises:
-        ValueError: see `concepts_of_image`.
+        ValueError: there is no such concept; and see `concepts_of_image`.
     """
-    best, n_seen = {concept: _Strongest(n) for concept in concepts}, 0
+    best, n_seen = _strongest(sae, concepts, n), 0
     for image in images:
         found = concepts_of_image(model, sae, image)
         n_seen += len(found.feature_acts)
@@ -90,9 +91,9 @@ def reference_contexts(
     """The texts on which each of some concepts fires most, by its largest activation.
 
     Raises:
-        ValueError: see `concepts_of_text`.
+        ValueError: there is no such concept; and see `concepts_of_text`.
     """
-    best, n_seen = {concept: _Strongest(n) for concept in concepts}, 0
+    best, n_seen = _strongest(sae, concepts, n), 0
     for text in texts:
         found = concepts_of_text(model, sae, text)
         n_seen += int(found.is_read.sum())
@@ -118,16 +119,15 @@ def references(
         For each concept `ReferenceImages`, by mean activation, or `ReferenceContexts`, by the largest.
 
     Raises:
-        ValueError: there is no such concept, or the metadata lack something.
+        ValueError: there is no such concept, the metadata lack something, or the SAE reads the class token alone.
     """
     settings = settings or ExploreSettings(samples=_SAMPLES)
     sae = load_sae(str(sae), settings.device) if isinstance(sae, str | Path) else sae
-    for concept in concepts:
-        if not 0 <= concept < sae.cfg.d_sae:
-            raise must_be("concept", f"between 0 and {sae.cfg.d_sae - 1}", concept)
+    best, n_seen = _strongest(sae, concepts, n), 0
     stream = open_stream(sae, settings)
-    best, n_seen = {concept: _Strongest(n) for concept in concepts}, 0
-    classes = {concept: Counter[str]() for concept in concepts}
+    if isinstance(stream, ImageStream) and stream.tokens == "cls":
+        raise ValueError("This SAE reads the class token alone, so its concepts have no place in the image.")
+    classes = {concept: Counter[str]() for concept in best}
     for batch, _ in stream.batches(0):
         encoded = encode_batch(sae, batch)
         n_seen += encoded.kept.n_rows
@@ -153,8 +153,6 @@ def references(
 
 def _images(stream: ImageStream, each: "_Strongest", n_seen: int, classes: Mapping[str, int]) -> ReferenceImages:
     images, masks = [stream.image(number) for number, _ in each.inputs], []
-    if stream.tokens == "cls":
-        raise ValueError("This SAE reads the class token alone, so its concepts have no place in the image.")
     for image, (_, acts) in zip(images, each.inputs, strict=True):
         geometry = patch_geometry(stream.model.image_processor, image.size, stream.model.cfg.patch_size)
         masks.append(geometry.mask(acts[stream.n_prefix_tokens :], "nearest"))
@@ -176,6 +174,16 @@ def _logits(stream: TextStream, sae: SAE[Any], concept: int) -> list[list[tuple[
         ]
         for ids, by in pairs
     ]
+
+
+def _strongest(sae: SAE[Any], concepts: Sequence[int], n: int) -> dict[int, "_Strongest"]:
+    """What gathers n inputs for each of some concepts, if there are such concepts."""
+    if as_whole(n, "n") < 1:
+        raise must_be("n", "at least 1", n)
+    for concept in concepts:
+        if not 0 <= as_whole(concept, "concept") < sae.cfg.d_sae:
+            raise must_be("concept", f"between 0 and {sae.cfg.d_sae - 1}", concept)
+    return {concept: _Strongest(n) for concept in concepts}
 
 
 class _Strongest:

@@ -63,7 +63,7 @@ def draw_patch_mask(
     dark = np.zeros((height, width, 4))
     dark[..., 3] = _DARKEST * (1 - shown)
     axes.imshow(dark, extent=extent, interpolation="nearest")
-    if shown.max() > 0.5 and shown.min() < 0.5:
+    if shown.max() > 0.5 and shown.min() < 0.5 and min(width, height) > 1:  # a stripe of one pixel has no outline
         x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
         axes.contour(x, y, shown, levels=[0.5], colors=[ORANGE], linewidths=1.2)
     axes.set_xticks([])

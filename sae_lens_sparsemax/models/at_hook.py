@@ -27,6 +27,7 @@ from sae_lens_sparsemax.models.language_models import (
     resolve_hook_name,
 )
 from sae_lens_sparsemax.models.splice import Edit, Hook, edit_hook
+from sae_lens_sparsemax.settings.sentences import must_be
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,15 @@ class TextAtHook:
         return True if prepend_bos is None else prepend_bos  # what SAELens trains with unless told otherwise
 
     def tokens(self, text: str) -> torch.Tensor:
-        """Token ids of a text as a context of its own, shape (n_tokens,), on the model's device."""
+        """Token ids of a text as a context of its own, shape (n_tokens,), on the model's device.
+
+        Raises:
+            ValueError: it holds half a character, as text that was no UTF-8 does when it was read all the same.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise must_be("the text", "of whole characters", text[error.start : error.end]) from error
         ids = self.model.to_tokens(text, prepend_bos=False, truncate=False, move_to_device=False)[0]
         bos = self.model.tokenizer.bos_token_id
         if self.prepends_bos and bos is not None:

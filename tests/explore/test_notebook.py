@@ -4,6 +4,7 @@ import base64
 import io
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -97,6 +98,10 @@ def test_a_text_goes_on_otherwise_with_a_change(class_name, name, hook, tiny_mod
     for cold in (1e-6, 1e-39, 1e-300, 5e-324):
         assert steer(prompt, sae, {3: 300.0}, at_hook.model, max_new_tokens=5, temperature=cold) == likeliest
     assert steer(prompt, sae, {3: 300.0}, at_hook.model, max_new_tokens=5, temperature=1e300).after
+    found = [
+        steer(prompt, sae, {3: 300.0}, at_hook.model, max_new_tokens=5, temperature=t) for t in (1.5, np.float32(1.5))
+    ]
+    assert found[0] == found[1]
     if class_name == "TransformerBridge":  # after an SAE, its hooks no longer fire
         at_hook.model.add_sae(sae)
         at_hook.model.reset_saes()
@@ -123,6 +128,7 @@ def test_a_change_that_the_model_would_not_see_and_wrong_input_are_refused(langu
         ("given must be a text", photo(), {}),
         ("prompt must be a text that is not empty", " ", {}),
         ("not finite", PROMPT, {"changes": {1: 1e39}}),
+        ("the text must be of whole characters", "caf\udce9", {}),
     ):
         with pytest.raises(ValueError, match=message):
             steer(given, sae, **({"changes": {1: 1.0}, "model": model} | arguments))
@@ -133,6 +139,10 @@ def test_a_change_that_the_model_would_not_see_and_wrong_input_are_refused(langu
     ):
         with pytest.raises(ValueError, match=message):
             concepts_of(given, clip_and_sae[1], clip_and_sae[0])
+    with pytest.raises(ValueError, match="labels must be a mapping from concepts"):
+        concepts_of(PROMPT, sae, model, labels=["river"])
+    with pytest.raises(ValueError, match="the text must be of whole characters"):
+        concepts_of("caf\udce9", sae, model)
     with pytest.raises(ValueError, match="n must be a whole number, got 1.5"):
         concepts_of(PROMPT, sae, model, n=1.5)
     with pytest.raises(ValueError, match="model must be a CLIP or SigLIP model"):
@@ -164,6 +174,7 @@ def test_an_image_has_the_probabilities_of_its_classes_without_and_with_a_change
     for classes, message in (
         (["red", "zebra"], "classes must be words that the model's tokenizer knows, got 'zebra'"),
         ("red", "classes must be a list of names, got 'red'"),
+        (5, "classes must be a list of names, got 5"),
         ([], "classes must be at least one name"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -81,6 +81,24 @@ def test_activations_of_another_shape_or_not_finite_are_refused():
         activation_spikes(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="must be finite everywhere"):
         activation_spikes(acts(c1=float("nan")))
+    for given in (None, ["strong"], {1: 2.0}):
+        with pytest.raises(ValueError, match="feature_acts must be a tensor, an array or a list of numbers"):
+            activation_spikes(given)
+
+
+@pytest.mark.parametrize("card", [image_concept_card, text_concept_card])
+def test_a_card_of_given_examples_needs_their_activations(card):
+    given = [[Image.new("RGB", (4, 4))], [np.ones((4, 4))]] if card is image_concept_card else [[([" a"], [1.0])]]
+    with pytest.raises(ValueError, match="activations must be a tensor, an array or a list of numbers, got None"):
+        card(3, *given)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
+def test_a_stripe_of_one_pixel_has_a_mask(shape):
+    mask = np.linspace(0, 1, 40)[: shape[0] * shape[1]].reshape(shape)
+    figure = patch_mask(Image.new("RGB", shape[::-1]), mask)
+    assert shades(figure.axes[0]).shape == shape
+    figure.canvas.draw()
 
 
 def test_the_mask_darkens_the_photo_in_place():

@@ -73,5 +73,31 @@ def test_cards_gather_their_own_examples(clip_and_sae, language_model_and_sae):
         text_concept_card(3)
     with pytest.raises(ValueError, match="concept must be between 0 and 95, got 96"):
         text_concept_card(96, sae=sae)
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**6, 2.5, "2"])
+def test_concepts_that_are_none_are_refused_however_they_are_gathered(wrong, clip_and_sae, language_model_and_sae):
+    (vit, image_sae), (model, sae) = clip_and_sae, language_model_and_sae
+    for gather_them in (
+        lambda: reference_images(vit, image_sae, [photo(1)], [wrong]),
+        lambda: reference_contexts(model, sae, ["The river"], [wrong]),
+        lambda: references(sae, [wrong]),
+    ):
+        with pytest.raises(ValueError, match="concept must be"):
+            gather_them()
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        reference_contexts(model, sae, ["The river"], [1], n=0)
+
+
+def test_saes_that_a_card_cannot_show_are_refused_before_anything_is_read(
+    clip_and_sae, language_model_and_sae, monkeypatch
+):
+    (_, image_sae), (_, sae) = clip_and_sae, language_model_and_sae
+    monkeypatch.setattr("sae_lens_sparsemax.figures.inputs.encode_batch", lambda *_: pytest.fail("it was read"))
     with pytest.raises(ValueError, match="sae must be one whose examples are images"):
         image_concept_card(3, sae=sae)
+    with pytest.raises(ValueError, match="sae must be one whose examples are contexts"):
+        text_concept_card(3, sae=image_sae)
+    monkeypatch.setattr(image_sae.cfg.metadata, "tokens", "cls")
+    with pytest.raises(ValueError, match="class token alone"):
+        image_concept_card(3, sae=image_sae)

@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -145,11 +145,13 @@ def distinct_classes(classes: Sequence[str]) -> list[str]:
     Raises:
         ValueError: they are no list of names.
     """
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+    is_list = isinstance(classes, Iterable) and not isinstance(classes, str)
+    listed: list[Any] = list(classes) if is_list else [None]
+    if not all(isinstance(name, str) for name in listed):
         raise must_be("classes", "a list of names", classes)
-    names = list(dict.fromkeys(name.strip() for name in classes if name.strip()))
+    names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
     if not names:
-        raise must_be("classes", "at least one name", list(classes))
+        raise must_be("classes", "at least one name", listed)
     return names
 
 
