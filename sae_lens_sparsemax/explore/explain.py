@@ -123,7 +123,9 @@ def explain(
         try:
             saved_at, without = time.monotonic(), _without(pages)
             for c in tqdm([c for c in concepts if c not in found], desc="Labels", disable=not progress):
-                found[c] = _proposal(pages, c, without, model, settings)
+                proposal = _proposal(pages, c, without, model, settings)
+                if proposal.label:  # else another call asks again
+                    found[c] = proposal
                 if time.monotonic() - saved_at > _SECONDS_BETWEEN_SAVES:
                     save_json(head | {"concepts": found}, path)
                     saved_at = time.monotonic()
@@ -131,6 +133,9 @@ def explain(
             if found:
                 save_json(head | {"concepts": found}, path)
                 show_labels(pages, place_of(source))
+        if unnamed := sum(c not in found for c in concepts):
+            sentence = "%d of %d concepts got no label: %s answered without words, or thought for more than %d tokens."
+            logger.warning(sentence, unnamed, len(concepts), model.name, _LABEL_TOKENS)
     return found
 
 
@@ -168,7 +173,7 @@ def _earlier(path: Path, head: dict[str, Any], overwrite: bool) -> dict[int, Pro
     differing = sorted(key for key in (values.keys() | head.keys()) - {"probe"} if values.get(key) != head.get(key))
     if differing:
         raise ValueError(f"{str(path)!r} holds proposals with another {differing[0]}; overwrite replaces them.")
-    return {int(c): Proposal(**each) for c, each in concepts.items()}
+    return {int(c): Proposal(**each) for c, each in concepts.items() if each["label"]}
 
 
 def _proposal(

@@ -1,12 +1,14 @@
 """Language models that propose labels: one on disk, or one behind an OpenAI-compatible address of this machine."""
 
+import contextlib
 import ipaddress
 import json
 import re
+import unicodedata
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
@@ -17,10 +19,11 @@ from typing_extensions import override
 from sae_lens_sparsemax.data.loading import refuse_missing_model
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
 from sae_lens_sparsemax.files import reason
-from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.settings.sentences import must_be, shown
 
 _SECONDS = 300
 _MOST_BYTES = 2**22
+_LONGEST_REASON = 300
 
 
 class LanguageModel(Protocol):
@@ -130,16 +133,30 @@ class Server:
         try:
             with self._opener.open(request, timeout=_SECONDS) as response:
                 values = json.loads(response.read(_MOST_BYTES))
-            return str(values["choices"][0]["message"]["content"] or "")
+            content = values["choices"][0]["message"]["content"]
+            if not isinstance(content, str | None):
+                raise TypeError(f"its message is {shown(content)}")
+            return content or ""
         except (URLError, OSError, HTTPException) as error:
-            raise ValueError(f"explainer must be an address that answers, got {self.address!r}: {error}") from error
+            why = f"{error}{_told(error)}"
+            raise ValueError(f"explainer must be an address that answers, got {self.address!r}: {why}") from error
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"explainer must answer as OpenAI's servers do; {self.address!r} did not") from error
 
     def says_yes(self, question: str) -> bool | None:
         """See `LanguageModel`."""
-        said = re.search(r"\b(yes|no)\b", self.answer(question, 8).lower())
+        said = re.search(r"\b(yes|no)\b", _without_thoughts(self.answer(question, 8)).lower())
         return None if said is None else said[1] == "yes"
+
+
+def _told(error: Exception) -> str:
+    """What a server says of why it refuses: it names the model, the limit or the field."""
+    if not isinstance(error, HTTPError):
+        return ""
+    with contextlib.suppress(OSError, HTTPException):
+        said = _one_line(error.read(_MOST_BYTES).decode(errors="replace"))
+        return f": {said[:_LONGEST_REASON]}" if said else ""
+    return ""
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -160,9 +177,19 @@ def open_explainer(name: str, model: str = "", *, allow_remote: bool = False, de
     return Server(name, model, allow_remote) if "://" in name else LocalModel(name, device)
 
 
+def _without_thoughts(said: str) -> str:
+    """An answer without what a model that reasons thinks before it, which may not have come to an end."""
+    return re.sub(r"<think>.*?(</think>|$)", "", said, flags=re.DOTALL)
+
+
+def _one_line(said: str) -> str:
+    """A text as a line to show: without control characters, and without halves of characters, which no file takes."""
+    return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in said).split())
+
+
 def clean_label(said: str) -> str:
     """The label in an answer: its first line with words, without what models put around it, at most 120 letters."""
-    for line in said.splitlines():
+    for line in map(_one_line, _without_thoughts(said).splitlines()):
         line = re.sub(r"^\s*\d+[.)]\s|[*_`#\"“”]", "", line).strip(" -:.'")
         for start in ("label:", "answer:", "explanation:"):
             line = line[len(start) :].strip(" -:.'") if line.lower().startswith(start) else line

@@ -13,6 +13,7 @@ from sae_lens_sparsemax.explore.app.session import open_session
 from sae_lens_sparsemax.explore.explain import ExplainSettings, Proposal, beats_chance, explain
 from sae_lens_sparsemax.explore.explainers import LocalModel, Server, clean_label
 from sae_lens_sparsemax.explore.explored import Explored, find_explored
+from sae_lens_sparsemax.explore.export import export
 from sae_lens_sparsemax.explore.labels import labels_of
 from tests.explore.test_explore_images import read
 
@@ -117,6 +118,43 @@ def test_what_was_proposed_before_a_failure_is_kept_and_not_asked_again(sae, ser
     assert main([*words, "--n_scored", "2"]) == 0 and n_labels == 12
     kept = json.loads((sae / "explanations.json").read_text())["concepts"]
     assert len(kept) == 4 and {each["score"] for each in kept.values()} == {None}  # neither yes nor no
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "told"),
+    [
+        (404, json.dumps({"error": {"message": "model 'stub' not found, try pulling it"}}), "try pulling it"),
+        (429, "Rate limit reached:\n\ttry again in 20s" + "." * 10_000, "Rate limit reached: try again in 20s"),
+        (400, "", "HTTP Error 400"),
+        (200, [{"type": "text", "text": "stones"}], "must answer as OpenAI's servers do"),
+        (200, {"text": "stones"}, "must answer as OpenAI's servers do"),
+    ],
+)
+def test_what_the_server_says_of_a_refusal_is_told_and_no_other_answer_is_a_label(
+    sae, server, capsys, status, said, told
+):
+    words = ["--explainer", server(lambda _: (status, said)), "--explainer_model", "stub", "--n_concepts", "1"]
+    assert main(["explain", str(sae), *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error and len(error) < 2000 and not (sae / "explanations.json").exists()
+
+
+def test_what_a_model_thinks_is_no_label_and_no_answer(sae, server, caplog):
+    thoughts = "<think>\nYes, so these are stones.\n</think>\n\n"
+
+    def say(question):
+        return 200, thoughts + ("Rivers\ud83e and \x1b[31mseas" if "in common" in question else "No.")
+
+    settings = {"explainer_model": "stub", "n_concepts": 2, "n_scored": 2}
+    found = explain(sae, ExplainSettings(explainer=server(say), **settings), progress=False)
+    assert {each.label for each in found.values()} == {"Rivers and [31mseas"} and all(each.n for each in found.values())
+    assert {each.score for each in found.values()} <= {0.5, None}  # it says no of all
+    export(sae, sae / "labels_too.csv")  # what a label holds can be written
+
+    (sae / "explanations.json").unlink()
+    endless = ExplainSettings(explainer=server(lambda _: (200, "<think>\nOkay, yes, the words")), **settings)
+    assert explain(sae, endless, progress=False) == {} and not (sae / "explanations.json").exists()
+    assert "2 of 2 concepts got no label: stub answered without words" in caplog.text
 
 
 def test_wrong_input_is_refused_in_a_sentence(sae, text_world, image_pages, server, capsys, tmp_path):
