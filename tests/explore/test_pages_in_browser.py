@@ -553,3 +553,16 @@ def test_scripts_of_other_places_are_refused(images):
     )
     assert blocked.startswith("script-src") and page.evaluate("window.hacked") is None
     images.problems.clear()  # the violation itself is written to the console
+
+
+def test_a_long_name_is_cut_and_never_the_number_beside_it(phone):
+    page = phone.open(f"concept.html#{BRIGHT}")
+    page.evaluate(
+        """long => document.querySelectorAll('.caption .named, .neighbours .label').forEach(e => e.textContent = long)""",
+        "a name that is longer than a phone is wide " * 4,
+    )
+    lines = page.locator(".caption:visible, .neighbours li").all()
+    for line in lines:
+        box, value = line.bounding_box(), line.locator(".quiet").first.bounding_box()
+        assert value["width"] > 0 and value["x"] + value["width"] <= box["x"] + box["width"] + 1
+    assert len(lines) > 5

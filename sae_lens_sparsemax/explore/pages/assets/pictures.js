@@ -34,7 +34,7 @@
         : h(
             "span",
             { class: "caption" },
-            explorer.classOf(id) ?? `image ${id}`,
+            h("span", { class: "named" }, explorer.classOf(id) ?? `image ${id}`),
             options.value === undefined ? null : h("span", { class: "quiet" }, ` ${number(options.value)}`),
             options.note ? h("span", { class: "quiet aside" }, options.note) : null,
           );
