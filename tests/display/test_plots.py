@@ -1,5 +1,6 @@
 """What plots have in common: whole files, one style for the n-th series, and L0 counted once."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,6 +39,17 @@ def test_a_figure_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_no_two_of_many_series_look_the_same():
     looks = [tuple(series_style(number).values()) for number in range(100)]
     assert len(set(looks)) == 100
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_percentiles_of_an_l0_histogram_are_numpys_however_many_tokens_there_are(seed):
+    counts = np.random.default_rng(seed).integers(1, 5, 60)
+    p5, p50, p95 = np.percentile(np.repeat(np.arange(60), counts), [5, 50, 95])
+    _, few_and_many = panels(2, 4, 3)
+    for axes, times in zip(few_and_many, (1, 10**12), strict=True):
+        draw_l0_histogram(axes, counts * times, "text")
+    spread, median, _ = [text.get_text() for text in few_and_many[0].get_legend().get_texts()]
+    assert (spread, median) == (f"p5 to p95: {p5:.0f} to {p95:.0f}", f"median {p50:.0f}")
 
 
 def test_l0_histogram_names_mean_median_and_what_was_counted():
