@@ -557,10 +557,8 @@ def test_scripts_of_other_places_are_refused(images):
 
 def test_a_long_name_is_cut_and_never_the_number_beside_it(phone):
     page = phone.open(f"concept.html#{BRIGHT}")
-    page.evaluate(
-        """long => document.querySelectorAll('.caption .named, .neighbours .label').forEach(e => e.textContent = long)""",
-        "a name that is longer than a phone is wide " * 4,
-    )
+    page.evaluate("""document.querySelectorAll('.caption .named, .neighbours .label').forEach((each) =>
+        each.textContent = "a name that is longer than a phone is wide ".repeat(4))""")
     lines = page.locator(".caption:visible, .neighbours li").all()
     for line in lines:
         box, value = line.bounding_box(), line.locator(".quiet").first.bounding_box()
