@@ -113,11 +113,7 @@ def _rows(
         except OSError as error:  # not on the hub, or the hub out of reach
             raise ValueError(f"{error}; nor is there a file or folder of that name{_similar(file)}") from error
     if is_saved(folder):
-        data = datasets.load_from_disk(file)
-        if isinstance(data, DatasetDict):
-            if split not in data:
-                raise must_be_one_of("split", split, map(str, data))
-            data = data[split]
+        data = _part_of_saved(datasets.load_from_disk(file), split)
         return data.to_iterable_dataset() if streaming else data, False
     if folder.is_file():
         raise must_be_one_of("its ending", ending_of(file), builders)
@@ -126,6 +122,21 @@ def _rows(
         if described.name == "text" and described.config.sample_by == "line":  # which it is where the README says none
             return datasets.load_dataset(file, name=config, sample_by="paragraph", **given), True
     return datasets.load_dataset(file, name=config, **given), False
+
+
+def _part_of_saved(saved: Dataset | DatasetDict, split: Any) -> Dataset:
+    """The rows that a split, or a slice of one, names; what was saved without splits is `train`, or the one it was."""
+    kept = saved if isinstance(saved, DatasetDict) else {"train": saved, saved.split or "train": saved}
+    splits = {str(name): rows for name, rows in kept.items()}
+    for name in (part.partition("[")[0] for part in str(split).split("+")):
+        if name not in splits:
+            raise must_be_one_of("split", name, splits)
+    if split in splits:
+        return splits[split]
+    slices = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(splits[name]) for name in splits})
+    return datasets.concatenate_datasets(
+        [splits[each.splitname].select(range(each.from_, each.to)) for each in slices]  # type: ignore[attr-defined]
+    )
 
 
 def _without_blank_lines(rows: dict[str, list[str]]) -> dict[str, list[str]]:
