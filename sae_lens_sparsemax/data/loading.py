@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from sae_lens_sparsemax.settings.sentences import listed, must_be, must_be_one_o
 
 _HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_INDEX = "__index_level_0__"  # what is made of values without a column's name
 _SCHEMA_METADATA = re.compile(r"-- schema metadata --.*?(?=\bto\s*\{)", re.DOTALL)
 
 
@@ -105,6 +107,8 @@ def _rows(
         if ending == ".json":  # is read whole anyway, and a stream has values of several types in quotes
             given["streaming"] = False
         data = datasets.load_dataset(builder, data_files=data_of, **given, **options)
+        if builder == "csv" and _INDEX in (data.column_names or next(iter(data), {})):
+            _require_named_columns(data_of, str(split).partition("[")[0], options)
         return data.to_iterable_dataset() if streaming and isinstance(data, Dataset) else data, ending == ".txt"
     folder = Path(file)
     if not os.path.exists(file):  # noqa: PTH110
@@ -117,6 +121,8 @@ def _rows(
         return data.to_iterable_dataset() if streaming else data, False
     if folder.is_file():
         raise must_be_one_of("its ending", ending_of(file), builders)
+    if glob.has_magic(file):
+        raise must_be("its path", "one without *, ? and [, for a folder of such files", file)
     if ".txt" in builders:
         described: Any = datasets.load_dataset_builder(file, name=config)
         if described.name == "text" and described.config.sample_by == "line":  # which it is where the README says none
@@ -136,6 +142,19 @@ def _part_of_saved(saved: Dataset | DatasetDict, split: Any) -> Dataset:
     slices = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(splits[name]) for name in splits})
     return datasets.concatenate_datasets(
         [splits[each.splitname].select(range(each.from_, each.to)) for each in slices]  # type: ignore[attr-defined]
+    )
+
+
+def _require_named_columns(data_of: Any, split: str, options: Mapping[str, Any]) -> None:
+    """Refuse tables whose first row has more values than there are names: pandas takes what is first for no column."""
+    rows = datasets.load_dataset("csv", data_files=data_of, split=split, streaming=True, index_col=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas warns that it leaves the last values out
+        if _INDEX in next(iter(rows), {}):
+            return  # a column has that name
+    raise ValueError(
+        "the first line must name every column, got more values below it than names (a value that holds what "
+        "separates them must stand in quotes)"
     )
 
 

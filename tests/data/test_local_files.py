@@ -38,6 +38,40 @@ def texts(path, **options) -> list[str]:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("name", ["a[1].jsonl", "a?.jsonl", "x[1]/a.jsonl", "x[1]/a*.jsonl"])
+def test_a_name_that_is_there_stands_for_itself_alone(tmp_path, name, streaming):
+    folder = folder_of(tmp_path, {"ab.jsonl": BROKEN, "a1.jsonl": BROKEN, "x1/a.jsonl": BROKEN, name: LINES})
+    assert texts(folder / name, streaming=streaming) == TEXTS
+    if name.startswith("x"):
+        assert texts(folder / "x[1]", streaming=streaming) == TEXTS
+
+
+def test_a_folder_of_pictures_with_wildcards_in_its_name_is_refused_by_it(tmp_path):
+    (tmp_path / "x[1]").mkdir()
+    (tmp_path / "x[1]" / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"its path must be one without \*, \? and \[, for a folder of such files"):
+        load_image_dataset(str(tmp_path / "x[1]"))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("load", [load_text_dataset, load_image_dataset])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", b"text,image\nHello, world,a.png\n"), ("a.tsv", b"text\timage\none\ta.png\t\ntwo\ta.png\t\n")],
+)
+def test_tables_with_more_values_than_names_are_refused(tmp_path, load, name, content, streaming):
+    path = folder_of(tmp_path, {name: content}) / name
+    with pytest.raises(ValueError, match="the first line must name every column, got more values below it than names"):
+        load(str(path), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_column_may_be_called_what_pandas_calls_an_index(tmp_path, streaming):
+    path = folder_of(tmp_path, {"a.csv": b"text,__index_level_0__\none,5\ntwo,7\n"}) / "a.csv"
+    assert texts(path, streaming=streaming) == ["one", "two"]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize(
     "files",
     [
@@ -52,6 +86,8 @@ def texts(path, **options) -> list[str]:
         {"a.jsonl": LINES + BROKEN, "LICENSE": b"MIT"},
         {"A.JSONL": LINES[:21], "b.jsonl": LINES[21:]},
         {"a.json": ARRAY, "notes.txt": b"Notes."},
+        {"a.jsonl": LINES, "README.txt": b"About.", "LICENSE-MIT.txt": b"MIT", "licence.en.txt": b"MIT"},
+        {"a.txt": TXT, "Readme.txt": b"About."},
         {"A.CSV": CSV, "README.md": b"About."},
     ],
     ids=lambda files: " ".join(files),
