@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from sae_lens_sparsemax.cli.train import settings
@@ -49,5 +50,6 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     print(f"\n{folder}: activations of {cache.n_inputs:,} {cache.unit}, {cache.n_bytes / 1e9:.3g} GB as {cache.dtype}")
     if cache.n_bad_inputs:
         print(f"{cache.n_bad_inputs:,} {cache.unit} could not be used. The first: {cache.first_errors[0]}")
-    print(f"Next:  sparsemax-sae train {options.recipe} --cached_activations_path {folder}")
+    again = ["sparsemax-sae", "train", options.recipe, "--cached_activations_path", folder]
+    print(f"Next:  {shlex.join(again)}")
     return 0

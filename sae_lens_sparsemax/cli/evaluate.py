@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file or recipe with settings of the suite")
     parser.add_argument("--groups", help="only these metric groups of the suite, with commas between")
-    parser.add_argument("--output_path", type=Path, help="folder of the results; with saelens, JSON file")
+    parser.add_argument("--output_path", help="folder of the results; with saelens, JSON file")
     parser.add_argument("--overwrite", action="store_true", help="measure groups again that are finished")
 
 

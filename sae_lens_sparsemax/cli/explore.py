@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", nargs="+", default=[], metavar="PATH", help="more SAEs to show beside it")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call them (default: parts of their paths)")
     place = "folder to write (default: explore inside PATH, for an SAE on the hub inside output/user/repository/id)"
-    parser.add_argument("--output_path", type=Path, help=place)
+    parser.add_argument("--output_path", help=place)
 
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ What 'explore' has gathered is read from its pages; an SAE without pages is expl
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments."""
     parser.add_argument("path", help="folder of an SAE, user/repository:id on the hub, or the folder of pages")
-    parser.add_argument("--output_path", type=Path, help="file or new folder to write (default: beside the pages)")
+    parser.add_argument("--output_path", help="file or new folder to write (default: beside the pages)")
 
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 from typing_extensions import override
@@ -141,6 +142,10 @@ def _read(words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         if not hasattr(command, "settings"):
             refuse_unknown_keys({f"--{key}": value for key, value in overrides.items()}, own._option_string_actions)
     options, unread = parser.parse_known_args(words)
+    if getattr(options, "output_path", None) is not None:
+        from sae_lens_sparsemax.settings.values import written_path
+
+        options.output_path = Path(written_path("--output_path", options.output_path))
     if unread:
         _refuse_unread(unread[0], given, overrides, commands[options.command])
     return options, overrides

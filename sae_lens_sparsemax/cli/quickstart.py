@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from sae_lens_sparsemax.display.tables import text_table
@@ -40,7 +41,7 @@ In {folder}:
   l0_histogram.png                     how many concepts single tokens use
   evaluation.json                      every metric
 Run next:
-{_NEXT[what].format(folder=folder)}
+{_NEXT[what].format(folder=shlex.quote(str(folder)))}
   sparsemax-sae recipes                trainings of larger models, to start your own from""")
     return 0
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ over the last steps of the training log is taken.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the parser of the command its arguments; settings of the suite are taken out before."""
     parser.add_argument("path", help="folder of a trained SAE")
-    parser.add_argument("--settings", type=Path, help="YAML file it was trained with (default: kept in its folder)")
+    parser.add_argument("--settings", help="YAML file it was trained with (default: kept in its folder)")
     parser.add_argument("--l0", metavar="X", help="a mean L0 that is known already; nothing is measured then")
-    parser.add_argument("--output_path", type=Path, help="folder for the two files (default: suggested/ in the SAE's)")
+    parser.add_argument("--output_path", help="folder for the two files (default: suggested/ in the SAE's)")
 
 
 def settings(words: Sequence[str]) -> list[Group]:  # noqa: ARG001  the same for all commands
@@ -60,12 +60,13 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from sae_lens_sparsemax.files import require_writable
     from sae_lens_sparsemax.settings.checking import Word, convert, refuse_unknown_keys
     from sae_lens_sparsemax.settings.command_line import apply_overrides
+    from sae_lens_sparsemax.settings.values import expanded
     from sae_lens_sparsemax.settings.yaml_files import read_yaml
 
     given = apply_overrides({}, overrides)
     refuse_unknown_keys(given, sorted({field.name for group in settings(()) for field in fields(group.cls)}))
     known = None if options.l0 is None else convert(Word(options.l0), float, "l0")
-    folder = Path(options.path)
+    folder = expanded(options.path)
     output = options.output_path or folder / "suggested"
     require_writable(output, "--output_path")
     trained = read_yaml(options.settings) if options.settings is not None else training_settings(folder)
@@ -74,5 +75,5 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     paths = write_matched_settings(trained, l0, output)
     print(f"Mean L0 of {folder}: {l0:.2f} ({where})")
     for path in paths:
-        print(f"  sparsemax-sae train {path}")
+        print(f"  {shlex.join(['sparsemax-sae', 'train', str(path)])}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -88,5 +89,5 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if output is not None and is_first():
         print(f"\nSaved to {output}: the SAE, metrics.jsonl, training_curves.png, l0_histogram.png")
         if loaded.runner == "language_model":
-            print(f"Next:  sparsemax-sae evaluate {output}")
+            print(f"Next:  {shlex.join(['sparsemax-sae', 'evaluate', output])}")
     return 0

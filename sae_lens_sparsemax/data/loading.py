@@ -20,6 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 from sae_lens_sparsemax.data.local_files import DATA_ENDINGS, DataFiles, data_files, ending_of, is_saved, is_there
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.settings.sentences import listed, must_be, must_be_one_of, shown, similar_path
+from sae_lens_sparsemax.settings.values import expanded
 
 _HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
@@ -75,7 +76,7 @@ def split_names(path: str, config: str | None) -> list[str]:
     Raises:
         ValueError: whatever `datasets` reports.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     with explained(path):
         if path == QUICKSTART:
             return ["train", "validation"]
@@ -98,7 +99,7 @@ def _rows(
     """The rows, and whether they are paragraphs of text."""
     refuse_missing_data(path)
     given: dict[str, Any] = {"split": split, "streaming": streaming}
-    file = str(Path(path).expanduser())
+    file = str(expanded(path))
     if found := files or data_files(file, builders):
         ending, data_of = found
         builder, options = builders[ending]
@@ -217,7 +218,7 @@ def _is_local(name: str) -> bool:
 
 def is_local_data(path: str) -> bool:
     """Whether the name of a data set is that of local files or a folder, there or missing."""
-    file = os.path.expanduser(path)  # noqa: PTH111  leaves what names no user as it is
+    file = os.path.expanduser(path)  # noqa: PTH111  leaves what is empty as it is
     return ending_of(file) in DATA_ENDINGS or os.path.exists(file) or _is_local(path)  # noqa: PTH110
 
 
@@ -241,14 +242,19 @@ def refuse_missing_data(*paths: str | None, setting: str = "") -> None:
                 raise ValueError(f"there is no {kind} {shown(file)}{_similar(file)}{hint}")
 
 
-def refuse_missing_model(name: str, setting: str = "model_name") -> None:
-    """Raise a ValueError with the nearest folder, if the model that a setting names can only be local and is gone."""
-    folder = Path(name).expanduser()
+def name_to_load(name: str, setting: str = "model_name") -> str:
+    """What libraries know the model that a setting names by: the path of its folder, or its name on the hub.
+
+    Raises:
+        ValueError: it can only be local and is gone; names the nearest folder.
+    """
+    folder = expanded(name)
     if _is_local(name) and not os.path.isdir(folder):  # noqa: PTH112  also of names that no folder can have
         near = similar_path(folder, lambda entry: (entry / "config.json").is_file())
         raise ValueError(
             f"The model {shown(name)} could not be loaded: there is no such folder{near}; --{setting} says where it is"
         )
+    return str(folder) if name.startswith("~") else name
 
 
 def _similar(path: str) -> str:

@@ -12,7 +12,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.data.class_names import check_dataset
 from sae_lens_sparsemax.data.labelled_images import ImageData, ImageReading
 from sae_lens_sparsemax.data.labelled_texts import LabelledText
-from sae_lens_sparsemax.data.loading import refuse_missing_data, refuse_missing_model
+from sae_lens_sparsemax.data.loading import name_to_load, refuse_missing_data
 from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.concept_counts import PATCHSAE_THRESHOLD
@@ -216,7 +216,7 @@ def require_inputs(settings: TextSuiteSettings | VisionSuiteSettings) -> None:
         return
     refuse_missing_data(settings.dataset_path, settings.counting_dataset and settings.counting_dataset.path)
     if settings.encoder not in (None, PIXELS):
-        refuse_missing_model(settings.encoder, "encoder")
+        name_to_load(settings.encoder, "encoder")
 
 
 def text_settings(values: Mapping[str, Any], sae: SAE[Any]) -> TextSuiteSettings:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typing_extensions import override
 
-from sae_lens_sparsemax.data.loading import refuse_missing_model
+from sae_lens_sparsemax.data.loading import name_to_load
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
 from sae_lens_sparsemax.files import reason
 from sae_lens_sparsemax.settings.sentences import must_be, shown
@@ -54,8 +54,7 @@ class LocalModel:
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.name = Path(name).name
-        path = str(quickstart_model_path()) if name == QUICKSTART else str(Path(name).expanduser())
-        refuse_missing_model(path, "explainer")
+        path = str(quickstart_model_path()) if name == QUICKSTART else name_to_load(name, "explainer")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             model: Any = AutoModelForCausalLM.from_pretrained(path)

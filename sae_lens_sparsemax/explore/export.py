@@ -28,6 +28,7 @@ from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.saved_saes import load_sae, place_of
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
+from sae_lens_sparsemax.settings.values import expanded
 
 Format = Literal["csv", "parquet", "neuronpedia", "saedashboard"]
 _BATCH = 128
@@ -86,7 +87,7 @@ def export(source: str | Path, output: str | Path | None = None, settings: Expor
     is_table = settings.format in ("csv", "parquet")
     pages = open_explored(source)
     name = f"concepts.{settings.format}" if is_table else settings.format
-    path = Path(output).expanduser() if output else (place if pages is None else pages.folder.parent) / name
+    path = expanded(output) if output else (place if pages is None else pages.folder.parent) / name
     if path.is_dir() and (is_table or any(path.iterdir())):
         raise must_be("output_path", "a file" if is_table else "a new or empty folder", str(path))
     require_writable(path.parent, "output_path")

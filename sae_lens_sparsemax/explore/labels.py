@@ -18,6 +18,7 @@ from sae_lens_sparsemax.explore.pages.scripts import script
 from sae_lens_sparsemax.files import atomic_file, read_object, reading, reason
 from sae_lens_sparsemax.models.saved_saes import place_of
 from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.settings.values import expanded
 
 logger = logging.getLogger(__name__)
 OWN = "labels.csv"
@@ -66,7 +67,7 @@ def labels_of(source: Path | str, pages: Explored | None = None) -> dict[int, La
 def _downloaded(source: str) -> set[Path]:
     """The folder to which labels that lie beside an SAE on the hub are fetched; a hub that fails is warned of."""
     repo_id, colon, sae_id = source.partition(":")
-    if not colon or repo_id.count("/") != 1 or Path(source).expanduser().exists():
+    if not colon or repo_id.count("/") != 1 or expanded(source).exists():
         return set()
     found = set()
     for name in (OWN, PROPOSED):

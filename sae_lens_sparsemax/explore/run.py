@@ -29,6 +29,7 @@ from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import gathered, is_first, join, own_device, own_part
 from sae_lens_sparsemax.settings.sentences import must_be, shown
+from sae_lens_sparsemax.settings.values import expanded
 
 logger = logging.getLogger(__name__)
 DEFAULT_EXAMPLES = 12
@@ -69,7 +70,7 @@ def explore(
             raise must_be("names", f"as many as the {len(paths)} SAEs", list(names))
         for path in paths:
             require_sae(path)
-        settings, output = settings or ExploreSettings(), Path(output).expanduser()
+        settings, output = settings or ExploreSettings(), expanded(output)
         here = dataclasses.replace(settings, device=own_device(settings.device))
         words = None if settings.words is None else listed_words(settings.words)
         # Files are gathered beside the folder, which is replaced as a whole.
@@ -97,7 +98,7 @@ def explore(
 
 def short_names(paths: Sequence[str]) -> list[str]:
     """The last part of each path, or as many more as tell them apart."""
-    parts = [Path(path.partition(":")[2] or path).expanduser().resolve().parts for path in paths]
+    parts = [expanded(path.partition(":")[2] or path).resolve().parts for path in paths]
     for n in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-n:]) for part in parts]
         if len(set(names)) == len(names):

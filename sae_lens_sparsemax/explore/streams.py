@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.activations.cache_identity import dataset_fingerprint
 from sae_lens_sparsemax.data.images import class_names_of
 from sae_lens_sparsemax.data.labelled_images import load_images
-from sae_lens_sparsemax.data.loading import refuse_missing_data, refuse_missing_model
+from sae_lens_sparsemax.data.loading import name_to_load, refuse_missing_data
 from sae_lens_sparsemax.data.order import Wanted, everything
 from sae_lens_sparsemax.evaluation.harness import open_contexts
 from sae_lens_sparsemax.evaluation.settings import completed
@@ -54,7 +54,7 @@ class ImageStream:
         self._model_kwargs = sae.cfg.metadata.model_from_pretrained_kwargs
         refuse_missing_data(self.dataset.path, setting="dataset_path")
         if settings.encoder:
-            refuse_missing_model(settings.encoder, "encoder")
+            name_to_load(settings.encoder, "encoder")
         self.at_hook = open_vision(sae, self.model_name, device=settings.device)
         self.model, self.tokens = self.at_hook.model, self.at_hook.tokens
         height, width = self.model.cfg.image_size

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -223,7 +224,7 @@ def file_facts(paths: Iterable[str | None]) -> dict[str, list[tuple[str, int, st
     """
     facts = {}
     for given in paths:
-        if given is not None and (path := Path(given)).exists():
+        if given is not None and (path := Path(os.path.expanduser(given))).exists():  # noqa: PTH111
             files = sorted(path.iterdir()) if path.is_dir() else [path]
             facts[given] = [(f.name, f.stat().st_size, _hash_of_ends(f)) for f in files if f.is_file()]
     return facts

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from sae_lens_sparsemax.data.image_loader import as_rgb
-from sae_lens_sparsemax.data.loading import refuse_missing_model
+from sae_lens_sparsemax.data.loading import name_to_load
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_vision_model_path
 from sae_lens_sparsemax.files import reason
 from sae_lens_sparsemax.models.families import ViTShape, family_of, module_at
@@ -96,18 +96,18 @@ class HookedViT(HookedRootModule):
             raise must_be("trust_remote_code", "false, as code from a model's repository is never run", True)
         if name_or_path == QUICKSTART:
             name_or_path = str(quickstart_vision_model_path())
-        refuse_missing_model(name_or_path)
+        path = name_to_load(name_or_path)
         revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
         try:
-            family = family_of(AutoConfig.from_pretrained(name_or_path, **revision).model_type)
+            family = family_of(AutoConfig.from_pretrained(path, **revision).model_type)
             if family.head == "pooler":
                 # Checkpoints of classifiers have no pooler, and transformers would make up a random one.
                 kwargs.setdefault("add_pooling_layer", False)
-            model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs)
-            processor = AutoImageProcessor.from_pretrained(name_or_path, **revision)
+            model = AutoModel.from_pretrained(path, dtype=dtype, **kwargs)
+            processor = AutoImageProcessor.from_pretrained(path, **revision)
             tokenizer = None
             if hasattr(model, "text_model"):
-                tokenizer = AutoTokenizer.from_pretrained(name_or_path, **revision)
+                tokenizer = AutoTokenizer.from_pretrained(path, **revision)
                 # Where a repository has no tokenizer files, transformers makes an all but empty one up.
                 tokenizer = tokenizer if len(tokenizer) > model.config.text_config.vocab_size // 2 else None
             hooked = cls(model, processor, tokenizer)

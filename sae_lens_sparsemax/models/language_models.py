@@ -15,7 +15,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sae_lens_sparsemax.data.loading import refuse_missing_model
+from sae_lens_sparsemax.data.loading import name_to_load
 from sae_lens_sparsemax.data.quickstart import QUICKSTART, quickstart_model_path
 from sae_lens_sparsemax.files import reason
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
@@ -60,18 +60,18 @@ def load_language_model(
         raise ValueError("'trust_remote_code' cannot be true: code from a model repository is never run.")
     if model_name == QUICKSTART:
         model_name = str(quickstart_model_path())
-    refuse_missing_model(model_name)
-    if model_class_name == "HookedTransformer" and Path(model_name).expanduser().is_dir():
+    path = name_to_load(model_name)
+    if model_class_name == "HookedTransformer" and Path(path).is_dir():
         raise ValueError(
             f"HookedTransformer does not load the local folder {model_name!r}; "
             "set 'model_class_name' to 'TransformerBridge'."
         )
     try:
         if model_class_name == "TransformerBridge":
-            return SAETransformerBridge.boot_transformers(str(Path(model_name).expanduser()), device=device, **kwargs)
+            return SAETransformerBridge.boot_transformers(path, device=device, **kwargs)
         if model_class_name == "AutoModelForCausalLM":
-            _check_module_name(model_name, hook_name)
-        return load_model(model_class_name, model_name, device, kwargs, hook_names=[hook_name])
+            _check_module_name(path, hook_name)
+        return load_model(model_class_name, path, device, kwargs, hook_names=[hook_name])
     except Exception as error:  # readers of model files, tokenizers among them, have errors of every type
         raise ValueError(f"The model {model_name!r} could not be loaded: {reason(error)}") from error
 

@@ -17,6 +17,7 @@ from sae_lens_sparsemax.files import read_object, reading, reason, refuse_not_fi
 from sae_lens_sparsemax.models.shards import is_of_ranks, shards_disk_loader
 from sae_lens_sparsemax.settings.checking import convert, hints_of
 from sae_lens_sparsemax.settings.sentences import shown, similar_path
+from sae_lens_sparsemax.settings.values import expanded
 
 _Saved = TypeVar("_Saved", bound=SAE[Any])
 
@@ -43,7 +44,7 @@ def require_sae(source: str) -> None:
     Raises:
         ValueError: there is no such folder, or no SAE in it.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         if not (folder / SAE_CFG_FILENAME).is_file():
             inside = (*folder.glob(f"*/{SAE_CFG_FILENAME}"), *folder.glob(f"*/*/{SAE_CFG_FILENAME}"))
@@ -65,7 +66,7 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
             finite.
     """
     require_sae(source)
-    if Path(source).expanduser().is_dir():
+    if expanded(source).is_dir():
         sae = _read_folder(SAE, source, device)
     else:
         release, _, sae_id = source.partition(":")
@@ -85,7 +86,7 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
 
 def place_of(source: Path | str) -> Path:
     """Where what is made of an SAE lies on this machine: its folder, or `output/RELEASE/ID` for one on the hub."""
-    folder, (release, colon, sae_id) = Path(source).expanduser(), str(source).partition(":")
+    folder, (release, colon, sae_id) = expanded(source), str(source).partition(":")
     return folder if folder.exists() or not colon else Path("output", release, sae_id)
 
 
@@ -100,7 +101,7 @@ def load_training_sae(folder: str, device: str = "cpu") -> TrainingSAE[Any]:
 
 
 def _read_folder(kind: type[_Saved], source: str, device: str) -> _Saved:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     verify_checksums(folder, fewer=True)
     values = read_object(folder / SAE_CFG_FILENAME)
     with reading(folder / SAE_CFG_FILENAME):

@@ -31,7 +31,7 @@ from sae_lens_sparsemax.settings.sentences import (
     nearest,
     new_name,
 )
-from sae_lens_sparsemax.settings.values import DEVICES, check_device
+from sae_lens_sparsemax.settings.values import DEVICES, WRITTEN_PATHS, check_device, written_path
 from sae_lens_sparsemax.settings.yaml_files import parse_texts, parse_value
 
 T = TypeVar("T")
@@ -121,6 +121,8 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         raise _mistake(error, value, hint, name) from error
     if name in DEVICES and isinstance(converted, str):
         check_device(name, converted)
+    if name in WRITTEN_PATHS and isinstance(converted, str):
+        return written_path(name, converted)
     return converted
 
 

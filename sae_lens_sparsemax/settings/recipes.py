@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from sae_lens_sparsemax.settings.sentences import nearest
+from sae_lens_sparsemax.settings.values import expanded
 from sae_lens_sparsemax.settings.yaml_files import no_file, similar_yaml
 
 _PACKAGE = Path(__file__).parents[1]
@@ -59,8 +60,8 @@ def recipe_title(name: str) -> str:
 
 
 def _found(name: str | Path, command: str) -> Path | None:
-    if os.path.isfile(name):  # noqa: PTH113  also of names that no file can have
-        return Path(name)
+    if os.path.isfile(file := expanded(name)):  # noqa: PTH113  also of names that no file can have
+        return file
     wanted = _wanted(name)
     for names in (recipe_names(command), recipe_names()):
         last = {Path(each).name: each for each in names}

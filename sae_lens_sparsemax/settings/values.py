@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,10 @@ from sae_lens_sparsemax.settings.sentences import must_be
 
 DEVICES = ("device", "model_device", "llm_device", "act_store_device")
 """The settings that name a torch device, or `with_model`."""
+WRITTEN_PATHS = (
+    "output_path", "checkpoint_path", "cached_activations_path", "resume_from_checkpoint", "from_pretrained_path",
+)  # fmt: skip
+"""The settings that name files and folders of the user's, which no library reads as it likes."""
 # Bytes; a name goes on with settings, and with what marks a folder that is being written.
 _LONGEST_NAME = 120
 
@@ -27,6 +33,18 @@ def check_file_name(name: str, value: str) -> None:
     if not fits or value in (".", "..") or "/" in value or "\\" in value:
         condition = f"a file name of at most {_LONGEST_NAME} bytes, without slashes, breaks and spaces at its ends"
         raise must_be(name, condition, value)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` at its beginning read as the user's folder; one that names no user is left as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  which raises there
+
+
+def written_path(name: str, value: str) -> str:
+    """The setting `name` as the path that it means; a ValueError where it is empty, which would be the folder here."""
+    if not value.strip():
+        raise must_be(name, "a path", value)
+    return str(expanded(value)) if value.startswith("~") else value
 
 
 def check_device(name: str, value: str) -> None:

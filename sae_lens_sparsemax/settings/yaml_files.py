@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from sae_lens_sparsemax.settings.sentences import must_be, shown, similar_path
+from sae_lens_sparsemax.settings.values import expanded
 
 # Read within a second.
 _MOST_BYTES = 2**18
@@ -147,7 +148,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The file does not exist, is not valid YAML, repeats a key, holds no mapping, or is its own base.
     """
-    return _with_base(Path(path), ())
+    return _with_base(expanded(path), ())
 
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise must_be("base", f"the name of a file beside {path}", base)
-    return merged(_with_base(path.parent / base, (*above, path.resolve())), values)
+    return merged(_with_base(path.parent / expanded(base), (*above, path.resolve())), values)
 
 
 def _one_file(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import yaml
 
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.data.loading import refuse_missing_data, split_names
+from sae_lens_sparsemax.settings.recipes import RECIPES
 from tests.support import sites
 
 COMPARISON = {
@@ -124,6 +125,68 @@ def test_a_result_replaces_no_other_file(here, capsys, words):
     assert main(words.split()) == 2
     assert "holds something else and would be replaced; name another --output_path" in capsys.readouterr().err
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train quickstart",
+        "quickstart",
+        "evaluate sae",
+        "evaluate sae --suite text --datasets.a.path text.jsonl",
+        "suggest-k sae --l0 8",
+        "explore sae",
+        "export sae",
+        "compare compare.yaml",
+        "reproduce table5 --small",
+    ],
+)
+def test_an_empty_path_is_not_the_folder_here(here, capsys, words):
+    before = {*here.rglob("*")}
+    assert main([*words.split(), "--output_path="]) == 2
+    assert capsys.readouterr().err.strip().endswith("output_path must be a path, got ''")
+    assert {*here.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train ~nosuchuser/x.yaml",
+        "train quickstart --from_pretrained_path ~nosuchuser/x",
+        "evaluate ~nosuchuser/x",
+        "evaluate sae --config ~nosuchuser/x",
+        "suggest-k ~nosuchuser/x --l0 8",
+        "suggest-k sae --l0 8 --settings ~nosuchuser/x",
+        "explore ~nosuchuser/x",
+        "explore sae --words ~nosuchuser/x",
+        "export ~nosuchuser/x",
+        "explain ~nosuchuser/x --explainer quickstart",
+        "app ~nosuchuser/x",
+    ],
+)
+def test_a_user_that_is_none_is_a_name_like_any_other(here, capsys, words):
+    assert main(words.split()) == 2
+    assert "~nosuchuser/x" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_a_command_writes_and_reads_lies_in_the_users_folder(here, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "a home"))
+    (here / "a home").mkdir()
+    (here / "sae" / "runner_cfg.json").write_text(json.dumps({"sae": {"architecture": "topk", "k": 4, "d_sae": 64}}))
+    (here / "sae").rename(here / "a home" / "sae")
+    (here / "a home" / "x.yaml").write_text("base: ~/y.yaml\noutput_path: ~/run")
+    (here / "a home" / "y.yaml").write_bytes((RECIPES / "quickstart.yaml").read_bytes())
+    assert main(["suggest-k", "~/sae", "--l0", "8", "--output_path=~/found"]) == 0
+    assert f"sparsemax-sae train '{here}/a home/found/topk.yaml'" in capsys.readouterr().out
+    assert main(["train", "~/x.yaml", "--dry_run", "--cached_activations_path=~/cache"]) == 0
+    told = yaml.safe_load(capsys.readouterr().out)
+    written = {name: told[name] for name in ("output_path", "checkpoint_path", "cached_activations_path")}
+    assert written == {
+        "output_path": f"{here}/a home/run",
+        "checkpoint_path": f"{here}/a home/run/checkpoints",
+        "cached_activations_path": f"{here}/a home/cache",
+    }
+    assert not (here / "~").exists()
 
 
 def test_only_what_can_be_local_alone_is_missed(tmp_path, monkeypatch):

@@ -205,11 +205,12 @@ def test_code_from_a_repository_is_refused():
 
 
 @torch.no_grad()
-def test_saved_models_load_with_their_processor(pixels, tmp_path):
+def test_saved_models_load_with_their_processor(pixels, tmp_path, monkeypatch):
     model = tiny_model("vit")
     model.save_pretrained(tmp_path)
     transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(tmp_path)
-    hooked = HookedViT.from_pretrained(str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    hooked = HookedViT.from_pretrained(f"~/{tmp_path.name}")
     assert torch.equal(hooked(pixels, return_type="tokens"), model(pixels).last_hidden_state)
     # The pooler of a checkpoint may be random, so it is left out.
     assert hooked.model.pooler is None

@@ -112,6 +112,17 @@ def test_the_type_of_the_numbers_is_given_by_name(tiny_model_folder, model_class
         load_language_model(model_class_name, str(tiny_model_folder), hook_name, "cpu", {name: "int8"})
 
 
+@pytest.mark.parametrize("model_class_name", ["AutoModelForCausalLM", "TransformerBridge"])
+def test_a_model_in_the_users_folder_is_loaded(tiny_model_folder, monkeypatch, model_class_name):
+    monkeypatch.setenv("HOME", str(tiny_model_folder.parent))
+    load_language_model(model_class_name, f"~/{tiny_model_folder.name}", "model.layers.1")
+
+
+def test_a_user_that_is_none_is_a_name_like_any_other():
+    with pytest.raises(ValueError, match="'~nosuchuser/x' could not be loaded: there is no such folder"):
+        load_language_model("AutoModelForCausalLM", "~nosuchuser/x", "transformer.h.0")
+
+
 def test_a_missing_folder_is_answered_by_the_nearest_model(tiny_model_folder):
     near = str(tiny_model_folder)
     with pytest.raises(ValueError, match=f"there is no such folder; did you mean '{near}'"):

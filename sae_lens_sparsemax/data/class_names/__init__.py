@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
+from sae_lens_sparsemax.settings.values import expanded
 
 # Fraction of the names of a list that must share a word with the data set's own name of the same label. In the
 # right order it is 0.9 for ImageNet; in a random one 0.02.
@@ -174,7 +175,7 @@ def read_words(path: str | Path) -> list[str]:
         ValueError: no such file, no text in UTF-8, no words, or so many that the list must be something else.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = expanded(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The word list {str(path)!r} could not be read as text: {error}") from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))

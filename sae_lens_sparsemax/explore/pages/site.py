@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from sae_lens_sparsemax.evaluation.monosemanticity import MIN_IMAGES
 from sae_lens_sparsemax.explore.pages.scripts import rounded, write_script
 from sae_lens_sparsemax.explore.statistics import ConceptStatistics
+from sae_lens_sparsemax.settings.values import expanded
 
 MANIFEST = "explore"
 """The script with what all pages know, by which a folder is known to be one of these."""
@@ -94,7 +95,7 @@ def summary(name: str, architecture: str, described: dict[str, Any], statistics:
 
 def short_path(value: Any) -> Any:
     """The last part of a local path, since where it lay is nobody else's business; other values as they are."""
-    return Path(value).name if isinstance(value, str) and Path(value).expanduser().exists() else value
+    return Path(value).name if isinstance(value, str) and expanded(value).exists() else value
 
 
 def density_histogram(frequency: torch.Tensor) -> dict[str, Any]:
