@@ -1,5 +1,6 @@
 """From a run's configuration to its model, its data and its activations."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.training.mesh import Ranks, own_rows, parallel_of, share
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
+
+logger = logging.getLogger(__name__)
 
 
 def require_sources(cfg: Any, *, without_data: bool, from_cache: bool = False) -> None:
@@ -158,7 +161,7 @@ def cached_source(cfg: Any, model: Any, ranks: Ranks | None = None) -> CachedAct
     for name in ("dataset_split", "image_column"):
         if getattr(cfg, name, "") is None:  # was left to the data when the cache was made
             setattr(cfg, name, read_manifest(Path(cfg.cached_activations_path)).made_from.get(name))
-    return CachedActivations(
+    source = CachedActivations(
         cfg.cached_activations_path,
         cfg.store_batch_size_images if isinstance(cfg, VisionSAERunnerConfig) else cfg.store_batch_size_prompts,
         seed=cfg.seed,
@@ -167,6 +170,18 @@ def cached_source(cfg: Any, model: Any, ranks: Ranks | None = None) -> CachedAct
         expected=run_identity(cfg, model),
         share=share(ranks),
     )
+    n_there, n_drawn = source.manifest.n_tokens, n_tokens_drawn(cfg)
+    if n_there < n_drawn and (ranks is None or ranks.is_first):
+        # A run on the model would go on to further data, where there are any.
+        logger.warning(
+            "The cache in %r holds %s activations and the run reads %s, so it reads them %.1f times; if there are more "
+            "data, 'sparsemax-sae cache-activations' with the same configuration adds what is missing.",
+            cfg.cached_activations_path,
+            f"{n_there:,}",
+            f"{n_drawn:,}",
+            n_drawn / n_there,
+        )
+    return source
 
 
 def reads_cache(cfg: LanguageModelSAERunnerConfig[Any]) -> bool:

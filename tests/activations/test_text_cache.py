@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_a_run_on_the_cache_ends_with_the_weights_of_a_run_on_the_model(settings
     manifest = cache_activations(cached, shard_bytes=SHARD_BYTES)
     assert manifest.complete and len(manifest.shards) > 5
     assert_equal(weights(cached), weights(settings(training_tokens=20 * BATCH, **kwargs)))
+
+
+def test_a_run_that_reads_more_than_there_is_says_so(settings, tmp_path, caplog):
+    cached = partial(settings, cached_activations_path=str(tmp_path / "cache"))
+    cache_activations(cached(training_tokens=20 * BATCH), shard_bytes=SHARD_BYTES)
+    TextTrainingRunner(cached(training_tokens=20 * BATCH))
+    assert "so it reads them" not in caplog.text
+    TextTrainingRunner(cached(training_tokens=60 * BATCH))
+    assert "so it reads them 2." in caplog.text
+    cache_activations(cached(training_tokens=60 * BATCH), shard_bytes=SHARD_BYTES)
+    caplog.clear()
+    TextTrainingRunner(cached(training_tokens=60 * BATCH))
+    assert "so it reads them" not in caplog.text
 
 
 @pytest.mark.parametrize("prefetch", [False, 2])
