@@ -51,7 +51,7 @@ def encoded_images(data: ImageDataset, image_column: str | None, name: str = "gi
     """The same data with `image_column` left encoded, so that one broken image cannot stop the reading.
 
     Args:
-        data: images as an `Image` feature, as bytes, or as paths.
+        data: images as an `Image` feature, as bytes (alone, or as pandas keeps `bytes` and `path` of each), or as paths.
         image_column: the column with the images; None for the one that `image_column_of` finds.
         name: what to call the data set in messages.
 
@@ -69,7 +69,8 @@ def encoded_images(data: ImageDataset, image_column: str | None, name: str = "gi
         image_column = image_column_of(data, name)
     require_column("image_column", image_column, features, name)
     feature = features[image_column]
-    if not isinstance(feature, Image) and getattr(feature, "dtype", None) not in (*_BYTES, "string", "large_string"):
+    is_kept = isinstance(feature, Image) or _is_bytes(feature)
+    if not is_kept and getattr(feature, "dtype", None) not in ("string", "large_string"):
         condition = f"a column with images of the data set {name!r}"
         raise Mistake("image_column", f"must be {condition}, got {image_column!r}, which holds {feature}")
     return data.cast_column(image_column, Image(decode=False))
@@ -83,7 +84,7 @@ def image_column_of(data: ImageDataset, name: str = "given") -> str:
     """
     features = data.features or {}
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    images = images or [column for column, feature in features.items() if getattr(feature, "dtype", None) in _BYTES]
+    images = images or [column for column, feature in features.items() if _is_bytes(feature)]
     if "image" in features:
         return "image"
     if len(images) != 1:
@@ -91,6 +92,13 @@ def image_column_of(data: ImageDataset, name: str = "given") -> str:
         which = f"one of {columns}, which all hold images" if images else f"given, as none of {columns} holds images"
         raise Mistake("image_column", f"must be {which} in the data set {name!r}")
     return images[0]
+
+
+def _is_bytes(feature: Any) -> bool:
+    """Whether a column holds bytes, alone or as those of images are stored: `bytes` and `path`."""
+    if isinstance(feature, dict) and {"bytes"} <= feature.keys() <= {"bytes", "path"}:
+        feature = feature["bytes"]
+    return getattr(feature, "dtype", None) in _BYTES
 
 
 def label_column_of(data: ImageDataset, name: str = "given") -> str | None:

@@ -4,6 +4,7 @@ import itertools
 
 import datasets
 import numpy as np
+import pandas
 import PIL.Image
 import pytest
 import torch
@@ -190,6 +191,17 @@ def test_local_sources_give_the_same_images(tmp_path):
             images = ImageLoader(found, plain_processor(), 6, seed=None)
             assert sorted(rows_of(take(images, 1)[0])) == list(range(6))
     assert class_names_of(load_image_dataset(str(tmp_path / "folder")), "label") == ["even", "odd one"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("beside", [{"path": None}, {"path": "a.png"}, {}], ids=str)
+def test_images_that_pandas_kept_are_images(tmp_path, beside, streaming):
+    rows = encoded_images(gray_levels(3), "image")
+    kept = [{"bytes": row["image"]["bytes"], **beside} for row in rows]
+    pandas.DataFrame({"image": kept, "n": range(3)}).to_parquet(tmp_path / "a.parquet")
+    for column in ("image", None):
+        found = load_image_dataset(str(tmp_path / "a.parquet"), image_column=column, streaming=streaming)
+        assert rows_of(take(ImageLoader(found, plain_processor(), 3, seed=None), 1)[0]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
