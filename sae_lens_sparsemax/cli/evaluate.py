@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite", metavar="NAME", help="what to measure: saelens, text, vision or all (default: by the SAE's model)"
     )
     parser.add_argument("--config", metavar="RECIPE", help="YAML file or recipe with settings of the suite")
-    parser.add_argument("--groups", help="only these metric groups of the suite, with commas between")
+    parser.add_argument("--groups", help="only these metric groups of the suite (text or vision), commas between")
     parser.add_argument("--output_path", help="folder of the results; with saelens, JSON file")
     parser.add_argument("--overwrite", action="store_true", help="measure groups again that are finished")
 
@@ -113,6 +113,8 @@ def run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
             suites = [suite]
         if suites == ["saelens"] and (size := own_part()[1]) > 1:
             raise must_be("torchrun's --nproc-per-node", "1 with '--suite saelens', SAELens's own harness", size)
+        if "saelens" in suites and options.groups is not None:
+            raise must_be("--groups", "given with '--suite text': SAELens's own harness has none", options.groups)
         file = _harness_file(options, beside_text=len(suites) > 1)
         for each in suites:
             if each != "saelens":

@@ -115,6 +115,14 @@ def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
     assert (folder / "evaluation" / "text" / "report.md").is_file()
 
 
+@pytest.mark.parametrize("suite", [[], ["--suite", "saelens"], ["--suite", "all"]], ids=str)
+def test_groups_are_refused_where_saelens_harness_would_measure_all_of_its_own(folder, capsys, suite):
+    assert main(["evaluate", str(folder), *suite, "--groups", "held_out/reconstruction"]) == 2
+    message = "--groups must be given with '--suite text': SAELens's own harness has none"
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "evaluation.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
