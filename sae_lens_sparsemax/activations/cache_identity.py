@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 
+from sae_lens_sparsemax.files import digest_of
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 
 IMAGE_SETTINGS = (
@@ -51,7 +52,7 @@ def cache_identity(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     else:
         weights, dtype = model, next(model.parameters()).dtype
         vocabulary = model.tokenizer.get_vocab() if getattr(model, "tokenizer", None) is not None else {}
-        identity["tokenizer_sha256"] = _sha256(vocabulary)
+        identity["tokenizer_sha256"] = digest_of(vocabulary).hexdigest()
     identity["model_weights_sha256"] = weights_sha256(weights)
     identity["model_dtype"] = str(dtype).removeprefix("torch.")
     return json.loads(json.dumps(identity))
@@ -110,7 +111,7 @@ def dataset_fingerprint(data: Dataset | IterableDataset, image_column: str | Non
         rows = itertools.islice(data, _ROWS_IN_FINGERPRINT)
     digest = hashlib.sha256(f"{n_rows} {'images' if image_column is not None else 'rows'}\n".encode())
     for row in rows:
-        encoded = _bytes_of(row[image_column]) if image_column is not None else _sha256(row).encode()  # type: ignore[index]
+        encoded = _bytes_of(row[image_column]) if image_column is not None else digest_of(row).hexdigest().encode()  # type: ignore[index]
         digest.update(hashlib.sha256(encoded).digest())
     return digest.hexdigest()
 
@@ -122,10 +123,6 @@ def _bytes_of(encoded: Any) -> bytes:
         return encoded["bytes"]
     path = Path(encoded["path"])
     return path.read_bytes() if path.is_file() else str(path).encode()
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _difference(found: Any, expected: Any) -> str:

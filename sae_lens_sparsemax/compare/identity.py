@@ -1,11 +1,11 @@
 """What a result is known by: a hash of all that it depends on."""
 
-import hashlib
-import json
 from dataclasses import asdict, replace
 from typing import Any
 
 from sae_lens.saes.sae import TrainingSAEConfig
+
+from sae_lens_sparsemax.files import digest_of
 
 # Where a width is not known, at which another says what waits for it: wider than any rule of ours leaves alone.
 _SOME_WIDTH = 65_536
@@ -16,7 +16,7 @@ _NOT_LEARNT = {"device", "metadata"}
 def fingerprint(settings: Any) -> str:
     """A short hash of plain data or a dataclass, equal for equal settings."""
     plain = settings if isinstance(settings, dict) else asdict(settings)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest_of(plain).hexdigest()[:16]
 
 
 def resolved_sae(cfg: TrainingSAEConfig) -> dict[str, Any]:

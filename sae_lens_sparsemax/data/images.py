@@ -51,7 +51,7 @@ def encoded_images(data: ImageDataset, image_column: str | None, name: str = "gi
     """The same data with `image_column` left encoded, so that one broken image cannot stop the reading.
 
     Args:
-        data: images as an `Image` feature, as bytes (alone, or as pandas keeps `bytes` and `path` of each), or as paths.
+        data: images as an `Image` feature, as bytes (alone, or as pandas keeps `bytes` and `path`), or as paths.
         image_column: the column with the images; None for the one that `image_column_of` finds.
         name: what to call the data set in messages.
 

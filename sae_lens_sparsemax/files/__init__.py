@@ -1,6 +1,7 @@
 """Files: written whole or not at all, by one process at a time, as strict JSON, and checked for what they hold."""
 
 from sae_lens_sparsemax.files.contents import (
+    digest_of,
     file_facts,
     load_json,
     read_object,
@@ -37,6 +38,7 @@ __all__ = [
     "atomic_file",
     "atomic_write_bytes",
     "atomic_write_text",
+    "digest_of",
     "file_facts",
     "load_json",
     "only_writer",

@@ -68,7 +68,7 @@ def read_object(path: Path | str) -> dict[str, Any]:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"it must hold a JSON object, got {type(values).__name__}")
-        if _CHECKSUM in values and values.pop(_CHECKSUM) != _sha256_of_values(values):
+        if _CHECKSUM in values and values.pop(_CHECKSUM) != digest_of(values).hexdigest():
             raise ValueError("it has changed since it was written (its SHA-256 is another)")
     return values
 
@@ -76,12 +76,15 @@ def read_object(path: Path | str) -> dict[str, Any]:
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data with a checksum of itself, which `read_object` verifies."""
     kept: dict[str, Any] = _plain(dict(values))
-    return kept | {_CHECKSUM: _sha256_of_values(kept)}
+    return kept | {_CHECKSUM: digest_of(kept).hexdigest()}
 
 
-def _sha256_of_values(values: Mapping[str, Any]) -> str:
-    """The SHA-256 of what a JSON object says, however it is laid out."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def digest_of(values: Any) -> Any:
+    """The SHA-256 of plain data, whatever the order of its keys, as `hashlib` gives it; what is no JSON counts as text.
+
+    Names of folders and what is kept of earlier runs are made of it: it must stay the same.
+    """
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
 
 
 def save_json(result: Any, path: str | Path) -> Path:
@@ -161,7 +164,7 @@ def read_tensors(
 
 
 def _sha256_of_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    digest = digest_of(dict(metadata))
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -1,10 +1,11 @@
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from sae_lens_sparsemax.files import load_json, save_json
+from sae_lens_sparsemax.files import digest_of, load_json, save_json
 
 
 @dataclass
@@ -36,3 +37,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     path = save_json({"name": "a", "other": 1}, tmp_path / "result.json")
     with pytest.raises(ValueError, match="does not hold a Result"):
         load_json(Result, path)
+
+
+def test_the_digest_that_names_results_is_always_the_same():
+    values = {"b": 1, "a": [1.5, None, "ü", True], "path": Path("x/y")}
+    assert digest_of(values).hexdigest() == "7a7db767e262f391e01943ff2ccfdad31d2ca7b569e9dbb53c5750275107a5de"
+    assert digest_of(dict(reversed(values.items()))).hexdigest() == digest_of(values).hexdigest()

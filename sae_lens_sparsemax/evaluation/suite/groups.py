@@ -1,7 +1,5 @@
 """Metric groups that are computed once: each is saved when it is finished and kept until its settings change."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
-from sae_lens_sparsemax.files import read_object, save_json, sealed
+from sae_lens_sparsemax.files import digest_of, read_object, save_json, sealed
 from sae_lens_sparsemax.processes.together import Turns, gathered, is_first
 from sae_lens_sparsemax.settings.sentences import must_be_one_of
 
@@ -106,7 +104,7 @@ def run_groups(
 
 def _plan(group: MetricGroup, folder: Path, digest: str, only: Sequence[str], overwrite: bool) -> tuple[str, bool, Any]:
     """The fingerprint of a group's settings, whether it was asked for, and its result if that is to be kept."""
-    key = hashlib.sha256(json.dumps([digest, group.settings], sort_keys=True, default=str).encode()).hexdigest()
+    key = digest_of([digest, group.settings]).hexdigest()
     is_wanted = not only or group.name in only
     return key, is_wanted, None if overwrite and is_wanted else _finished(_path(folder, group), key, group.name)
 
@@ -118,7 +116,7 @@ def _path(folder: Path, group: MetricGroup) -> Path:
 def sae_digest(sae: SAE[Any]) -> str:
     """A hash of an SAE's architecture, settings and weights, equal for equal SAEs."""
     settings = {key: value for key, value in sae.cfg.to_dict().items() if key not in ("metadata", "device")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest = digest_of(settings)
     for name, tensor in sorted(sae.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
