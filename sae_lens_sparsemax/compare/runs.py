@@ -20,6 +20,7 @@ from sae_lens_sparsemax.compare.arm import Arm
 from sae_lens_sparsemax.compare.config import CompareConfig
 from sae_lens_sparsemax.compare.identity import fingerprint, resolved_sae
 from sae_lens_sparsemax.compare.sources import VALIDATION, ComparedActivations, Metrics
+from sae_lens_sparsemax.data.order import seed_of
 from sae_lens_sparsemax.files import atomic_directory, load_json, save_json, verify_checksums, write_checksums
 from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.sae.divergence import Diverged
@@ -217,7 +218,7 @@ def load_run(cfg: CompareConfig, run: RunSettings) -> SAE[Any]:
 
 def _untrained_sae(run: RunSettings, source: ComparedActivations) -> TrainingSAE[Any]:
     # Not the seed itself, from which a synthetic model may draw its features: an arm could start on them.
-    torch.manual_seed((run.seed + 1) * INITIALISATION_STREAM)
+    torch.manual_seed(seed_of((run.seed + 1) * INITIALISATION_STREAM))
     sae = get_sae_training_class(run.arm.architecture)[0](run.sae_config(source))
     source.check_start(sae, run.name)
     return sae

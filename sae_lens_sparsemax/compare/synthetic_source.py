@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from sae_lens_sparsemax.compare.config import SYNTHETIC_SET, CompareConfig
 from sae_lens_sparsemax.compare.identity import fingerprint
 from sae_lens_sparsemax.compare.sources import VALIDATION, Metrics
+from sae_lens_sparsemax.data.order import seed_of
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.files import file_facts, reading
 from sae_lens_sparsemax.settings.checking import build
@@ -73,7 +74,7 @@ class SyntheticSource:
         yield from kept
         step = len(kept)
         while True:
-            with temporary_seed((stream + 8) * _STREAM_STRIDE + step):
+            with temporary_seed(seed_of((stream + 8) * _STREAM_STRIDE + step)):
                 batch = self.model.sample(self.cfg.batch_size)
             yield batch
             step += 1

@@ -29,4 +29,9 @@ def permutation(n_rows: int, seed: int = 0, epoch: int = 0) -> torch.Tensor:
 
 def generator_of_pass(seed: int, epoch: int) -> torch.Generator:
     """What shuffles a pass; seeds of successive passes, and of runs with neighbouring seeds, do not meet."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.Generator().manual_seed(seed_of(seed * 1_000_003 + epoch))
+
+
+def seed_of(number: int) -> int:
+    """A number as a seed that torch takes: itself, or what 64 bits leave of it where products of seeds need more."""
+    return number if -(2**63) <= number < 2**64 else number % 2**64

@@ -19,6 +19,7 @@ from datasets.distributed import split_dataset_by_node
 from sae_lens.saes.sae import TrainingSAEConfig
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from sae_lens_sparsemax.data.order import seed_of
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import gathered, is_first, join, own_device, own_part, together
 from sae_lens_sparsemax.sae.config import ARCHITECTURE
@@ -96,7 +97,7 @@ class Ranks:
 
     def seed(self, seed: int) -> int:
         """A seed of this rank's own for what differs between ranks; asked of one rank alone."""
-        return seed * self.size + self.rank
+        return seed_of(seed * self.size + self.rank)
 
 
 def parallel_of(cfg: Any) -> ParallelConfig:

@@ -12,6 +12,7 @@ import transformers
 
 from sae_lens_sparsemax.data.image_loader import ImageLoader, decode_image
 from sae_lens_sparsemax.data.images import class_names_of, encoded_images, load_image_dataset
+from sae_lens_sparsemax.data.order import generator_of_pass, seed_of
 from tests.support.tiny_images import encoded, gray_levels, plain_processor
 
 
@@ -48,6 +49,21 @@ def test_seed_decides_the_order_and_none_keeps_it():
     first, again, other = (rows_of(take(loader(gray_levels(64), 64, seed=seed), 1)[0]) for seed in (0, 0, 1))
     assert first == again != other
     assert rows_of(take(loader(gray_levels(64), 64, seed=None), 1)[0]) == list(range(64))
+
+
+@pytest.mark.parametrize("seed", [10**13, 2**63 - 1, -(2**63) + 1])
+def test_every_seed_that_a_run_takes_has_an_order(seed):
+    rows = [row for batch in take(loader(gray_levels(8), seed=seed), 4) for row in rows_of(batch)]
+    assert sorted(rows[:8]) == sorted(rows[8:]) == list(range(8))
+    assert rows[:8] != rows[8:]
+
+
+def test_seeds_that_torch_takes_are_left_alone():
+    for number in (0, 3, -1, -(2**63), 2**63, 2**64 - 1):
+        assert seed_of(number) == number
+    assert generator_of_pass(3, 2).initial_seed() == 3_000_011
+    torch.manual_seed(seed_of(10**30))
+    torch.manual_seed(seed_of(-(10**30)))
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
