@@ -24,6 +24,8 @@ from sae_lens_sparsemax.settings.values import expanded
 
 _HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+# What is said of empty files: JSON or CSV, parquet, text.
+_NO_ROWS = ("at least one example when writing data", "BatchSize must be greater than 0", "corresponds to no data")
 _INDEX = "__index_level_0__"  # what is made of values without a column's name
 _SCHEMA_METADATA = re.compile(r"-- schema metadata --.*?(?=\bto\s*\{)", re.DOTALL)
 
@@ -199,6 +201,8 @@ def explained(path: str) -> Iterator[None]:
         reason = " ".join(_SCHEMA_METADATA.sub("", str(cause)).split()) or type(cause).__name__
         if isinstance(cause, UnicodeDecodeError):
             reason += " (text must be written in UTF-8)"
+        if any(said in reason for said in _NO_ROWS):
+            reason = "it must have rows, got none"
         if "scripts are no longer supported" in reason:
             reason += " Use a parquet version of the data set."
         raise _Unreadable(f"The data set {shown(path)} could not be loaded: {reason}") from error

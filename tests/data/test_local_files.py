@@ -3,8 +3,9 @@
 import gzip
 import json
 
+import pandas
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from sae_lens_sparsemax.data.images import load_image_dataset
 from sae_lens_sparsemax.data.loading import split_names
@@ -153,3 +154,39 @@ def test_pictures_are_no_table_beside_them(tmp_path):
 def test_parquet_in_capitals(tmp_path):
     Dataset.from_dict({"text": TEXTS}).to_parquet(tmp_path / "A.PARQUET")
     assert texts(tmp_path / "A.PARQUET") == TEXTS
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("splits", [False, True])
+def test_slices_and_splits_of_what_was_saved_are_those_asked_for(tmp_path, splits, streaming):
+    rows = Dataset.from_dict({"text": [f"text {i}" for i in range(10)]})
+    (DatasetDict({"train": rows}) if splits else rows).save_to_disk(tmp_path / "saved")
+
+    def texts(split: str) -> list[str]:
+        data = load_text_dataset(str(tmp_path / "saved"), split=split, streaming=streaming)
+        return [row["text"] for row in data]
+
+    assert texts("train") == rows["text"][:]
+    assert texts("train[:30%]") == rows["text"][:3]
+    assert texts("train[30%:]") == rows["text"][3:]
+    assert texts("train[:1]+train[9:]") == ["text 0", "text 9"]
+    for wrong in ("validation", "test[:2]", "train[:2]+test"):
+        with pytest.raises(ValueError, match="split must be one of train, got '(validation|test)'"):
+            texts(wrong)
+
+
+def test_what_was_saved_of_one_split_is_known_by_its_name_too(tmp_path):
+    rows = Dataset.from_dict({"text": TEXTS}, split="test")
+    rows.save_to_disk(tmp_path / "saved")
+    for split in ("test", "train"):
+        assert len(list(load_text_dataset(str(tmp_path / "saved"), split=split))) == len(TEXTS)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.csv", "a.tsv", "a.parquet"])
+def test_files_without_rows_say_so(tmp_path, name, streaming):
+    (tmp_path / name).write_text("text\n" if name.endswith("sv") else "")
+    if name == "a.parquet":
+        pandas.DataFrame({"text": pandas.Series([], dtype=str)}).to_parquet(tmp_path / name)
+    with pytest.raises(ValueError, match="must have rows, got none"):
+        load_text_dataset(str(tmp_path / name), streaming=streaming)

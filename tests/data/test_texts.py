@@ -216,32 +216,6 @@ def test_missing_folders_and_splits_are_named(tmp_path):
         load_text_dataset(str(tmp_path / "saved"), split="test")
 
 
-@pytest.mark.parametrize("streaming", [True, False])
-@pytest.mark.parametrize("splits", [False, True])
-def test_slices_and_splits_of_what_was_saved_are_those_asked_for(tmp_path, splits, streaming):
-    rows = Dataset.from_dict({"text": [f"text {i}" for i in range(10)]})
-    (DatasetDict({"train": rows}) if splits else rows).save_to_disk(tmp_path / "saved")
-
-    def texts(split: str) -> list[str]:
-        data = load_text_dataset(str(tmp_path / "saved"), split=split, streaming=streaming)
-        return [row["text"] for row in data]
-
-    assert texts("train") == rows["text"][:]
-    assert texts("train[:30%]") == rows["text"][:3]
-    assert texts("train[30%:]") == rows["text"][3:]
-    assert texts("train[:1]+train[9:]") == ["text 0", "text 9"]
-    for wrong in ("validation", "test[:2]", "train[:2]+test"):
-        with pytest.raises(ValueError, match="split must be one of train, got '(validation|test)'"):
-            texts(wrong)
-
-
-def test_what_was_saved_of_one_split_is_known_by_its_name_too(tmp_path):
-    rows = Dataset.from_dict({"text": TEXTS}, split="test")
-    rows.save_to_disk(tmp_path / "saved")
-    for split in ("test", "train"):
-        assert len(list(load_text_dataset(str(tmp_path / "saved"), split=split))) == len(TEXTS)
-
-
 def test_documents_that_are_held_out_are_never_trained_on(tmp_path, tiny_model_folder):
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(30)))
