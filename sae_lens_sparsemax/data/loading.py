@@ -48,7 +48,8 @@ def load_rows(
     Args:
         path: a hub id, a local folder (of data files, see `data_files`, or written by `save_to_disk`), local files
             (also `.gz`; globs allowed), or `quickstart`.
-        split: the split to use. Local files form one, `train`; a slice such as `train[:1%]` works too.
+        split: the split to use. Local files, and what was saved without splits, form one, `train`; a slice such as
+            `train[:1%]` works too, but not of local files or the hub where they are streamed.
         config: the configuration, for hub data sets that have several.
         streaming: read as the rows are asked for, rather than convert everything first.
         builders: the endings of local files that are taken, with the builder of `datasets` for each and its options.
