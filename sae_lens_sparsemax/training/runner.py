@@ -5,11 +5,15 @@ What is SAELens's stays SAELens's: making the trainer, its loop, loading a check
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from sae_lens.config import LoggingConfig
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training._interruption import InterruptedException
@@ -17,7 +21,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from typing_extensions import override
 
 from sae_lens_sparsemax.activations.store import MixedActivationsStore
-from sae_lens_sparsemax.files import added_files, write_checksums
+from sae_lens_sparsemax.files import added_files, reason, write_checksums
 from sae_lens_sparsemax.models.saved_saes import load_training_sae
 from sae_lens_sparsemax.models.shards import is_of_ranks
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
@@ -28,6 +32,8 @@ from sae_lens_sparsemax.training.mesh import Ranks, parallel_of
 from sae_lens_sparsemax.training.ranks_checkpoints import load_checkpoint_of_ranks
 from sae_lens_sparsemax.training.ranks_trainer import adapt_to_ranks
 from sae_lens_sparsemax.training.trainer import adapt
+
+logger = logging.getLogger(__name__)
 
 # What a training changes, or where it runs: no choice that a loaded SAE would contradict.
 _OF_A_STATE = {"sae.gate_scale", "sae.metadata", "sae.device"}
@@ -65,6 +71,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         Raises:
             ValueError: there are such, or another process is writing there.
         """
+        self.cfg.logger = _Copying(**vars(self.cfg.logger))
         saves = self.cfg.checkpoint_path is not None
         anew = "with --resume" if saves else "anew, and with a checkpoint_path next time"
         with output_of_run(self.cfg, overwrite=overwrite), one_failure_ends_all(anew):
@@ -135,6 +142,24 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             require_room_for_final_sae(self.cfg)
         if self.cfg.resume_from_checkpoint is not None and (self.ranks is None or self.ranks.is_first):
             check_checkpoint(self.cfg.resume_from_checkpoint, self.sae, self.cfg)
+
+
+class _Copying(LoggingConfig):
+    """SAELens's, which gives wandb copies of SAEs while they are saved: one that wandb does not take is saved still."""
+
+    # wandb's rules for a name, to whose end SAELens puts more for the second file.
+    _NO_LETTERS = re.compile(r"[^A-Za-z0-9_.-]+")
+    _LONGEST_NAME = 128 - len("_log_feature_sparsity")
+
+    @override
+    def log(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        # The name has that of the model, which may be a path.
+        name = self._NO_LETTERS.sub("_", trainer.sae.get_name().replace("/", "__"))[-self._LONGEST_NAME :]
+        named = SimpleNamespace(cfg=trainer.cfg, sae=SimpleNamespace(get_name=lambda: name))
+        try:
+            super().log(named, *args, **kwargs)
+        except Exception as error:
+            logger.warning("wandb has no copy of this SAE: %s", reason(error))
 
 
 def pretrained_sae(cfg: Any, ranks: Ranks | None) -> TrainingSAE[Any] | None:
