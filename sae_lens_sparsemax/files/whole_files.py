@@ -266,7 +266,7 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def added_files(path: Path | str) -> Iterator[Path]:
-    """A new, empty folder to fill, whose files are moved into `path` when the block ends without an error.
+    """A new, empty folder to fill, whose files and folders are moved into `path` when the block ends without an error.
 
     A full disk or an interruption leaves what was in `path` as it was; other files in it stay.
 
@@ -284,7 +284,9 @@ def added_files(path: Path | str) -> Iterator[Path]:
             yield new
             _flush_all(new)
             for file in sorted(new.iterdir()):
-                file.replace(path / file.name)
+                if (there := path / file.name).is_dir():  # over which nothing can be renamed
+                    shutil.rmtree(there)
+                file.replace(there)
         _flush(path)
 
 

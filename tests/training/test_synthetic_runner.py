@@ -12,6 +12,7 @@ from sae_lens.config import LoggingConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
 from sae_lens_sparsemax import SparsemaxTrainingSAEConfig
+from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.training.checkpoints import list_checkpoints
 from sae_lens_sparsemax.training.config import SyntheticRunnerConfig
 from sae_lens_sparsemax.training.log import read_metrics
@@ -73,6 +74,18 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     resumed = SyntheticTrainingRunner(config(tmp_path, eval_frequency=4, resume_from_checkpoint=str(checkpoints[0])))
     assert_same_weights(whole.sae, resumed.run().sae)
     assert read_metrics(tmp_path / "evaluation.jsonl") == evaluated
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_model_of_the_data_is_replaced_with_the_sae_beside_it(tmp_path):
+    SyntheticTrainingRunner(config(tmp_path, save_synthetic_model=True)).run()
+    before = file_facts([str(tmp_path / "synthetic_model")])
+    changes = {"save_synthetic_model": True, "synthetic_model": SyntheticModelConfig(num_features=9, hidden_dim=8)}
+    SyntheticTrainingRunner(config(tmp_path, **changes)).run(overwrite=True)
+    assert file_facts([str(tmp_path / "synthetic_model")]) != before
+    again = SyntheticTrainingRunner(config(synthetic_model=str(tmp_path / "synthetic_model")))
+    assert again.model.cfg.num_features == 9
+    assert not (tmp_path / ".new").exists()
 
 
 def test_evaluation_and_output_are_the_runs_own_choice():
