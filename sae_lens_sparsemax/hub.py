@@ -17,18 +17,10 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from sae_lens import SAE, upload_saes_to_huggingface
-from sae_lens.constants import (
-    ACTIVATION_SCALER_CFG_FILENAME,
-    RUNNER_CFG_FILENAME,
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    SPARSITY_FILENAME,
-)
-from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 
 from sae_lens_sparsemax.display.tables import markdown_table
 from sae_lens_sparsemax.explore.labels import OWN, PROPOSED, own_labels, proposed_labels
-from sae_lens_sparsemax.files import reading
 from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
@@ -156,17 +148,6 @@ def _load_folder(sae_id: str, folder: Path) -> SparsemaxSAE:
     sae = load_sae(str(folder))
     if not isinstance(sae, SparsemaxSAE):
         raise ValueError(f"SAE {sae_id!r} in {folder} is a {type(sae).__name__}, not a sparsemax SAE")
-    # A checkpoint from the middle of a run has its normalisation beside it, still to be folded.
-    if sae.cfg.normalize_activations != "none" and (folder / ACTIVATION_SCALER_CFG_FILENAME).exists():
-        scaler = ActivationScaler()
-        with reading(folder / ACTIVATION_SCALER_CFG_FILENAME):
-            scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
-        if scaler.scaling_factor is not None:
-            sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
-        if scaler.whitening is not None:
-            sae.fold_activation_whitening(
-                scaler.whitening.mean, scaler.whitening.matrix, scaler.whitening.inverse_matrix
-            )
     _check_folded(sae_id, sae)
     return sae
 

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from sae_lens import SAE
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting, sae_lens_disk_loader
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_sparsemax.files import read_object, reading, reason, refuse_not_finite, tensor_shapes, verify_checksums
 from sae_lens_sparsemax.models.shards import is_of_ranks, shards_disk_loader
@@ -61,6 +62,8 @@ def require_sae(source: str) -> None:
 def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
     """Load an SAE from a folder (inference SAE or training checkpoint), or from ``release_or_repo:id``.
 
+    One of a checkpoint takes activations as the model gives them, as the SAE that is saved in the end does.
+
     Raises:
         ValueError: there is no SAE, its files are damaged, its architecture is not registered, or its weights are not
             finite.
@@ -68,6 +71,7 @@ def load_sae(source: str, device: str = "cpu") -> SAE[Any]:
     require_sae(source)
     if expanded(source).is_dir():
         sae = _read_folder(SAE, source, device)
+        _fold_scaling(sae, Path(source).expanduser() / ACTIVATION_SCALER_CFG_FILENAME)
     else:
         release, _, sae_id = source.partition(":")
         sae, failure = None, None
@@ -111,6 +115,18 @@ def _read_folder(kind: type[_Saved], source: str, device: str) -> _Saved:
     with reading(folder):
         converter = shards_disk_loader if is_of_ranks(folder) else sae_lens_disk_loader
         return kind.load_from_disk(folder, device=device, converter=converter)
+
+
+def _fold_scaling(sae: SAE[Any], file: Path) -> None:
+    """Fold into an SAE what scaled its activations while it trained, which a checkpoint has beside it."""
+    if sae.cfg.normalize_activations == "none" or not file.is_file():
+        return
+    with reading(file):
+        (scaler := ActivationScaler()).load(file)
+        if (factor := scaler.scaling_factor) is not None:
+            sae.fold_activation_norm_scaling_factor(factor)
+        if (found := scaler.whitening) is not None:
+            sae.fold_activation_whitening(found.mean, found.matrix, found.inverse_matrix)
 
 
 def _check_config(values: dict[str, Any]) -> None:
