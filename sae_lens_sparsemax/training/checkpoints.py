@@ -33,9 +33,12 @@ from sae_lens_sparsemax.files import (
 from sae_lens_sparsemax.models.shards import is_of_ranks, sae_in_shards
 from sae_lens_sparsemax.processes.together import gathered, is_first, together
 from sae_lens_sparsemax.sae.config import ARCHITECTURE, EARLIER_GATE
-from sae_lens_sparsemax.settings.sentences import shown
+from sae_lens_sparsemax.settings.sentences import must_be, shown
 
+COUNTS_FILENAME = "trainer_state.json"
+"""What of the trainer's state is no tensor, in a checkpoint of several processes."""
 _SEALED = "has_checksums"
+_FINAL = "final_"
 _TOKENS = ("training_tokens", "training_samples")
 # What a resumed run may change: how long and where it runs, and what it shows and saves; not what it computes.
 _MAY_CHANGE = {
@@ -66,19 +69,20 @@ _FOUND = {"dataset_split", "image_column"}
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
-    """Checkpoints that can be resumed, oldest first: the folders named after the tokens trained on.
+    """Checkpoints of a run, oldest first: the folders named after the tokens trained on.
 
-    That of `save_final_checkpoint` is `final_` and the tokens.
+    That of `save_final_checkpoint` is `final_` and the tokens, and goes before another after as many, as what scaled
+    the activations is folded into its SAE.
     """
     folder = Path(folder)
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _tokens_in(path).isdecimal() and path.is_dir()]
-    return sorted(found, key=lambda path: int(_tokens_in(path)))
+    return sorted(found, key=lambda path: (int(_tokens_in(path)), not path.name.startswith(_FINAL)))
 
 
 def _tokens_in(checkpoint: Path) -> str:
-    return checkpoint.name.removeprefix("final_")
+    return checkpoint.name.removeprefix(_FINAL)
 
 
 def newest_checkpoint(folder: Path | str) -> Path:
@@ -238,6 +242,19 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "sae"} | inner
 
 
+def _check_length(folder: Path, config: Any) -> None:
+    """Raise a ValueError if a run would have ended before a checkpoint, with the step that reaches its tokens."""
+    with reading(folder):
+        if is_of_ranks(folder):
+            behind = int(read_object(folder / COUNTS_FILENAME)["n_training_samples"])
+        else:
+            state = torch.load(folder / TRAINER_STATE_FILENAME, map_location="cpu", mmap=True)
+            behind = int(state["n_training_samples"])
+    (name,) = (name for name in _TOKENS if hasattr(config, name))
+    if behind - config.to_sae_trainer_config().train_batch_size_samples >= (asked := getattr(config, name)):
+        raise must_be(name, f"at least the {behind} of the checkpoint {str(folder)!r}, which is resumed", asked)
+
+
 def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> None:
     """Raise a ValueError unless ``folder`` holds a complete checkpoint of an SAE like ``sae``, of the same run.
 
@@ -245,14 +262,19 @@ def check_checkpoint(folder: Path | str, sae: TrainingSAE[Any], config: Any) -> 
     """
     folder = Path(folder)
     _check_files(folder)
-    saved = read_object(folder / SAE_CFG_FILENAME).get("architecture")
-    if saved != sae.cfg.architecture():
+    saved = read_object(folder / SAE_CFG_FILENAME)
+    if (architecture := saved.get("architecture")) != sae.cfg.architecture():
         raise ValueError(
-            f"The checkpoint {str(folder)!r} holds an SAE of the architecture {saved!r}; "
+            f"The checkpoint {str(folder)!r} holds an SAE of the architecture {architecture!r}; "
             f"this run trains {sae.cfg.architecture()!r}."
         )
+    is_finished = "l0" in (saved.get("metadata") or {})
+    if is_finished and (scaled := sae.cfg.normalize_activations) != saved.get("normalize_activations", scaled):
+        why = f"as what scales its activations ({scaled}) is folded into a finished SAE"
+        raise must_be("resume_from_checkpoint", f"a checkpoint from before the end of its run, {why}", str(folder))
     if others := differing_settings(folder, config):
         raise ValueError(f"{'; '.join(others)} (as in the checkpoint {str(folder)!r}, which is resumed)")
+    _check_length(folder, config)
     expected = sae.state_dict()
     sae.process_state_dict_for_saving(expected)
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}

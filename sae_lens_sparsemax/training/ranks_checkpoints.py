@@ -32,12 +32,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sae_lens_sparsemax.files import atomic_directory, read_object, read_tensors, save_tensors, writing
 from sae_lens_sparsemax.models.shards import SHARDS, is_of_ranks, read_shards, said_by_torch
-from sae_lens_sparsemax.training.checkpoints import seal_checkpoint
+from sae_lens_sparsemax.training.checkpoints import COUNTS_FILENAME, seal_checkpoint
 from sae_lens_sparsemax.training.mesh import Ranks
 
 logger = logging.getLogger(__name__)
 
-_COUNTS_FILENAME = "trainer_state.json"
 _STATISTICS_FILENAME = "statistics.safetensors"
 _COUNTS = ("n_training_samples", "n_training_steps", "n_frac_active_samples", "started_fine_tuning")
 
@@ -140,7 +139,7 @@ def load_checkpoint_of_ranks(trainer: SAETrainer[Any, Any], store: Any, folder: 
 def _read_shards(folder: Path, tensors: dict[str, Any], ranks: Ranks | None) -> dict[str, Any]:
     """Fill the tensors, each rank its own part; returns the rest of the trainer's state."""
     read_shards(tensors, folder, alone=ranks is None)
-    return read_object(folder / _COUNTS_FILENAME) | read_tensors(folder / _STATISTICS_FILENAME)[0]
+    return read_object(folder / COUNTS_FILENAME) | read_tensors(folder / _STATISTICS_FILENAME)[0]
 
 
 def _read_whole_tensors(folder: Path, tensors: dict[str, Any], trainer: SAETrainer[Any, Any]) -> dict[str, Any]:
@@ -181,7 +180,7 @@ def _write_what_all_share(trainer: SAETrainer[Any, Any], folder: Path, ranks: Ra
     counts["coefficient_schedulers"] = {
         name: scheduler.state_dict() for name, scheduler in trainer.coefficient_schedulers.items()
     }
-    (folder / _COUNTS_FILENAME).write_text(json.dumps(counts))
+    (folder / COUNTS_FILENAME).write_text(json.dumps(counts))
 
 
 def _folder_of(rank: int) -> str:

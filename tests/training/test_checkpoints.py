@@ -115,6 +115,30 @@ def test_a_final_checkpoint_is_resumed_and_replaced_as_any_other(tmp_path):
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
+@pytest.mark.parametrize("normalisation", ["expected_average_only_in", "covariance_whitening"])
+def test_a_finished_sae_into_which_its_scaling_is_folded_is_trained_no_further(normalisation, tmp_path):
+    changes = {
+        "sae": SAE_FIELDS | {"normalize_activations": normalisation},
+        "n_batches_for_norm_estimate": 4,
+        "save_final_checkpoint": True,
+        "n_checkpoints": 19,
+    }
+    SyntheticTrainingRunner(config(tmp_path, **changes)).run()
+    *_, final, last = list_checkpoints(tmp_path / "checkpoints")
+    assert (final.name, last.name) == ("final_640", "640")
+    longer = changes | {"training_samples": 1280}
+    with pytest.raises(ValueError, match=rf"from before the end of its run, .* \({normalisation}\) .* '.*final_640'"):
+        SyntheticTrainingRunner(config(tmp_path, **longer, resume_from_checkpoint=str(final)))
+    SyntheticTrainingRunner(config(tmp_path, **longer, resume_from_checkpoint=str(last))).run()
+
+
+def test_a_run_does_not_end_before_the_checkpoint_that_it_goes_on_from(folder):
+    with pytest.raises(ValueError, match=r"training_samples must be at least the 352 of the checkpoint .*, got 320"):
+        resume(folder, training_samples=320)
+    for samples in (321, 352):  # of which the last step ends there
+        resume(folder, training_samples=samples).run()
+
+
 def _flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
