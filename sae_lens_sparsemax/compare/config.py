@@ -19,7 +19,7 @@ from sae_lens_sparsemax.settings.recipes import find_recipe
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
 from sae_lens_sparsemax.settings.values import check_file_name, refuse_repeated
 from sae_lens_sparsemax.settings.yaml_files import read_yaml
-from sae_lens_sparsemax.training.config import check_sae, check_scheduler
+from sae_lens_sparsemax.training.config import check_optimizer, check_sae
 
 # What the comparison itself sets in SAELens's trainer configuration.
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
@@ -191,6 +191,8 @@ class CompareConfig:
                 raise must_be(f"arms.{arm.name}", "given at least one value of each", given)
             refuse_repeated(f"arms.{arm.name}.sparsities", arm.sparsities)
             refuse_repeated(f"arms.{arm.name}.lrs", arm.lrs)
+            for lr in arm.lrs:
+                check_optimizer(self.trainer_config(arm, lr), "trainer.")
             # Building the configs now finds a mistake before the language model has run for an hour.
             sae_cfg, *others = [arm.sae_config(sparsity, d_in=1, d_sae=self.d_sae) for sparsity in arm.sparsities]
             for each in (sae_cfg, *others):
@@ -208,7 +210,6 @@ class CompareConfig:
             raise mistake.below("trainer") from None
         for key, value in self.trainer.items():
             convert(value, hints[key], f"trainer.{key}")
-        check_scheduler("trainer.lr_scheduler_name", self.trainer.get("lr_scheduler_name", "constant"))
 
     def _check_images(self) -> None:
         for name in ("synthetic_model", "max_norm_over_median"):

@@ -55,6 +55,13 @@ def check_device(name: str, value: str) -> None:
         device = torch.device(value)
     except RuntimeError as error:
         raise must_be(name, "a torch device such as cpu, cuda or mps", value) from error
-    for kind, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
-        if device.type == kind and not backend.is_available():
-            raise must_be(name, f"a device that torch finds here (no {kind.upper()}, so cpu)", value)
+    kind, index = device.type, device.index or 0
+    n_devices = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "xpu": torch.xpu.device_count(),
+    }
+    if index >= (n := n_devices.get(kind, 0)):
+        why = f"{n} of the kind {kind}" if n else f"no {kind.upper()}, so cpu"
+        raise must_be(name, f"a device that torch finds here ({why})", value)

@@ -16,6 +16,7 @@ from sae_lens.constants import DTYPE_MAP
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.synthetic.synthetic_sae_runner import T_TRAINING_SAE_CONFIG as T_SYNTHETIC_CONFIG
+from torch._inductor import list_mode_options
 
 from sae_lens_sparsemax.models.language_models import check_hook_width, with_torch_dtype
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
@@ -128,7 +129,6 @@ def check_run(
     Raises:
         ValueError: a name that does not exist, a device that is not there, sizes that do not fit together.
     """
-    check_scheduler("lr_scheduler_name", cfg.lr_scheduler_name)
     for key in dtypes:
         check_choice(key, getattr(cfg, key), DTYPE_MAP)
     _refuse_float16("dtype", getattr(cfg, "dtype", None))
@@ -138,6 +138,9 @@ def check_run(
             check_device(key, getattr(cfg, key))
     if (getattr(cfg, "model_from_pretrained_kwargs", None) or {}).get("trust_remote_code"):
         raise must_be("trust_remote_code", "false, as code from a model's repository is never run", True)
+    for key in ("sae_compilation_mode", "llm_compilation_mode"):
+        if (mode := getattr(cfg, key, None)) is not None:
+            check_choice(key, mode, list_mode_options())
     mixing = getattr(cfg, "activations_mixing_fraction", 0.0)
     if not 0 <= mixing <= 1:
         raise must_be("activations_mixing_fraction", "between 0 and 1", mixing)
@@ -145,6 +148,7 @@ def check_run(
     if steps < 1:
         raise must_be(tokens, f"at least one batch of {batch} ({getattr(cfg, batch)})", getattr(cfg, tokens))
     _fit_schedule(cfg, steps)
+    check_optimizer(cfg)
 
 
 def _fit_schedule(cfg: Any, steps: int) -> None:
@@ -172,9 +176,24 @@ def check_choice(key: str, value: str, choices: Sequence[str] | dict[str, Any]) 
         raise must_be_one_of(key, value, choices)
 
 
-def check_scheduler(key: str, name: str) -> None:
-    """Raise a ValueError unless ``name`` is a schedule of the learning rate that SAELens has, in any case."""
-    check_choice(key, name.lower(), _SCHEDULERS)
+def check_optimizer(cfg: Any, place: str = "") -> None:
+    """Raise a ValueError unless Adam and a schedule of its rate can be made, before anything else is.
+
+    Args:
+        cfg: what trains, of SAELens's names.
+        place: what stands before the names of its settings.
+    """
+    check_choice(f"{place}lr_scheduler_name", name := cfg.lr_scheduler_name.lower(), _SCHEDULERS)
+    for key in ("adam_beta1", "adam_beta2"):
+        if not 0 <= (beta := getattr(cfg, key)) < 1:
+            raise must_be(f"{place}{key}", "at least 0 and below 1", beta)
+    between = cfg.total_training_steps - cfg.lr_warm_up_steps - cfg.lr_decay_steps
+    if name == "cosineannealingwarmrestarts" and cfg.n_restart_cycles > between:
+        condition = f"at most the {max(0, between)} steps between warm-up and decay"
+        raise must_be(f"{place}n_restart_cycles", condition, cfg.n_restart_cycles)
+    lr_end = cfg.lr / 10 if cfg.lr_end is None else cfg.lr_end
+    if name != "constant" and cfg.lr_decay_steps and not 0 < lr_end <= cfg.lr:
+        raise must_be(f"{place}lr_end", f"above 0 and at most lr, {cfg.lr:g}, for lr_decay_steps to begin at", lr_end)
 
 
 def check_sae(place: str, cfg: TrainingSAEConfig) -> None:
