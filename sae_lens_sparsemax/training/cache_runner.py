@@ -30,7 +30,7 @@ from sae_lens_sparsemax.models.language_models import (
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import gathered, join, own_part
-from sae_lens_sparsemax.training.mesh import on_own_device
+from sae_lens_sparsemax.training.ranks_runner import on_own_device
 from sae_lens_sparsemax.training.sources import (
     image_loader,
     language_model,

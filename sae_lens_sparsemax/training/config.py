@@ -21,7 +21,7 @@ from torch._inductor import list_mode_options
 from sae_lens_sparsemax.models.language_models import check_hook_width, with_torch_dtype
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 from sae_lens_sparsemax.settings.values import check_device
-from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
+from sae_lens_sparsemax.training.mesh import ParallelConfig, require_shareable, tokens_per_rank
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ def check_run(
     steps = cfg.total_training_steps
     if steps < 1:
         raise must_be(tokens, f"at least one batch of {batch} ({getattr(cfg, batch)})", getattr(cfg, tokens))
+    require_shareable(cfg)
     _fit_schedule(cfg, steps)
     check_optimizer(cfg)
 

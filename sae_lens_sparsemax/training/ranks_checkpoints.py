@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from sae_lens_sparsemax.files import atomic_directory, read_object, read_tensors, save_tensors, writing
 from sae_lens_sparsemax.models.shards import SHARDS, is_of_ranks, read_shards, said_by_torch
 from sae_lens_sparsemax.training.checkpoints import COUNTS_FILENAME, seal_checkpoint
-from sae_lens_sparsemax.training.mesh import Ranks
+from sae_lens_sparsemax.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

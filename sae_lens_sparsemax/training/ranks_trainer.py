@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
-from sae_lens_sparsemax.training.mesh import Ranks
+from sae_lens_sparsemax.training.ranks import Ranks
 from sae_lens_sparsemax.training.ranks_batches import AgreedBatches
 from sae_lens_sparsemax.training.ranks_checkpoints import save_checkpoint_of_ranks
 from sae_lens_sparsemax.training.trainer import RunTrainer, adapt

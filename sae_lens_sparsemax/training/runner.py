@@ -28,7 +28,8 @@ from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.training.checkpoints import check_checkpoint, differing, output_of_run
 from sae_lens_sparsemax.training.estimate import require_room_for_final_sae
 from sae_lens_sparsemax.training.log import EvaluationLog, TrainingLog
-from sae_lens_sparsemax.training.mesh import Ranks, parallel_of
+from sae_lens_sparsemax.training.mesh import parallel_of
+from sae_lens_sparsemax.training.ranks import Ranks
 from sae_lens_sparsemax.training.ranks_checkpoints import load_checkpoint_of_ranks
 from sae_lens_sparsemax.training.ranks_trainer import adapt_to_ranks
 from sae_lens_sparsemax.training.trainer import adapt

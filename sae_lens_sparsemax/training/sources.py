@@ -25,7 +25,8 @@ from sae_lens_sparsemax.data.texts import load_text_dataset, part_of_dataset
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook
-from sae_lens_sparsemax.training.mesh import Ranks, own_rows, parallel_of, share
+from sae_lens_sparsemax.training.mesh import parallel_of
+from sae_lens_sparsemax.training.ranks import Ranks, own_rows, share
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,9 @@ from sae_lens_sparsemax.data.texts import require_one_context
 from sae_lens_sparsemax.evaluation.harness import TextEvaluator
 from sae_lens_sparsemax.models.language_models import hook_width, require_positions, resolve_hook_name
 from sae_lens_sparsemax.training.config import with_width
-from sae_lens_sparsemax.training.mesh import across_ranks, own_rows, tokens_per_rank
+from sae_lens_sparsemax.training.mesh import tokens_per_rank
+from sae_lens_sparsemax.training.ranks import own_rows
+from sae_lens_sparsemax.training.ranks_runner import across_ranks
 from sae_lens_sparsemax.training.runner import TrainingRunner, pretrained_sae
 from sae_lens_sparsemax.training.sources import (
     cached_source,

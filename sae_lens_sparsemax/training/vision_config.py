@@ -12,7 +12,7 @@ from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.sentences import Mistake
 from sae_lens_sparsemax.training.config import check_choice, check_run
-from sae_lens_sparsemax.training.mesh import ParallelConfig, tokens_per_rank
+from sae_lens_sparsemax.training.mesh import ParallelConfig
 
 
 @dataclass
@@ -147,7 +147,6 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
             devices=("device", "model_device", "act_store_device"),
             dtypes=("dtype", "model_dtype", "cached_activations_dtype"),
         )
-        tokens_per_rank(self)
         for name in {"dtype", "torch_dtype"} & set(self.model_from_pretrained_kwargs):
             raise Mistake(f"model_from_pretrained_kwargs.{name}", "must be given as model_dtype")
         same_split = self.eval_dataset_split == (self.dataset_split or "train")

@@ -26,7 +26,9 @@ from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, model_metadat
 from sae_lens_sparsemax.processes.together import gathered
 from sae_lens_sparsemax.training.config import with_width
 from sae_lens_sparsemax.training.log import EvaluationLog
-from sae_lens_sparsemax.training.mesh import across_ranks, share, tokens_per_rank
+from sae_lens_sparsemax.training.mesh import tokens_per_rank
+from sae_lens_sparsemax.training.ranks import share
+from sae_lens_sparsemax.training.ranks_runner import across_ranks
 from sae_lens_sparsemax.training.runner import TrainingRunner, pretrained_sae
 from sae_lens_sparsemax.training.sources import image_source, require_sources, vision_model
 from sae_lens_sparsemax.training.vision_config import VisionSAERunnerConfig

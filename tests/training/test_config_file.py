@@ -108,7 +108,10 @@ def test_numbers_may_be_written_in_any_usual_form(tmp_path):
             {"lr_scheduler_name": "cosineannealing", "lr_end": 0.01, "lr_decay_steps": 9},
             "lr_end must be above 0 and at most lr, 0.0003, .* got 0.01",
         ),
-        ({"sae_compilation_mode": "max-autotun"}, "sae_compilation_mode must be one of .*; did you mean 'max-autotune'"),
+        (
+            {"sae_compilation_mode": "max-autotun"},
+            "sae_compilation_mode must be one of .*; did you mean 'max-autotune'",
+        ),
         ({"llm_compilation_mode": "fast"}, "llm_compilation_mode must be one of default, .*, got 'fast'"),
         ({"model_class_name": "HookedTransfomer"}, "did you mean 'HookedTransformer'"),
         ({"dtype": "float31"}, "did you mean 'float32'"),

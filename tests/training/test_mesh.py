@@ -42,7 +42,7 @@ def test_the_settings_are_a_group_of_every_run_that_can_be_shared(tmp_path):
     assert text.parallel == ParallelConfig(2, 4) and text.parallel.size == 8
     assert text.to_dict()["parallel"] == {"data": 2, "concepts": 4, "async_checkpoints": False}
     tiny_training.make_files(tmp_path)
-    images = tiny_training.config(tmp_path, parallel=ParallelConfig(concepts=2))
+    images = tiny_training.config(tmp_path, "sparsemax", parallel=ParallelConfig(concepts=2))
     assert type(images).from_dict(json.loads(json.dumps(images.to_dict()))).parallel == ParallelConfig(1, 2)
     assert config_from_values(TEXT).config.parallel.size == 1
     for word in ("--parallel.data N", "--parallel.concepts N", "--parallel.async_checkpoints"):
@@ -59,6 +59,15 @@ def test_the_settings_are_a_group_of_every_run_that_can_be_shared(tmp_path):
             {"parallel": {"data": 3}, "train_batch_size_tokens": 4096},
             "train_batch_size_tokens must be divisible by the 3 processes",
         ),
+        (
+            {"parallel": {"data": 2}, "sae": {"architecture": "topk", "d_sae": 8, "k": 2}},
+            "sae.architecture must be 'sparsemax' on several ranks, got 'topk'",
+        ),
+        (
+            {"parallel": {"concepts": 2}, "sae": {"d_sae": 8, "gate": "relu", "target_l0": None}},
+            "sae.gate must be 'sparsemax' where ranks share the concepts, got 'relu'",
+        ),
+        ({"parallel": {"concepts": 2}, "compile_sae": True}, "compile_sae must be false on several ranks, got True"),
     ],
 )
 def test_a_group_that_cannot_be_is_refused_by_name(changes, message):
@@ -145,12 +154,6 @@ def text_config(model, text, output, **changes):
 REFUSED = {
     "parallel.data × parallel.concepts must be the number of processes, 2,": {"parallel": ParallelConfig()},
     "which torchrun --nproc-per-node starts, got 4": {"parallel": ParallelConfig(2, 2)},
-    "sae.architecture must be 'sparsemax' on": {"sae": TopKTrainingSAEConfig(d_in=0, d_sae=32, k=4)},
-    "sae.gate must be 'sparsemax' where ranks share the concepts": {
-        "sae": SparsemaxTrainingSAEConfig(d_in=0, d_sae=32, gate="relu", target_l0=None, l1_coefficient=1.0),
-        "parallel": ParallelConfig(1, 2),
-    },
-    "compile_sae must be false": {"compile_sae": True},
 }
 
 
@@ -175,7 +178,7 @@ def results(tiny_model_folder, tmp_path_factory) -> dict[str, list[Any]]:
     def without_model(**changes):  # which is missed later
         return text_config(folder / "no-model", folder / "texts.jsonl", folder, **changes)
 
-    host = LanguageModelSAERunnerConfig(sae=REFUSED["sae.architecture must be 'sparsemax' on"]["sae"], dataset_path="d")
+    host = LanguageModelSAERunnerConfig(sae=TopKTrainingSAEConfig(d_in=0, d_sae=32, k=4), dataset_path="d")
     works = {
         "nobody fails": (fail_on, ()),
         "the second fails": (fail_on, (1,)),
@@ -223,7 +226,7 @@ def test_the_first_rank_has_the_folders_of_a_run_and_all_resume_from_one_checkpo
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_a_run_that_cannot_be_shared_is_refused_before_any_work(results, message):
+def test_a_run_for_another_number_of_processes_is_refused_before_any_work(results, message):
     assert_first_says(results[message], message)
 
 
