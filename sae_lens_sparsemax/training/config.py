@@ -152,6 +152,13 @@ def check_run(
     check_optimizer(cfg)
 
 
+def n_steps(cfg: Any) -> int:
+    """Steps that a run takes: tokens that fill no batch are one more, which SAELens's `total_training_steps`, the length
+    of its schedules, leaves out."""
+    host = cfg.to_sae_trainer_config()
+    return -(-host.total_training_samples // host.train_batch_size_samples)
+
+
 def _fit_schedule(cfg: Any, steps: int) -> None:
     """Shorten warm-up and decay in proportion where a run is too short for them, and say so."""
     asked = cfg.lr_warm_up_steps + cfg.lr_decay_steps

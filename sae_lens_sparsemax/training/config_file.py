@@ -24,6 +24,7 @@ from sae_lens_sparsemax.settings.command_line import Group, apply_overrides
 from sae_lens_sparsemax.settings.recipes import find_recipe
 from sae_lens_sparsemax.settings.sentences import Mistake, must_be, must_be_one_of
 from sae_lens_sparsemax.settings.yaml_files import read_yaml, yaml_text
+from sae_lens_sparsemax.training.config import n_steps
 from sae_lens_sparsemax.training.estimate import described
 from sae_lens_sparsemax.training.mesh import parallel_of
 
@@ -56,7 +57,7 @@ class LoadedConfig(NamedTuple):
         # What SAELens records about the training is made anew at each start.
         values["sae"] = {key: value for key, value in values["sae"].items() if key != "metadata"}
         plain = json.loads(json.dumps(values))
-        steps = f"# {self.config.total_training_steps:,} steps\n"
+        steps = f"# {n_steps(self.config):,} steps\n"
         text = steps + yaml_text(plain).rstrip()
         if parallel_of(self.config).size > 1:
             text += "".join(f"\n# {line}" for line in described(self.config))

@@ -16,6 +16,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.util import str_to_dtype
 
 from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.training.config import n_steps
 from sae_lens_sparsemax.training.mesh import ParallelConfig, parallel_of, tokens_per_rank
 
 
@@ -40,14 +41,16 @@ class Accelerator(NamedTuple):
 ACCELERATOR = Accelerator("H100 SXM", 45e12, 300e12, 2.7e12, 350e9, 45e9, 25e-6)
 _DEVICES_OF_A_NODE = 8
 
+# Numbers of `attention` and `sae`, which know nothing of this room and are not asked; `test_estimate.py` compares them.
 # Scores that are held at a time on a device, in the block that a pass makes of them.
 _SCORES_AT_A_TIME = 2**27
-# Rounds in which a pass settles its supports over ranks, for scores of one sign that span a few powers of two.
-_ROUNDS = 11
-# Concepts that are folded at a time, in float64.
-_CONCEPTS_FOLDED_AT_A_TIME = 2**15
+# Rounds in which a pass settles its supports over ranks, at most, by the bytes of a score.
+_ROUNDS = {4: 11, 8: 22}
 # Cuts whose costs one round sums.
 _CUTS = 7
+# Concepts that are folded at a time, in float64.
+_CONCEPTS_FOLDED_AT_A_TIME = 2**15
+
 # (n, d) tensors that each look keeps for its gradient, about.
 _KEPT_PER_LOOK = 6
 
@@ -186,7 +189,8 @@ def collectives(cfg: Any) -> list[Collective]:
     tokens, queries = wide * at.N * at.d, wide * at.N * (at.d + 1)
     add("all-gather of queries", "concepts", at.looks, queries, 1)
     add("all-reduce of the largest and least scores", "concepts", at.passes, 16 * at.N, 2)
-    add(f"all-reduce of the costs of {_CUTS} cuts", "concepts", _ROUNDS * at.passes, 8 * _CUTS * at.N, 2)
+    rounds = _ROUNDS[max(4, at.element)] * at.passes
+    add(f"all-reduce of the costs of {_CUTS} cuts", "concepts", rounds, 8 * _CUTS * at.N, 2)
     add("reduce-scatter of contexts", "concepts", at.looks, tokens, 1)
     add("all-reduce of counts", "concepts", 1, 8 * (1 + at.passes) * at.N, 2)
     add("backwards, all-gather of contexts", "concepts", at.looks, tokens, 1)
@@ -233,7 +237,7 @@ def described(cfg: Any) -> Iterator[str]:
     yield f"Each step, a rank receives {_size(sum(each.n_bytes for each in sent))}:"
     yield from (f"  {_size(each.n_bytes):>9}  {each.axis:<8}  {each.calls:>3} × {each.what}" for each in sent)
     times = [seconds(cfg, flops) for flops in (ACCELERATOR.flops, ACCELERATOR.flops_tf32)]
-    steps = cfg.total_training_steps
+    steps = n_steps(cfg)
     yield (
         f"Time on {ACCELERATOR.name}, without the model: {1e3 * times[0]:.3g} ms a step, {1e3 * times[1]:.3g} with "
         f"TensorFloat-32; {steps * times[0] / 3600:.3g} and {steps * times[1] / 3600:.3g} hours for {steps:,} steps"

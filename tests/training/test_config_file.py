@@ -204,6 +204,15 @@ def test_every_configuration_of_the_repository_is_valid(path):
     assert config.output_path == f"output/{path.stem}"
 
 
+@pytest.mark.parametrize(("more", "steps"), [(0, "4"), (1, "5"), (4095, "5")])
+def test_the_description_tells_the_steps_that_are_taken(more, steps):
+    text = config_from_values(with_changes(TEXT, training_tokens=4 * 4096 + more)).describe()
+    images = config_from_values(with_changes(TEXT, runner="vision", training_tokens=4 * 4096 + more)).describe()
+    synthetic = config_from_values(with_changes(SYNTHETIC, training_samples=4 * 1024 + more // 4)).describe()
+    assert {each.split("\n")[0] for each in (text, images)} == {f"# {steps} steps"}
+    assert synthetic.startswith(f"# {4 if more < 4 else 5} steps\n")
+
+
 def test_null_takes_out_a_key_that_another_architecture_does_not_have(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(

@@ -10,9 +10,10 @@ from sae_lens.saes.sae import TrainStepInput
 from torch.distributed.device_mesh import init_device_mesh
 
 from sae_lens_sparsemax import SparsemaxTrainingSAE
-from sae_lens_sparsemax.attention import shards
+from sae_lens_sparsemax.attention import selection, shards
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.processes.together import join
+from sae_lens_sparsemax.sae import folding
 from sae_lens_sparsemax.training import estimate
 from sae_lens_sparsemax.training.config_file import config_from_values, load_config
 from sae_lens_sparsemax.training.estimate import (
@@ -55,6 +56,16 @@ def test_a_rank_holds_its_concepts_and_all_else_whole():
     mlp = sizes(config(2, 4, structure="mlp"))
     assert mlp.divided == 25 * (2 * D + 1) and mlp.N == 32
     assert sizes(config(2, 4, encoder_bias=True)).divided == 25 * (D + 1)
+
+
+def test_numbers_that_the_method_has_are_those_of_the_method():
+    assert estimate._CUTS == shards._CUTS
+    assert estimate._SCORES_AT_A_TIME == selection.BLOCK_SCORES["cuda"]
+    assert estimate._CONCEPTS_FOLDED_AT_A_TIME == folding._CONCEPTS_OF_A_BLOCK
+    for dtype in (torch.float32, torch.float64):
+        largest = torch.tensor([torch.finfo(dtype).max], dtype=dtype)
+        rounds = shards._rounds(shards._ordered(-largest), shards._ordered(largest))
+        assert estimate._ROUNDS[dtype.itemsize] == rounds
 
 
 def received(cfg) -> dict[str, tuple[str, int, int]]:
