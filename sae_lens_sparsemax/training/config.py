@@ -195,9 +195,13 @@ def check_optimizer(cfg: Any, place: str = "") -> None:
     for key in ("adam_beta1", "adam_beta2"):
         if not 0 <= (beta := getattr(cfg, key)) < 1:
             raise must_be(f"{place}{key}", "at least 0 and below 1", beta)
-    between = cfg.total_training_steps - cfg.lr_warm_up_steps - cfg.lr_decay_steps
+    steps, asked = cfg.total_training_steps, cfg.lr_warm_up_steps + cfg.lr_decay_steps
+    if asked > steps:
+        names = f"{place}lr_warm_up_steps and {place}lr_decay_steps"
+        raise must_be(names, f"at most the {steps} steps of a training, together", asked)
+    between = steps - asked
     if name == "cosineannealingwarmrestarts" and cfg.n_restart_cycles > between:
-        condition = f"at most the {max(0, between)} steps between warm-up and decay"
+        condition = f"at most the {between} steps between warm-up and decay"
         raise must_be(f"{place}n_restart_cycles", condition, cfg.n_restart_cycles)
     lr_end = cfg.lr / 10 if cfg.lr_end is None else cfg.lr_end
     if name != "constant" and cfg.lr_decay_steps and not 0 < lr_end <= cfg.lr:

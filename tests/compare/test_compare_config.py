@@ -74,6 +74,10 @@ def changed(*path, to):
             for key, value in (("d_in", 5), ("d_sae", 5), ("device", "cpu"), ("metadata", {"a": 1}), ("k", 5))
         ],
         (changed("trainer", "lr_scheduler_name", to="foo"), r"trainer\.lr_scheduler_name must be one of constant"),
+        (
+            changed("trainer", "lr_decay_steps", to=10**6),
+            r"lr_warm_up_steps and trainer\.lr_decay_steps must be at most the \d+ steps of .*, got \d+",
+        ),
         (changed("trainer", "adam_beta1", to=1.5), r"trainer\.adam_beta1 must be at least 0 and below 1, got 1\.5"),
         (
             changed("eval_datasets", "wiki", to={"paht": "x"}),
