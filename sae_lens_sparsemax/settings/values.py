@@ -56,12 +56,10 @@ def check_device(name: str, value: str) -> None:
     except RuntimeError as error:
         raise must_be(name, "a torch device such as cpu, cuda or mps", value) from error
     kind, index = device.type, device.index or 0
-    n_devices = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-        "xpu": torch.xpu.device_count(),
-    }
-    if index >= (n := n_devices.get(kind, 0)):
-        why = f"{n} of the kind {kind}" if n else f"no {kind.upper()}, so cpu"
+    try:
+        n_devices = torch.get_device_module(kind).device_count()
+    except RuntimeError:  # a kind that only names things, as meta, or whose package is not there
+        n_devices = 0
+    if index >= n_devices:
+        why = f"{n_devices} of the kind {kind}" if n_devices else f"no {kind.upper()}, so cpu"
         raise must_be(name, f"a device that torch finds here ({why})", value)

@@ -72,7 +72,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         Raises:
             ValueError: there are such, or another process is writing there.
         """
-        self.cfg.logger = _Copying(**vars(self.cfg.logger))
+        if type(self.cfg.logger) is LoggingConfig:  # a user's own logs as it likes
+            self.cfg.logger = _Copying(**vars(self.cfg.logger))
         saves = self.cfg.checkpoint_path is not None
         anew = "with --resume" if saves else "anew, and with a checkpoint_path next time"
         with output_of_run(self.cfg, overwrite=overwrite), one_failure_ends_all(anew):
