@@ -192,7 +192,7 @@ def text_at_hook(
         max_norm: replaces the largest norm in its metadata.
 
     Raises:
-        ValueError: no hook is known, `hook_name_of` refuses the SAE, or the model has no such hook.
+        ValueError: no hook is known, the SAE is of no kind that is inspected, or the model has no such hook.
     """
     meta = sae.cfg.metadata
     name = resolve_hook_name(model, hook_name_of(sae, hook_name))
@@ -226,8 +226,8 @@ def open_text(
         load: called as `load_language_model` is; see `load_each_once`.
 
     Raises:
-        ValueError: the metadata lack something that is not given, the model cannot be loaded, it has no such hook, or
-            its width there is not the SAE's.
+        ValueError: the metadata lack something that is not given, the SAE is of no kind that is inspected, the model
+            cannot be loaded, it has no such hook, or its width there is not the SAE's.
     """
     meta = sae.cfg.metadata
     name = model_name or meta.model_name

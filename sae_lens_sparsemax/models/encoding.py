@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
+from sae_lens.saes.temporal_sae import TemporalSAE
+from sae_lens.saes.transcoder import Transcoder
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -21,9 +23,6 @@ CHUNK_SIZE = 1024
 
 # What SAELens's `encode` leaves on an SAE that normalises every token by itself, for one `decode`, which deletes it.
 _NORMALISATION = ("x_norm_coeff", "ln_mu", "ln_std")
-
-# SAELens's architecture with attention between the tokens of a context, which chunks of tokens would tear apart.
-_READS_CONTEXTS = "temporal"
 
 
 class SparseActs(NamedTuple):
@@ -243,25 +242,29 @@ def paused(data_provider: Any) -> AbstractContextManager[None]:
 
 
 def hook_name_of(sae: SAE[Any], given: str | None = None) -> str:
-    """Where an SAE reads and writes: at the hook given or, for None, at the one in its metadata.
+    """Where an SAE reads and writes.
+
+    Args:
+        sae: any SAELens SAE that reconstructs what it reads, each token by itself.
+        given: replaces the hook in its metadata.
 
     Raises:
-        ValueError: its metadata do not say, it writes elsewhere (a transcoder), or it reads whole contexts.
+        ValueError: its metadata do not say, it writes elsewhere (a transcoder), or it encodes whole contexts.
     """
     metadata = sae.cfg.metadata
-    if sae.cfg.architecture() == _READS_CONTEXTS:
+    if isinstance(sae, Transcoder) or (metadata.hook_name_out or metadata.hook_name) != metadata.hook_name:
+        target = repr(metadata.hook_name_out) if metadata.hook_name_out else "elsewhere"
         raise ValueError(
-            f"This is a {_READS_CONTEXTS!r} SAE, which explains a token by those before it; only SAEs that read every "
-            "token by itself are inspected."
+            f"This is a transcoder, from {metadata.hook_name!r} to {target}; only SAEs that reconstruct what they read "
+            "are inspected."
         )
-    hook_name = given or metadata.hook_name
-    if not hook_name:
+    if isinstance(sae, TemporalSAE):
+        raise ValueError(
+            f"This SAE is {sae.cfg.architecture()}: it encodes whole contexts; only SAEs that encode every token by "
+            "itself are inspected."
+        )
+    if not (hook_name := given or metadata.hook_name):
         raise ValueError("The SAE does not say where it belongs: its metadata have no 'hook_name'.")
-    if metadata.hook_name_out and metadata.hook_name_out != hook_name:
-        raise ValueError(
-            f"This is a transcoder, from {hook_name!r} to {metadata.hook_name_out!r}; only SAEs that "
-            "reconstruct what they read are inspected."
-        )
     return hook_name
 
 

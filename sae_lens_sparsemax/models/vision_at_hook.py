@@ -137,17 +137,18 @@ def open_vision(
         device: where the model runs.
 
     Raises:
-        ValueError: the metadata lack something that is not given, the model cannot be loaded or has no such hook, or
-            its width there is not the SAE's.
+        ValueError: the metadata lack something that is not given, the SAE is of no kind that is inspected, the model
+            cannot be loaded or has no such hook, or its width there is not the SAE's.
     """
     meta = sae.cfg.metadata
     name = model_name or meta.model_name
     if not name:
         raise ValueError("The SAE's metadata have no 'model_name'; give --model_name.")
+    hook_name = hook_name_of(sae, hook_name)
     # What was given to another model's loader says nothing about this one.
     kwargs = meta.model_from_pretrained_kwargs if name == meta.model_name else None
     model = HookedViT.from_pretrained(name, device, **(kwargs or {}))
-    at_hook = VisionAtHook(model, hook_name_of(sae, hook_name), tokens or meta.tokens or "all")
+    at_hook = VisionAtHook(model, hook_name, tokens or meta.tokens or "all")
     check_hook_width(sae.cfg.d_in, at_hook.width, at_hook.hook_name)
     return at_hook
 

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sae_lens import SAE, StandardSAE, StandardSAEConfig
+from sae_lens import SAE, StandardSAE, StandardSAEConfig, Transcoder, TranscoderConfig
 from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +22,7 @@ from sae_lens_sparsemax.models import language_models
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text, text_at_hook
 from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.splice import Change
+from sae_lens_sparsemax.models.vision_at_hook import open_vision
 from tests.support.tiny_language_model import documents
 
 CONTEXT = 12
@@ -257,8 +259,20 @@ def test_what_the_metadata_lack_or_contradict_is_said(folder):
         load_sae("nowhere")
 
 
-def test_a_transcoder_is_refused_also_where_the_hook_is_given(folder):
-    sae = load_sae(str(folder))
-    sae.cfg.metadata.hook_name_out = "elsewhere"
-    with pytest.raises(ValueError, match="transcoder"):
-        open_text(sae, hook_name=sae.cfg.metadata.hook_name)
+@pytest.mark.parametrize("open_at", [open_text, open_vision])
+@pytest.mark.parametrize("hook_name", [None, "blocks.0.hook_resid_post"])
+@pytest.mark.parametrize(
+    ("kind", "config", "out", "said"),
+    [
+        (StandardSAE, StandardSAEConfig(d_in=8, d_sae=16), "blocks.0.hook_mlp_out", "transcoder, .* 'blocks.0.hook_mlp"),
+        (Transcoder, TranscoderConfig(d_in=8, d_sae=16, d_out=8, apply_b_dec_to_input=False), None, "transcoder"),
+        (TemporalSAE, TemporalSAEConfig(d_in=8, d_sae=16, n_heads=1, bottleneck_factor=1), None, "whole contexts"),
+    ],
+)
+def test_what_does_not_reconstruct_its_tokens_is_refused_before_a_model_is_loaded(
+    open_at, hook_name, kind, config, out, said
+):
+    sae = kind(config)
+    sae.cfg.metadata = SAEMetadata(model_name="nowhere", hook_name="blocks.0.hook_resid_post", hook_name_out=out)
+    with pytest.raises(ValueError, match=said):
+        open_at(sae, hook_name=hook_name)

@@ -35,7 +35,7 @@ def test_averages_over_an_images_tokens_are_as_precise_as_float32(dtype):
 
 
 @pytest.mark.parametrize("given", [None, "blocks.0.hook_mlp_in"])
-@pytest.mark.parametrize(("architecture", "why"), [("transcoder", "a transcoder"), ("temporal", "'temporal'")])
+@pytest.mark.parametrize(("architecture", "why"), [("transcoder", "a transcoder"), ("temporal", "whole contexts")])
 def test_what_does_not_reconstruct_every_token_by_itself_is_refused(architecture, why, given):
     kind, config = get_sae_class(architecture)
     own = {"n_heads": 1, "bottleneck_factor": 2} if architecture == "temporal" else {"d_out": 4}
