@@ -34,6 +34,7 @@ from sae_lens_sparsemax.evaluation.zero_shot import ZeroShotResult, evaluate_zer
 from sae_lens_sparsemax.files import file_facts
 from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, open_vision
+from sae_lens_sparsemax.settings.sentences import listed, must_be
 
 # Samples compared with each other in CKNNA; fewer where there are not so many.
 _CKNNA_BATCH = 512
@@ -212,8 +213,12 @@ class VisionMetrics:
         """Images to count on and images to test on, none in both."""
         settings = self.settings
         if settings.counting_dataset is not None:
-            counting_images = self._load(settings.counting_dataset, settings.n_counting_images)
-            return _labelled(counting_images), self._labelled
+            counting_images = _labelled(self._load(settings.counting_dataset, settings.n_counting_images))
+            counted, tested = counting_images.class_labels(), self._labelled.class_labels()
+            if counted and tested and counted != tested:  # a number would mean two classes
+                condition = f"images of the classes to measure on in the same order, {listed(tested)}"
+                raise must_be("counting_dataset", condition, counted)
+            return counting_images, self._labelled
         counting, test = disjoint_splits(self._labelled.labels, seed=settings.seed)
         return self._labelled.select(counting[: settings.n_counting_images]), self._labelled.select(test)
 
