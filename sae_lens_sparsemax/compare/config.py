@@ -1,7 +1,7 @@
 """The settings of a comparison, and the mistakes in them that can be found before anything runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -25,6 +25,8 @@ from sae_lens_sparsemax.training.config import check_optimizer, check_sae
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
 # What is stretched with an arm's steps.
 _SCHEDULE = ("lr_warm_up_steps", "lr_decay_steps")
+
+_LARGEST_SEED = 2**32 - 1
 
 SYNTHETIC_SET = "synthetic"
 """Name of the evaluation set where a synthetic model is reconstructed."""
@@ -182,6 +184,8 @@ class CompareConfig:
             raise must_be("matched_l0", "positive", self.matched_l0)
         if not self.seeds:
             raise must_be("seeds", "a list of at least one seed", self.seeds)
+        if not all(0 <= seed <= _LARGEST_SEED for seed in self.seeds):  # those below name samples that are held out
+            raise must_be("seeds", f"whole numbers from 0 to {_LARGEST_SEED}", self.seeds)
         refuse_repeated("matched_l0", self.matched_l0)
         refuse_repeated("seeds", self.seeds)
         self._check_trainer()
@@ -229,8 +233,19 @@ class CompareConfig:
         if not self.dataset_path:
             raise Mistake("dataset_path", "must be given")
         for name, data in self.eval_datasets.items():
-            if not data.path and (not data.held_out or self.images is not None):
+            if data.held_out:
+                self._check_held_out(f"eval_datasets.{name}", data)
+            elif not data.path:
                 raise Mistake(f"eval_datasets.{name}.path", "must be given")
+
+    def _check_held_out(self, place: str, data: EvalDataset) -> None:
+        """Refuse what says that held-out documents are those of another text, since it would not be read."""
+        if self.images is not None:
+            raise must_be(f"{place}.held_out", "left out beside images, of which no part is held out", True)
+        for key, value in asdict(replace(data, held_out=False)).items():
+            if value not in (getattr(EvalDataset(), key), getattr(self.training_dataset, key)):
+                condition = "left out beside held_out, which takes documents of the training text"
+                raise must_be(f"{place}.{key}", condition, value)
 
     @property
     def training_dataset(self) -> EvalDataset:

@@ -177,7 +177,8 @@ _REFERENCES = {
 
 
 def write_plots(cfg: CompareConfig, points: Sequence[Point], folder: Path) -> list[Path]:
-    """Write `pareto_<measure>.png` of every measure there is, a panel per evaluation set, and `pareto.png` of all."""
+    """Write `pareto_<measure>.png` of every measure there is, a panel per evaluation set, and `pareto.png` of all;
+    nothing is written of measures that no run has."""
     measured: dict[str, list[tuple[str, str]]] = {}
     for measure in MEASURES:
         for dataset in cfg.evaluation_sets:
@@ -187,7 +188,8 @@ def write_plots(cfg: CompareConfig, points: Sequence[Point], folder: Path) -> li
     everything = [panel for here in measured.values() for panel in here]
     # The columns are evaluation sets, or measures where there is one set.
     n_columns = len(cfg.evaluation_sets) if len(cfg.evaluation_sets) > 1 else min(3, len(everything))
-    figures["pareto.png"] = _figure(points, everything, n_columns)
+    if everything:  # where all runs diverged there is nothing to draw
+        figures["pareto.png"] = _figure(points, everything, n_columns)
     return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 

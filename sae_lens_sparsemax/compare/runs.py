@@ -192,13 +192,14 @@ def evaluate_chosen(run: RunSettings, source: ComparedActivations) -> RunResult:
     result = load_json(RunResult, kept / _RESULT)
     if not result.diverged and result.chosen_fingerprint != source.chosen_fingerprint:
         for name, metrics in source.evaluate_chosen(load_run(source.cfg, run)).items():
-            result.metrics[name] = {**result.metrics.get(name, {}), **metrics}
+            # What earlier settings measured besides is none of what these ask for.
+            always = {key: result.metrics[name][key] for key in result.metrics[VALIDATION]}
+            result.metrics[name] = always | metrics
         result.chosen_fingerprint = source.chosen_fingerprint
         with atomic_directory(kept) as folder:
-            for file in kept.iterdir():
-                shutil.copy(file, folder)
+            shutil.copytree(kept, folder, dirs_exist_ok=True)  # with what `evaluate` and `explore` wrote there
             save_json(result, folder / _RESULT)
-            write_checksums(folder)
+            write_checksums(folder, again=True)
     return result
 
 

@@ -59,7 +59,8 @@ class ComparedActivations(Protocol):
         ...
 
     def evaluate_chosen(self, sae: SAE[Any]) -> dict[str, Metrics]:
-        """Further measures by evaluation set, too slow for every run; taken at the best learning rates."""
+        """Further measures by evaluation set, too slow for every run; taken at the best learning rates. A set that
+        could have some has an entry, empty where none was asked for."""
         ...
 
 

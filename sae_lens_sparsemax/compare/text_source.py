@@ -105,15 +105,14 @@ class TextSource(CapturedActivations):
 
     def evaluate_chosen(self, sae: SAE[Any]) -> dict[str, Metrics]:
         """Cross-entropy with the SAE spliced in, and k-sparse probes, on every set of text."""
-        names, found = self.cfg.evaluation_sets, {}
+        names = self.cfg.evaluation_sets
+        found: dict[str, Metrics] = {name: {} for name in names}
         if self.cfg.n_cross_entropy_tokens:
             found = {name: self._cross_entropy(sae, name) for name in names}
         if self.cfg.n_probing_tokens:
             passages = cache(partial(self._passages, sae))
             for place, name in enumerate(names):
-                found[name] = found.get(name, {}) | self._probes(
-                    name, passage_tasks(name, names[place + 1 :], passages)
-                )
+                found[name] |= self._probes(name, passage_tasks(name, names[place + 1 :], passages))
         return found
 
     @property

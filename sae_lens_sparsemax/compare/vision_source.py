@@ -63,7 +63,7 @@ class VisionSource(CapturedActivations):
     def evaluate_chosen(self, sae: SAE[Any]) -> dict[str, Metrics]:
         """Zero-shot classification of the evaluation images with the reconstruction of their tokens in place."""
         if self.images.n_zero_shot_images == 0 or not self.model.classifies:
-            return {}
+            return {IMAGE_SET: {}}
         measured = self._evaluator(sae)
         return {IMAGE_SET: {k: v for k, v in measured.items() if k.startswith(("zero_shot", "contrastive"))}}
 

@@ -181,9 +181,16 @@ def tensor_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 of every file in a folder and the folders in it, as its last file."""
-    sums = {name: sha256_of(folder / name) for name in sorted(_files_in(folder))}
+def write_checksums(folder: Path, again: bool = False) -> None:
+    """Write the SHA-256 of every file in a folder and the folders in it, as its last file.
+
+    Args:
+        folder: where the files are.
+        again: of those files alone whose sums are there already, if any are; see `verify_checksums`.
+    """
+    earlier = folder / CHECKSUMS_FILENAME
+    names = read_object(earlier) if again and earlier.is_file() else _files_in(folder)
+    sums = {name: sha256_of(folder / name) for name in sorted(names)}
     atomic_write_text(folder / CHECKSUMS_FILENAME, json.dumps(sums, indent=1) + "\n")
 
 

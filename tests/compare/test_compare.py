@@ -151,6 +151,31 @@ def test_language_model_comparison_measures_reconstruction_cross_entropy_and_pro
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_slow_measures_are_those_that_are_asked_for_and_what_lies_beside_an_sae_stays(
+    tmp_path, language_model_settings, caplog
+):
+    arms = [{**language_model_settings["arms"][1], "sparsities": [2]}]
+    path = write(tmp_path, {**language_model_settings, "seeds": [0], "arms": arms, "n_probing_tokens": 480})
+
+    def compared(**given):
+        compare(config_from_yaml(path, given))
+        (result,) = (tmp_path / "out" / "runs").glob("*/result.json")
+        return result, json.loads(result.read_text())["metrics"]["other"]
+
+    result, before = compared()
+    pages, evaluation = result.parent / "explore" / "pages.html", result.parent / "evaluation.json"
+    pages.parent.mkdir()
+    for n_tokens, asked in ((64, {"ce_loss_score"}), (0, set())):
+        for file in (pages, evaluation):  # written anew between the comparisons, which is no damage
+            file.write_text(str(n_tokens))
+        result, after = compared(n_cross_entropy_tokens=n_tokens, n_probing_tokens=0)
+        assert pages.read_text() == evaluation.read_text() == str(n_tokens)
+        assert {"ce_loss_score", "probe_auc_k1"} & after.keys() == asked and {"ce_loss_score"} < before.keys()
+        assert after["explained_variance"] == before["explained_variance"]
+    assert "Training again" not in caplog.text
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_language_model_runs_once_and_interrupted_captures_go_on(tmp_path, language_model_settings, monkeypatch):
     from sae_lens_sparsemax.compare import sources, text_source
 

@@ -97,6 +97,19 @@ def changed(*path, to):
         (changed("training_data", to={"path": "x"}), r"training_data\.path is now called dataset_path"),
         (changed("evaluation_data", to={"wiki": {"path": "x"}}), "evaluation_data is now called eval_datasets"),
         (changed("seeds", to=[]), "at least one seed"),
+        *[(changed("seeds", to=[seed]), rf"seeds must be .* 0 to 4294967295, got \[{seed}\]") for seed in (-3, 10**13)],
+        (
+            changed("eval_datasets", "wiki", "held_out", to=True),
+            r"eval_datasets\.wiki\.path must be left out beside held_out, .* got 'wiki\.txt'",
+        ),
+        (
+            changed("eval_datasets", to={"x": {"held_out": True, "text_column": "body"}}),
+            r"eval_datasets\.x\.text_column must be left out beside held_out, .* got 'body'",
+        ),
+        (
+            {**SETTINGS, "images": {}, "eval_datasets": {"x": {"held_out": True, "path": "images"}}},
+            r"eval_datasets\.x\.held_out must be left out beside images",
+        ),
         (changed("steps", to="many"), "steps must be a whole number, got 'many'"),
         (changed("steps", to=True), "steps must be a whole number, got True"),
         (changed("arms", 0, "lrs", to=["fast"]), r"arms\.0\.lrs must be a list of numbers, got \['fast'\]"),
@@ -122,6 +135,12 @@ def changed(*path, to):
 def test_mistakes_are_found_before_anything_runs(settings, message):
     with pytest.raises(ValueError, match=message):
         build(CompareConfig, settings)
+
+
+@pytest.mark.parametrize("given", [{}, {"path": "text.jsonl"}, {"split": "train", "text_column": "text"}])
+def test_held_out_documents_may_be_said_to_be_of_the_training_text(given):
+    settings = changed("eval_datasets", to={"x": {"held_out": True, **given}})
+    assert build(CompareConfig, settings).eval_datasets["x"].held_out
 
 
 def test_numbers_that_yaml_reads_as_strings_are_numbers_and_dotted_keys_override(tmp_path):

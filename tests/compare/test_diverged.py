@@ -44,6 +44,13 @@ def test_what_diverged_loses_and_the_others_are_compared(table):
     assert (table.parent / "pareto.png").is_file()
 
 
+def test_tables_are_written_though_every_run_diverged(tmp_path):
+    arms = [{**SETTINGS["arms"][1], "sparsities": [2]}]
+    table = compare(config_from_yaml(write(tmp_path, {**SETTINGS, "arms": arms})))
+    assert table.read_text().count("| diverged |") == 1 and len(rows_of(table.parent / "table.csv")) == 1
+    assert not list(table.parent.glob("*.png"))
+
+
 def test_tables_say_which_runs_diverged_and_why(table):
     assert table.read_text().count("| diverged |") == 2
     why = {(row["arm"], float(row["lr"])): row["diverged"] for row in rows_of(table.parent / "runs.csv")}
