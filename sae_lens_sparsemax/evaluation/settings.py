@@ -21,6 +21,7 @@ from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, N_CONCEPTS, Concep
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.checking import build
 from sae_lens_sparsemax.settings.sentences import must_be
+from sae_lens_sparsemax.settings.values import check_held_out_fraction, check_share
 
 # What stands where neither the settings nor the metadata say.
 _DEFAULTS = {
@@ -120,6 +121,9 @@ class TextSuiteSettings(LanguageModelSettings):
     n_probing_texts: int = 1_500
     """Texts of each set with classes: the first ones."""
 
+    def __post_init__(self) -> None:
+        check_held_out_fraction(self.held_out_fraction)
+
 
 @dataclass(frozen=True)
 class VisionSuiteSettings(ModelSettings, ImageSettings):
@@ -166,6 +170,8 @@ class VisionSuiteSettings(ModelSettings, ImageSettings):
 
     def __post_init__(self) -> None:
         check_templates("templates", self.templates)
+        check_share("threshold_quantile", self.threshold_quantile)
+        check_share("min_plain_accuracy", self.min_plain_accuracy)
 
     @property
     def concepts(self) -> tuple[Concepts, ...]:

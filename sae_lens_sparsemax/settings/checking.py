@@ -44,7 +44,7 @@ _AT_LEAST_ONE = {
     "feature_sampling_window", "n_batches_for_norm_estimate", "n_eval_batches", "eval_samples",
     "wandb_log_frequency", "eval_every_n_wandb_logs", "n_restart_cycles", "batches", "steps", "samples", "examples",
     "megabytes", "n_images", "n_counting_images", "n_tokens", "n_prediction_tokens", "n_training_tokens",
-    "n_validation_tokens", "n_evaluation_tokens", "probing_ks", "n_probing_texts",
+    "n_validation_tokens", "n_evaluation_tokens", "probing_ks", "n_probing_texts", "n_concepts",
 }  # fmt: skip
 # infinity means something there: TopK.
 _MAY_BE_INFINITE = {"alpha"}

@@ -47,6 +47,18 @@ def written_path(name: str, value: str) -> str:
     return str(expanded(value)) if value.startswith("~") else value
 
 
+def check_share(name: str, value: float | None) -> None:
+    """Raise a ValueError unless the setting `name` is not given or a number from 0 to 1."""
+    if value is not None and not 0 <= value <= 1:
+        raise must_be(name, "between 0 and 1", value)
+
+
+def check_held_out_fraction(value: float | None) -> None:
+    """Raise a ValueError unless a share of the documents can be held out twice, and leave some to train on."""
+    if value is not None and not 0 <= value < 0.5:
+        raise must_be("held_out_fraction", "at least 0 and below 0.5", value)
+
+
 def check_device(name: str, value: str) -> None:
     """Raise a ValueError unless the setting `name` is a device that torch finds on this machine."""
     if value == "with_model":

@@ -20,7 +20,7 @@ from torch._inductor import list_mode_options
 
 from sae_lens_sparsemax.models.language_models import check_hook_width, with_torch_dtype
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
-from sae_lens_sparsemax.settings.values import check_device
+from sae_lens_sparsemax.settings.values import check_device, check_held_out_fraction, check_share
 from sae_lens_sparsemax.training.mesh import ParallelConfig, require_shareable, tokens_per_rank
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,7 @@ class TextRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG], Gene
                 f"{per_context} used positions hold train_batch_size_tokens ({batch}{on_each}), got "
                 f"{self.n_batches_in_buffer}"
             )
-        if not 0 <= self.held_out_fraction < 0.5:
-            raise must_be("held_out_fraction", "at least 0 and below 0.5", self.held_out_fraction)
+        check_held_out_fraction(self.held_out_fraction)
         checkpoint_path = self.checkpoint_path
         super().__post_init__()
         self.checkpoint_path = checkpoint_path
@@ -141,9 +140,7 @@ def check_run(
     for key in ("sae_compilation_mode", "llm_compilation_mode"):
         if (mode := getattr(cfg, key, None)) is not None:
             check_choice(key, mode, list_mode_options())
-    mixing = getattr(cfg, "activations_mixing_fraction", 0.0)
-    if not 0 <= mixing <= 1:
-        raise must_be("activations_mixing_fraction", "between 0 and 1", mixing)
+    check_share("activations_mixing_fraction", getattr(cfg, "activations_mixing_fraction", None))
     steps = cfg.total_training_steps
     if steps < 1:
         raise must_be(tokens, f"at least one batch of {batch} ({getattr(cfg, batch)})", getattr(cfg, tokens))

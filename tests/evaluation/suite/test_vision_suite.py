@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import ClassLabel
 from PIL import Image
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
@@ -224,7 +225,6 @@ def test_what_is_missing_for_a_group_is_said_and_the_others_are_measured(folder)
             marks=pytest.mark.slow,
         ),
         pytest.param({"classes": "eurosat"}, "label", "label", marks=pytest.mark.slow),
-        pytest.param({"threshold_quantile": 1.5}, "must lie in [0, 1]", None, marks=pytest.mark.slow),
         pytest.param({"encoder": "no/such-encoder"}, None, None, marks=pytest.mark.slow),
     ],
 )
@@ -264,6 +264,9 @@ def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_pat
             "no hook 'blocks.9.hook_resid_post'",
         ),
         (["--dataset_path", TEST.path, "--model_name", "/no/such/model"], "/no/such/model"),
+        (["--dataset_path", TEST.path, "--n_concepts=[5, 0]"], "n_concepts must be at least 1, got [5, 0]"),
+        (["--dataset_path", TEST.path, "--threshold_quantile", "1.5"], "threshold_quantile must be between 0 and 1"),
+        (["--dataset_path", TEST.path, "--min_plain_accuracy", "30"], "min_plain_accuracy must be between 0 and 1"),
     ],
 )
 def test_a_mistake_is_one_sentence(folder, capsys, arguments, message):
@@ -282,3 +285,14 @@ def test_metadata_without_a_model_say_what_to_give(tmp_path, capsys):
     assert (
         json.loads((tmp_path / "evaluation" / "vision" / "results.json").read_text())["settings"]["model_name"] == MODEL
     )
+
+
+@pytest.mark.parametrize("others", [lambda names: names[1:], lambda names: names[::-1], lambda names: [*names, "x"]])
+def test_concepts_are_not_counted_for_other_classes_of_the_same_numbers(folder, tmp_path, others):
+    data = load_image_dataset(TEST.path).select(range(40))
+    names = others(data.features["label"].names)
+    data = data.filter(lambda row: row["label"] < len(names)).cast_column("label", ClassLabel(names=names))
+    data.to_parquet(tmp_path / "counted.parquet")
+    settings = SETTINGS | {"counting_dataset": {"path": str(tmp_path / "counted.parquet")}}
+    with pytest.raises(ValueError, match=r"counting_dataset must be images of the classes .* airplane, .*, got \["):
+        evaluate_suite(str(folder), settings=settings, groups=["zero_shot"], progress=False)
