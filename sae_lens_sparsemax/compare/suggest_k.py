@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens.constants import RUNNER_CFG_FILENAME
-from sae_lens.registry import get_sae_training_class
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_sparsemax.evaluation.suite.evaluate import evaluate_suite
 from sae_lens_sparsemax.files import atomic_write_text, read_object
 from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
-from sae_lens_sparsemax.settings.checking import build, convert
+from sae_lens_sparsemax.settings.checking import build, convert, hints_of
 from sae_lens_sparsemax.settings.sentences import must_be
 from sae_lens_sparsemax.settings.yaml_files import yaml_text
 from sae_lens_sparsemax.training.log import METRICS_FILENAME, read_metrics
@@ -110,7 +110,7 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
     shared = {f.name for f in fields(TrainingSAEConfig)} - {"metadata"}
     matched = {}
     for architecture in MATCHED_ARCHITECTURES:
-        k = round(mean_l0) if architecture == "topk" else round(float(mean_l0), 2)
+        k = matching_k(architecture, mean_l0)
         kept = {key: value for key, value in sae.items() if key in shared}
         sae_settings = {"architecture": architecture, **kept, "k": k}
         # Finds settings that the other architecture does not take before anybody trains with them. The width may be
@@ -121,6 +121,12 @@ def matched_settings(settings: Mapping[str, Any], mean_l0: float) -> dict[str, d
             if settings.get(key):
                 matched[architecture][key] = f"{settings[key]}_{architecture}"
     return matched
+
+
+def matching_k(architecture: str, mean_l0: float) -> int | float:
+    """The `k` of an architecture at a mean L0: the nearest whole number, where it has to be one."""
+    hints = hints_of(get_sae_training_class(architecture)[1]) if architecture in SAE_TRAINING_CLASS_REGISTRY else {}
+    return round(mean_l0) if hints.get("k") is int else round(float(mean_l0), 2)
 
 
 def write_matched_settings(settings: Mapping[str, Any], mean_l0: float, folder: str | Path) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_lens_sparsemax.compare.paper.columns import check_columns
+from sae_lens_sparsemax.compare.suggest_k import matching_k
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings, VisionSuiteSettings
 from sae_lens_sparsemax.settings.checking import build, convert, plain
 from sae_lens_sparsemax.settings.command_line import apply_overrides
@@ -71,14 +72,25 @@ class Recipe:
         for name, row in self.paper.items():
             if len(row) != width:
                 raise ValueError(f"paper.{name} must hold {width} values, one for each column, got {len(row)}")
-        for name in self.arms:
-            config_from_values(self.training(name, k=1 if self.saes[name].get(MATCH) else None))
+        for name in dict.fromkeys(each for arm in self.arms for each in self._matched(arm)):
+            # A mean is hardly ever whole, so neither is the k that is tried here.
+            config_from_values(self.training(name, k=1.5 if self.saes[name].get(MATCH) else None))
         check_columns(self.columns, self.groups, self.measured)
 
     @property
     def measured(self) -> TextSuiteSettings | VisionSuiteSettings:
         """`evaluate` as the suite's own settings, not completed by an SAE's metadata."""
         return build(_suite_settings(self.suite), self.evaluate, "evaluate")
+
+    def _matched(self, name: str) -> list[str]:
+        """An SAE, the one whose L0 it matches, the one whose L0 that matches, and so on."""
+        found = [name]
+        while self.saes[found[-1]].get(MATCH) is not None:
+            match = str(self.saes[found[-1]][MATCH])
+            if match in found:
+                raise must_be(f"saes.{found[-1]}.match", "an SAE that does not in turn match this one's L0", match)
+            found.append(match)
+        return found
 
     def training(self, name: str, k: float | None = None) -> dict[str, Any]:
         """Settings for `sparsemax-sae train` of one SAE, but for its folder, which is named after them.
@@ -88,7 +100,7 @@ class Recipe:
         own = {key: value for key, value in self.saes[name].items() if key not in (MATCH, "train")}
         if self.saes[name].get(MATCH) is not None:
             assert k is not None
-            own["k"] = round(k) if own.get("architecture") == "topk" else round(float(k), 2)
+            own["k"] = matching_k(str(own.get("architecture")), k)
         values = merged(self.train, self.saes[name].get("train", {}))
         sae = {**values.get("sae", {}), **own}
         if own.get("architecture", "sparsemax") != "sparsemax" and "target_l0" not in own:

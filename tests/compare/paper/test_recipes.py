@@ -7,6 +7,7 @@ from sae_lens_sparsemax.compare.paper.recipe import load_recipe
 from sae_lens_sparsemax.data.class_names import DATASETS
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
 from sae_lens_sparsemax.settings.yaml_files import merged
+from sae_lens_sparsemax.training.config_file import config_from_values
 from tests.support.places import CONFIGS
 
 FOLDER = CONFIGS / "paper"
@@ -59,6 +60,19 @@ def test_an_sae_that_matches_another_gets_its_mean_l0_as_k():
     assert recipe.training("TopK")["sae"]["k"] == 16
 
 
+def test_an_sae_that_a_row_matches_is_checked_though_it_is_no_row_itself():
+    overrides = {"arms": ["TopK, matched"], "saes.sparsemax, as released.architecture": "topkk"}
+    with pytest.raises(ValueError, match="did you mean 'topk'"):
+        load_recipe(FOLDER / "table4.yaml", overrides=overrides)
+
+
+@pytest.mark.parametrize(("architecture", "k"), [("topk", 12), ("abstopk", 12), ("batchtopk", 12.34)])
+def test_a_matched_k_is_whole_where_the_architecture_takes_no_other(architecture, k):
+    recipe = load_recipe(FOLDER / "table4.yaml", overrides={"saes.TopK, matched.architecture": architecture})
+    settings = recipe.training("TopK, matched", k=12.344)
+    assert settings["sae"]["k"] == config_from_values(settings).config.sae.k == k
+
+
 def test_a_target_l0_that_all_share_is_for_sparsemax_alone_but_an_sae_may_have_its_own():
     values = {"train.sae.target_l0": 9, "saes.JumpReLU.target_l0": 8}
     recipe = load_recipe(FOLDER / "table5.yaml", overrides=values)
@@ -98,6 +112,13 @@ def test_settings_merge_group_by_group():
         ("groups", ["sparsty"], "groups must be one of .*did you mean 'sparsity'"),
         ("arms", ["TopK", "ReLU", "TopK"], "arms must be different from each other"),
         ("title", None, "title must be text"),
+        ("saes.TopK, matched.match", "TopK, matched", r"TopK, matched\.match must be an SAE that does not in turn match"),
+        (
+            "saes.sparsemax, as released",
+            {"architecture": "batchtopk", "match": "BatchTopK, matched"},
+            r"matched\.match must be an SAE that does not in turn match .*, got ",
+        ),
+        ("saes.TopK, matched", {"architecture": "gated", "match": "TopK"}, r"sae\.k is not a valid key"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_key(key, value, message):
