@@ -41,7 +41,8 @@ class CrossEntropyMetrics(CrossEntropyBaseline):
     ce_degradation: float
     """`ce_original` - `ce_with_sae`."""
     ce_loss_score: float
-    """(`ce_zero_ablation` - `ce_with_sae`) / (`ce_zero_ablation` - `ce_original`); 1 is best."""
+    """(`ce_zero_ablation` - `ce_with_sae`) / (`ce_zero_ablation` - `ce_original`); 1 is best, NaN where zeros change
+    nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class DivergenceMetrics:
     kl_zero_ablation: float
     """Mean KL(original || with zeros in place of the activations)."""
     kl_score: float
-    """1 - `kl_with_sae` / `kl_zero_ablation`; 1 is best."""
+    """1 - `kl_with_sae` / `kl_zero_ablation`; 1 is best, NaN where zeros change nothing."""
 
 
 def evaluate_cross_entropy_baseline(
@@ -112,7 +113,7 @@ def evaluate_cross_entropy(
         **asdict(baseline),
         ce_with_sae=ce,
         ce_degradation=baseline.ce_original - ce,
-        ce_loss_score=(baseline.ce_zero_ablation - ce) / (baseline.ce_zero_ablation - baseline.ce_original),
+        ce_loss_score=_ratio(baseline.ce_zero_ablation - ce, baseline.ce_zero_ablation - baseline.ce_original),
     )
 
 
@@ -143,7 +144,11 @@ def evaluate_divergence(
     if spliced.count == 0:
         raise ValueError("there were no positions to average the KL divergence over")
     with_sae, with_zeros = spliced.mean(), ablated.mean()
-    return DivergenceMetrics(spliced.count, with_sae, with_zeros, 1 - with_sae / with_zeros)
+    return DivergenceMetrics(spliced.count, with_sae, with_zeros, 1 - _ratio(with_sae, with_zeros))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _require_next_tokens(at_hook: TextAtHook) -> None:

@@ -21,7 +21,7 @@ from sae_lens_sparsemax.evaluation.zero_shot import CONCEPTS, N_CONCEPTS, Concep
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.checking import build
 from sae_lens_sparsemax.settings.sentences import must_be
-from sae_lens_sparsemax.settings.values import check_held_out_fraction, check_share
+from sae_lens_sparsemax.settings.values import check_file_name, check_held_out_fraction, check_share
 
 # What stands where neither the settings nor the metadata say.
 _DEFAULTS = {
@@ -123,6 +123,9 @@ class TextSuiteSettings(LanguageModelSettings):
 
     def __post_init__(self) -> None:
         check_held_out_fraction(self.held_out_fraction)
+        for group in ("datasets", "probing"):
+            for name in getattr(self, group):
+                check_file_name(f"a name in {group}", name)
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from datasets import Dataset
@@ -13,6 +15,7 @@ from sae_lens_sparsemax.evaluation.predictions import (
     CrossEntropyBaseline,
     evaluate_cross_entropy,
     evaluate_cross_entropy_baseline,
+    evaluate_divergence,
 )
 from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.models.at_hook import TextAtHook
@@ -124,6 +127,19 @@ def test_positions_of_outlying_norm_keep_their_activations(folder):
     none_replaced = evaluate_cross_entropy(at_hook, batches, baseline, progress=False)
     assert none_replaced.ce_with_sae == baseline.ce_original
     assert none_replaced.ce_loss_score == 1
+
+
+def test_scores_are_no_numbers_where_zeros_change_nothing(folder):
+    model, hook_name = hooked_transformer(folder)[0], "blocks.0.hook_attn_out"
+    with torch.no_grad():
+        model.blocks[0].attn.W_O.zero_()
+        model.blocks[0].attn.b_O.zero_()
+    sae, store = sae_and_store(model, hook_name)
+    at_hook, batches = TextAtHook(sae, model, hook_name, []), [store.get_batch_tokens(4)]
+    baseline = evaluate_cross_entropy_baseline(at_hook, batches, progress=False)
+    assert baseline.ce_original == baseline.ce_zero_ablation
+    assert math.isnan(evaluate_cross_entropy(at_hook, batches, baseline, progress=False).ce_loss_score)
+    assert math.isnan(evaluate_divergence(at_hook, batches, progress=False).kl_score)
 
 
 def test_a_baseline_of_other_tokens_is_refused(folder):

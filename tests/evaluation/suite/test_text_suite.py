@@ -137,12 +137,23 @@ def test_groups_are_refused_where_saelens_harness_would_measure_all_of_its_own(f
         (["--hook_name", "blocks.0.mlp.hook_pre"], "'sae.d_in' is 16"),
         (["--n_tokns", "4"], "did you mean n_tokens"),
         (["--groups", "held_out/reconstructions"], "did you mean 'held_out/reconstruction'"),
+        (["--held_out_fraction", "0.7"], "held_out_fraction must be at least 0 and below 0.5, got 0.7"),
+        # Files of theirs would be one.
+        (["--datasets", "{{a/b: {{path: {text}}}, a-b: {{path: {text}}}}}"], "a name in datasets must be a file name"),
+        (["--probing", "{{" + "x" * 300 + ": {{path: {text}}}}}"], "a name in probing must be a file name"),
     ],
 )
 def test_a_mistake_is_one_sentence(folder, text, capsys, arguments, message):
     arguments = [argument.format(text=text) for argument in arguments]
     assert main(["evaluate", str(folder), "--suite", "text", "--n_tokens", "48", *arguments]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("suite", [[], ["--suite", "saelens"], ["--suite", "all"]])
+def test_groups_are_refused_where_saelens_own_harness_would_measure_all(folder, capsys, suite):
+    assert main(["evaluate", str(folder), *suite, "--groups", "held_out/reconstruction"]) == 2
+    assert "--groups must be given with '--suite text' or" in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(
