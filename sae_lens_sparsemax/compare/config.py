@@ -10,6 +10,7 @@ from sae_lens.synthetic import SyntheticModelConfig
 
 from sae_lens_sparsemax.compare.arm import Arm
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+from sae_lens_sparsemax.data.loading import data_identity
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.probing import Pooling
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
@@ -48,6 +49,11 @@ class EvalDataset:
     """Column that holds the documents; a blank line separates those of a `.txt` file."""
     held_out: bool = False
     """Take the held-out documents of the training text instead of `path`."""
+
+    @property
+    def identity(self) -> tuple[str, str, str | None]:
+        """See `data_identity`."""
+        return data_identity(self.path, self.split, self.config)
 
 
 @dataclass
@@ -221,11 +227,6 @@ class CompareConfig:
                 raise must_be(name, "left out beside images", getattr(self, name))
         if len(self.eval_datasets) != 1:
             raise must_be("eval_datasets", "one set of images", list(self.eval_datasets))
-        if self.training_dataset == self.evaluation_images:
-            raise ValueError(
-                f"eval_datasets must name other images than those to train on, got {self.dataset_path!r}, split "
-                f"{self.dataset_split!r} for both"
-            )
 
     def _check_paths(self) -> None:
         if self.synthetic_model is not None:
@@ -237,6 +238,9 @@ class CompareConfig:
                 self._check_held_out(f"eval_datasets.{name}", data)
             elif not data.path:
                 raise Mistake(f"eval_datasets.{name}.path", "must be given")
+            elif data.identity == self.training_dataset.identity:
+                others = "images" if self.images is not None else "text, or held_out: true,"
+                raise must_be(f"eval_datasets.{name}", f"other {others} than what is trained on", data.path)
 
     def _check_held_out(self, place: str, data: EvalDataset) -> None:
         """Refuse what says that held-out documents are those of another text, since it would not be read."""
@@ -244,8 +248,7 @@ class CompareConfig:
             raise must_be(f"{place}.held_out", "left out beside images, of which no part is held out", True)
         for key, value in asdict(replace(data, held_out=False)).items():
             if value not in (getattr(EvalDataset(), key), getattr(self.training_dataset, key)):
-                condition = "left out beside held_out, which takes documents of the training text"
-                raise must_be(f"{place}.{key}", condition, value)
+                raise must_be(f"{place}.{key}", "left out beside held_out, documents of the training text", value)
 
     @property
     def training_dataset(self) -> EvalDataset:

@@ -227,6 +227,12 @@ def is_local_data(path: str) -> bool:
     return ending_of(file) in DATA_ENDINGS or os.path.exists(file) or _is_local(path)  # noqa: PTH110
 
 
+def data_identity(path: str | None, split: str | None, config: str | None) -> tuple[str, str, str | None]:
+    """What a set of data is known by: the same for two that hold the same rows, however their path is written."""
+    file = os.path.expanduser(path or "")  # noqa: PTH111
+    return os.path.realpath(file) if os.path.exists(file) else file, split or "train", config  # noqa: PTH110
+
+
 def refuse_missing_data(*paths: str | None, setting: str = "") -> None:
     """Raise a ValueError with the nearest, if a data set can only be local and is not there.
 

@@ -12,7 +12,7 @@ from sae_lens import SAE
 from sae_lens_sparsemax.data.class_names import check_dataset
 from sae_lens_sparsemax.data.labelled_images import ImageData, ImageReading
 from sae_lens_sparsemax.data.labelled_texts import LabelledText
-from sae_lens_sparsemax.data.loading import name_to_load, refuse_missing_data
+from sae_lens_sparsemax.data.loading import data_identity, name_to_load, refuse_missing_data
 from sae_lens_sparsemax.data.texts import TextData
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.evaluation.concept_counts import PATCHSAE_THRESHOLD
@@ -275,14 +275,22 @@ def vision_settings(values: Mapping[str, Any], sae: SAE[Any]) -> VisionSuiteSett
     require_inputs(settings)
     if settings.classes is not None:
         check_dataset(settings.classes)
-    if settings.counting_dataset == settings.dataset:
+    if settings.counting_dataset is not None and _identity(settings.counting_dataset) == _identity(settings.dataset):
         raise ValueError(
             "counting_dataset must be other images than those to measure on, which are halved without it, got the same"
         )
     return settings
 
 
-def trained_on(settings: VisionSuiteSettings, sae: SAE[Any]) -> bool:
-    """Whether the images to measure on are those that the SAE's metadata name as its training data."""
+def trained_on(settings: TextSuiteSettings | VisionSuiteSettings, sae: SAE[Any]) -> bool:
+    """Whether a set to measure on is all of what the SAE's metadata name as its training data."""
     meta = sae.cfg.metadata
-    return (settings.dataset_path, settings.dataset_split) == (meta.dataset_path, meta.dataset_split or "train")
+    if isinstance(settings, VisionSuiteSettings):
+        sets: list[TextData | ImageData] = [settings.dataset]
+    else:
+        sets = [each for each in settings.datasets.values() if not each.held_out]
+    return data_identity(meta.dataset_path, meta.dataset_split, meta.dataset_config) in map(_identity, sets)
+
+
+def _identity(data: TextData | ImageData) -> tuple[str, str, str | None]:
+    return data_identity(data.path, data.split, data.config)

@@ -8,6 +8,7 @@ from sae_lens.config import T_TRAINING_SAE_CONFIG, LanguageModelSAERunnerConfig,
 from sae_lens.registry import get_sae_training_class
 
 from sae_lens_sparsemax.data.image_loader import MAX_BAD_IMAGE_FRACTION
+from sae_lens_sparsemax.data.loading import data_identity
 from sae_lens_sparsemax.evaluation.classification import check_templates
 from sae_lens_sparsemax.models.vision_at_hook import Tokens
 from sae_lens_sparsemax.settings.sentences import Mistake
@@ -149,8 +150,9 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
         )
         for name in {"dtype", "torch_dtype"} & set(self.model_from_pretrained_kwargs):
             raise Mistake(f"model_from_pretrained_kwargs.{name}", "must be given as model_dtype")
-        same_split = self.eval_dataset_split == (self.dataset_split or "train")
-        if self.eval_dataset_path and self.eval_dataset_path == self.dataset_path and same_split:
+        images = data_identity(self.eval_dataset_path, self.eval_dataset_split, self.eval_dataset_config)
+        seen = data_identity(self.dataset_path, self.dataset_split, self.dataset_config)
+        if self.eval_dataset_path and images == seen:
             raise ValueError(
                 "eval_dataset_path and eval_dataset_split must name other images than those of the training, "
                 f"got {self.dataset_path!r}, {self.eval_dataset_split!r} for both"

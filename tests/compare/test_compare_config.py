@@ -107,6 +107,10 @@ def changed(*path, to):
             r"eval_datasets\.x\.text_column must be left out beside held_out, .* got 'body'",
         ),
         (
+            changed("eval_datasets", to={"x": {"path": "text.jsonl", "text_column": "body"}}),
+            r"eval_datasets\.x must be other text, or held_out: true, than what is trained on, got 'text\.jsonl'",
+        ),
+        (
             {**SETTINGS, "images": {}, "eval_datasets": {"x": {"held_out": True, "path": "images"}}},
             r"eval_datasets\.x\.held_out must be left out beside images",
         ),

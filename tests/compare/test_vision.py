@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,7 +164,9 @@ def test_mistakes_are_found_before_anything_runs(settings, change, message):
         build(CompareConfig, settings | change)
 
 
-def test_training_images_cannot_be_evaluated_on(settings):
-    settings["eval_datasets"]["test"]["path"] = settings["dataset_path"]
-    with pytest.raises(ValueError, match="eval_datasets must name other images than those to train on"):
+@pytest.mark.parametrize("given", [{}, {"text_column": "caption"}])
+@pytest.mark.parametrize("written", [lambda path: path, lambda path: f"{path.parent}/./{path.name}", os.path.relpath])
+def test_training_images_cannot_be_evaluated_on(settings, given, written):
+    settings["eval_datasets"]["test"] = {"path": str(written(Path(settings["dataset_path"]))), **given}
+    with pytest.raises(ValueError, match=r"eval_datasets\.test must be other images than what is trained on"):
         build(CompareConfig, settings)

@@ -264,7 +264,7 @@ def test_what_the_metadata_lack_or_contradict_is_said(folder):
 @pytest.mark.parametrize(
     ("kind", "config", "out", "said"),
     [
-        (StandardSAE, StandardSAEConfig(d_in=8, d_sae=16), "blocks.0.hook_mlp_out", "transcoder, .* 'blocks.0.hook_mlp"),
+        (StandardSAE, StandardSAEConfig(d_in=8, d_sae=16), "blocks.0.hook_mlp_out", "transcoder, .* 'blocks"),
         (Transcoder, TranscoderConfig(d_in=8, d_sae=16, d_out=8, apply_b_dec_to_input=False), None, "transcoder"),
         (TemporalSAE, TemporalSAEConfig(d_in=8, d_sae=16, n_heads=1, bottleneck_factor=1), None, "whole contexts"),
     ],

@@ -180,9 +180,11 @@ def test_a_wrong_width_is_refused(folder):
         VisionSAETrainingRunner(cfg)
 
 
-def test_training_images_are_refused_for_evaluation(folder):
+@pytest.mark.parametrize("written", ["images.parquet", "./images.parquet", "../{folder.name}/images.parquet"])
+def test_training_images_are_refused_for_evaluation(folder, written):
+    path = f"{folder}/{written.format(folder=folder)}"
     with pytest.raises(ValueError, match="must name other images than those of the training"):
-        config(folder, eval_dataset_path=str(folder / "images.parquet"), eval_dataset_split="train")
+        config(folder, eval_dataset_path=path, eval_dataset_split="train")
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -98,9 +98,10 @@ def evaluate_suite(
             todo = text_groups(sae, complete, progress, load)
         else:
             complete = vision_settings(settings, sae)
-            if trained_on(complete, sae) and is_first():
-                say("Note: these are the images that the SAE was trained on; figures to report need others.")
             todo = vision_groups(sae, complete, progress)
+        if trained_on(complete, sae) and is_first():
+            what = "texts" if suite == "text" else "images"
+            say(f"Note: there are {what} that the SAE was trained on; figures to report need others.")
         digest = sae_digest(sae)
         measured = run_groups(todo, folder, digest, only=groups, overwrite=overwrite, say=say, progress=progress)
         results = {

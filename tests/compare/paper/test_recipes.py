@@ -112,7 +112,7 @@ def test_settings_merge_group_by_group():
         ("groups", ["sparsty"], "groups must be one of .*did you mean 'sparsity'"),
         ("arms", ["TopK", "ReLU", "TopK"], "arms must be different from each other"),
         ("title", None, "title must be text"),
-        ("saes.TopK, matched.match", "TopK, matched", r"TopK, matched\.match must be an SAE that does not in turn match"),
+        ("saes.TopK, matched.match", "TopK, matched", r"matched\.match must be an SAE that does not in turn match"),
         (
             "saes.sparsemax, as released",
             {"architecture": "batchtopk", "match": "BatchTopK, matched"},

@@ -94,6 +94,14 @@ def test_held_out_documents_are_those_that_training_left_out(folder, text):
     )
 
 
+@pytest.mark.parametrize(("part", "is_noted"), [({}, True), ({"held_out": True}, False), ({"split": "other"}, False)])
+def test_text_that_was_trained_on_is_noted_as_images_are(folder, text, part, is_noted):
+    data, said = {"path": f"{text.parent}/./{text.name}", **part}, []
+    with pytest.raises(ValueError, match="groups must be one of"):
+        evaluate_suite(str(folder), settings={"datasets": {"x": data}}, groups=["y"], say=said.append)
+    assert ["that the SAE was trained on; figures to report need others" in line for line in said] == [True] * is_noted
+
+
 def test_a_finished_group_is_not_measured_again(folder, capsys):
     command = ["evaluate", str(folder), "--suite", "text", "--n_tokens", "48", "--batch_size", "4"]
     assert main([*command, "--groups", "held_out/reconstruction"]) == 0

@@ -258,6 +258,14 @@ def test_a_group_that_cannot_be_measured_does_not_end_the_others(folder, tmp_pat
         (["--dataset_path", TEST.path, "--classes", "imagenets"], "did you mean 'imagenet'"),
         (["--dataset_path", TEST.path, "--templates", "[a photo]"], "templates must be texts with one {} each"),
         (["--dataset_path", TEST.path, "--counting_dataset.path", TEST.path], "must be other images"),
+        (
+            ["--dataset_path", TEST.path, "--counting_dataset.path", f"{SHARED}/./images/cifar10_test.parquet"],
+            "must be other images",
+        ),
+        (
+            ["--dataset_path", TEST.path, "--counting_dataset.path", TEST.path, "--max_bad_image_fraction", "0.2"],
+            "must be other images",
+        ),
         (["--dataset_path", TEST.path, "--min_plain_accuracy", "0.95", "--n_images", "40"], "below 95.0%"),
         (
             ["--dataset_path", TEST.path, "--hook_name", "blocks.9.hook_resid_post"],
