@@ -15,8 +15,8 @@ from sae_lens_sparsemax.data.images import class_names_of, load_image_dataset
 from sae_lens_sparsemax.data.labelled_images import random_images
 from sae_lens_sparsemax.data.quickstart import QUICKSTART
 from sae_lens_sparsemax.display.tables import percent
-from sae_lens_sparsemax.evaluation.harness import evaluate_sae, results_table
-from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE, evaluate_reconstruction
+from sae_lens_sparsemax.evaluation.harness import evaluate_sae, reconstruction_rows, results_table
+from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.settings import EvaluationSettings
 from sae_lens_sparsemax.evaluation.vision_evaluator import load_evaluator
 from sae_lens_sparsemax.files import save_json
@@ -103,10 +103,7 @@ def _drawings_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
     """The rows of the table that the command prints: what was measured, and its value."""
     ours, model, on = result["reconstruction"], result["model"], result["on"]
     return [
-        ("L0, mean", ours["l0"]),
-        ("L0, 5th / 50th / 95th percentile", " / ".join(f"{ours[f'l0_p{p}']:.0f}" for p in (5, 50, 95))),
-        (EXPLAINED_VARIANCE, ours["explained_variance"]),
-        ("cosine similarity", ours["cosine_similarity"]),
+        *reconstruction_rows(ours),
         (f"zero-shot accuracy, {on['n_classes']} classes", percent(model["zero_shot_accuracy_without_sae"])),
         ("the same with the SAE spliced in", percent(model["zero_shot_accuracy"])),
         ("contrastive loss", model["contrastive_loss_without_sae"]),

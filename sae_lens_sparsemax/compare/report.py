@@ -103,9 +103,10 @@ def markdown(cfg: CompareConfig, points: Sequence[Point], results: Sequence[RunR
         f"Activations of {where}; d_sae {cfg.d_sae}, {cfg.steps} steps of {cfg.batch_size} activations, "
         f"seeds {', '.join(map(str, cfg.seeds))}. Rows are at the learning rate with the highest explained "
         "variance on separate validation data; where the rate moves L0, one rate for the whole arm, whose line "
-        "lies highest at the same L0. ± is the standard deviation over seeds. A learning rate marked * is the "
-        "smallest or largest of several that were tried: a better one may lie outside. Seconds are wall time of the "
-        "training steps on the machine that ran them, with whatever else it did: compare those of one quiet machine.",
+        "lies highest at the same L0, or the first that was given where their lines share no L0. ± is the standard "
+        "deviation over seeds. A learning rate marked * is the smallest or largest of several that were tried: a "
+        "better one may lie outside. Seconds are wall time of the training steps on the machine that ran them, with "
+        "whatever else it did: compare those of one quiet machine.",
     ]
     for dataset in cfg.evaluation_sets:
         columns = [m for m in COLUMNS if any(point.values(dataset, m) for point in points)]

@@ -22,11 +22,12 @@ from sae_lens_sparsemax.data.loading import refuse_missing_data
 from sae_lens_sparsemax.data.texts import load_text_dataset, require_one_context
 from sae_lens_sparsemax.display.tables import percent
 from sae_lens_sparsemax.evaluation.predictions import (
+    PREDICTIONS,
     evaluate_cross_entropy,
     evaluate_cross_entropy_baseline,
     evaluate_divergence,
 )
-from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE, ReconstructionAccumulator
+from sae_lens_sparsemax.evaluation.reconstruction import RECONSTRUCTION, ReconstructionAccumulator
 from sae_lens_sparsemax.evaluation.settings import ContextSettings, EvaluationSettings, completed
 from sae_lens_sparsemax.models.at_hook import TextAtHook, open_text, text_at_hook
 from sae_lens_sparsemax.models.encoding import encode_chunks, evaluation_mode, paused, unscaled
@@ -37,6 +38,17 @@ logger = logging.getLogger(__name__)
 _FROM_METADATA = (
     "model_name", "model_class_name", "dataset_path", "dataset_split", "dataset_config", "text_column", "context_size",
 )  # fmt: skip
+
+# Our names of what SAELens calls something else, in its order.
+_OF_SAELENS = {
+    "model_behavior_preservation": {
+        "kl_div_score": "kl_score", "kl_div_with_ablation": "kl_zero_ablation", "kl_div_with_sae": "kl_with_sae",
+    },
+    "model_performance_preservation": {
+        "ce_loss_score": "ce_loss_score", "ce_loss_with_ablation": "ce_zero_ablation",
+        "ce_loss_with_sae": "ce_with_sae", "ce_loss_without_sae": "ce_original",
+    },
+}  # fmt: skip
 
 
 def evaluate_sae(
@@ -190,28 +202,25 @@ def open_contexts(
 
 def results_table(result: dict[str, Any]) -> list[tuple[str, Any]]:
     """The rows of the table that ``sparsemax-sae evaluate`` prints: what was measured, and its value."""
-    ours = result["reconstruction"]
-    ce = result["saelens"].get("model_performance_preservation", {})
-    kl = result["saelens"].get("model_behavior_preservation", {})
-    predictions = (
-        [
-            ("cross-entropy, original", ce["ce_loss_without_sae"]),
-            ("cross-entropy, with SAE", ce["ce_loss_with_sae"]),
-            ("cross-entropy, zero ablation", ce["ce_loss_with_ablation"]),
-            ("CE loss score (1 is best)", ce["ce_loss_score"]),
-            ("KL divergence with SAE", kl["kl_div_with_sae"]),
-        ]
-        if ce
-        else []
-    )
+    ours, saelens = result["reconstruction"], result["saelens"]
+    measured = [(saelens[group], keys) for group, keys in _OF_SAELENS.items() if group in saelens]
+    predictions = {name: theirs[key] for theirs, keys in measured for key, name in keys.items()}
+    if predictions:
+        predictions["ce_degradation"] = result["ce_degradation"]
+    return [
+        *reconstruction_rows(ours),
+        *[(text, predictions[name]) for name, text in PREDICTIONS.items() if name in predictions],
+        ("norm out / norm in", saelens["shrinkage"]["l2_ratio"]),
+        (f"dead in {ours['n_tokens']:,} tokens", percent(ours["dead_fraction"], 2)),
+    ]
+
+
+def reconstruction_rows(ours: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What such a table begins with, of the measures of `evaluation.ReconstructionMetrics`."""
     return [
         ("L0, mean", ours["l0"]),
         ("L0, 5th / 50th / 95th percentile", " / ".join(f"{ours[f'l0_p{p}']:.0f}" for p in (5, 50, 95))),
-        (EXPLAINED_VARIANCE, ours["explained_variance"]),
-        ("cosine similarity", ours["cosine_similarity"]),
-        *predictions,
-        ("norm out / norm in", result["saelens"]["shrinkage"]["l2_ratio"]),
-        (f"dead in {ours['n_tokens']:,} tokens", percent(ours["dead_fraction"], 2)),
+        *[(RECONSTRUCTION[name], ours[name]) for name in ("explained_variance", "cosine_similarity")],
     ]
 
 
@@ -249,16 +258,5 @@ def _predictions(at_hook: TextAtHook, batches: list[torch.Tensor], progress: boo
     baseline = evaluate_cross_entropy_baseline(at_hook, batches, progress=progress)
     ce = evaluate_cross_entropy(at_hook, batches, baseline, progress=progress)
     kl = evaluate_divergence(at_hook, batches, progress=progress)
-    return {
-        "model_behavior_preservation": {
-            "kl_div_score": kl.kl_score,
-            "kl_div_with_ablation": kl.kl_zero_ablation,
-            "kl_div_with_sae": kl.kl_with_sae,
-        },
-        "model_performance_preservation": {
-            "ce_loss_score": ce.ce_loss_score,
-            "ce_loss_with_ablation": ce.ce_zero_ablation,
-            "ce_loss_with_sae": ce.ce_with_sae,
-            "ce_loss_without_sae": ce.ce_original,
-        },
-    }
+    found = dataclasses.asdict(kl) | dataclasses.asdict(ce)
+    return {group: {key: found[name] for key, name in keys.items()} for group, keys in _OF_SAELENS.items()}

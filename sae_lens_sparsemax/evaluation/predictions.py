@@ -19,6 +19,18 @@ from sae_lens_sparsemax.models.at_hook import TextAtHook
 from sae_lens_sparsemax.models.language_models import NO_NEXT_TOKENS, predicts_next_tokens
 from sae_lens_sparsemax.models.splice import reconstruct
 
+PREDICTIONS = {
+    "ce_original": "cross-entropy, original",
+    "ce_with_sae": "cross-entropy, with SAE",
+    "ce_zero_ablation": "cross-entropy, zero ablation",
+    "ce_degradation": "CE degradation, original − with SAE (0 is best)",
+    "ce_loss_score": "CE loss score (1 is best)",
+    "kl_with_sae": "KL(original ‖ with SAE)",
+    "kl_zero_ablation": "KL(original ‖ zero ablation)",
+    "kl_score": "KL score (1 is best)",
+}
+"""What measures of predictions are called in tables of one SAE."""
+
 
 @dataclass(frozen=True)
 class CrossEntropyBaseline:

@@ -23,6 +23,16 @@ from sae_lens_sparsemax.models.encoding import CHUNK_SIZE, EncodedChunk, encode_
 
 EXPLAINED_VARIANCE = "explained variance (1 − FVU)"
 """What `explained_variance` is called wherever it is shown."""
+RECONSTRUCTION = {
+    "explained_variance": EXPLAINED_VARIANCE,
+    "fvu": "FVU, Σ‖x − x̂‖² / Σ‖x − mean‖²",
+    "fvu_per_sample": "FVU per sample, mean of var(x − x̂) / var(x)",
+    "nmse": "NMSE, Σ‖x − x̂‖² / Σ‖x‖²",
+    "cosine_similarity": "cosine similarity (CS)",
+    "zero_fraction": "zero fraction",
+    "dead_fraction": "dead fraction",
+}
+"""What measures of reconstruction are called in tables of one SAE."""
 
 # Added to the standard deviation by the BatchTopK code, so that constant tokens stay finite.
 STANDARDISATION_EPSILON = 1e-5

@@ -8,32 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from sae_lens_sparsemax.display.tables import markdown_table, number, percent
-from sae_lens_sparsemax.evaluation.reconstruction import EXPLAINED_VARIANCE
+from sae_lens_sparsemax.evaluation.predictions import PREDICTIONS
+from sae_lens_sparsemax.evaluation.reconstruction import RECONSTRUCTION
 from sae_lens_sparsemax.files import atomic_write_text
 
 REPORT_FILENAME = "report.md"
 
 Row = tuple[str, Any]
-
-_RECONSTRUCTION = {
-    "explained_variance": EXPLAINED_VARIANCE,
-    "fvu": "FVU, Σ‖x − x̂‖² / Σ‖x − mean‖²",
-    "fvu_per_sample": "FVU per sample, mean of var(x − x̂) / var(x)",
-    "nmse": "NMSE, Σ‖x − x̂‖² / Σ‖x‖²",
-    "cosine_similarity": "cosine similarity (CS)",
-    "zero_fraction": "zero fraction",
-    "dead_fraction": "dead fraction",
-}
-_PREDICTIONS = {
-    "ce_original": "cross-entropy, original",
-    "ce_with_sae": "cross-entropy, with SAE",
-    "ce_zero_ablation": "cross-entropy, zero ablation",
-    "ce_degradation": "CE degradation, original − with SAE (0 is best)",
-    "ce_loss_score": "CE loss score (1 is best)",
-    "kl_with_sae": "KL(original ‖ with SAE)",
-    "kl_zero_ablation": "KL(original ‖ zero ablation)",
-    "kl_score": "KL score (1 is best)",
-}
 
 
 def write_report(results: Mapping[str, Any], pictures: Iterable[Path], folder: Path) -> Path:
@@ -68,9 +49,9 @@ def tables(results: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
 
 def _rows(part: str, value: Any) -> list[Row]:
     if part == "reconstruction":
-        return [("tokens or images", value["n_tokens"]), *_named(_RECONSTRUCTION, value), _l0("L0", value, "l0")]
+        return [("tokens or images", value["n_tokens"]), *_named(RECONSTRUCTION, value), _l0("L0", value, "l0")]
     if part in ("cross_entropy", "divergence"):
-        return _named(_PREDICTIONS, value)
+        return _named(PREDICTIONS, value)
     if part == "geometry":
         rest = [(name, value[name]) for name in ("cknna_acts", "cknna_recon", "decoder_orthogonality")]
         return [*_rows("reconstruction", value["reconstruction"]), *rest]

@@ -9,8 +9,12 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens_sparsemax.cli.main import main
 from sae_lens_sparsemax.compare.paper.columns import check_columns, flat
 from sae_lens_sparsemax.data.texts import TextData, load_text_dataset, part_of_dataset
-from sae_lens_sparsemax.evaluation.predictions import evaluate_cross_entropy, evaluate_cross_entropy_baseline
-from sae_lens_sparsemax.evaluation.reconstruction import evaluate_reconstruction
+from sae_lens_sparsemax.evaluation.predictions import (
+    PREDICTIONS,
+    evaluate_cross_entropy,
+    evaluate_cross_entropy_baseline,
+)
+from sae_lens_sparsemax.evaluation.reconstruction import RECONSTRUCTION, evaluate_reconstruction
 from sae_lens_sparsemax.evaluation.settings import TextSuiteSettings
 from sae_lens_sparsemax.evaluation.suite import evaluate_suite
 from sae_lens_sparsemax.evaluation.suite.text import read_tokens
@@ -118,7 +122,9 @@ def test_all_is_saelens_own_harness_and_the_suite(folder, capsys):
     assert "n_token is not a valid key; did you mean n_tokens?" in capsys.readouterr().err
     assert main([*command, "--n_prediction_tokens", "24"]) == 0
     printed = capsys.readouterr().out
-    assert "CE loss score (1 is best)" in printed and "held_out/predictions" in printed
+    assert "held_out/predictions" in printed
+    for name in (*PREDICTIONS.values(), *(RECONSTRUCTION[key] for key in ("explained_variance", "cosine_similarity"))):
+        assert printed.count(f"{name}  ") == 2, name  # in both tables by the same name
     assert "saelens" in json.loads((folder / "evaluation.json").read_text())
     assert (folder / "evaluation" / "text" / "report.md").is_file()
 
