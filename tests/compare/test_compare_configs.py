@@ -11,7 +11,7 @@ CONFIGS = sorted((places.CONFIGS / "compare").glob("*.yaml"))
 def given(name: str) -> dict[str, str]:
     """What the recipe of that name leaves to the command line."""
     if "smollm2" in name:
-        return {key: "given" for key in ("model_name", "dataset_path", "eval_datasets.wikitext103.path")}
+        return {key: f"the {key}" for key in ("model_name", "dataset_path", "eval_datasets.wikitext103.path")}
     return {"model_name": "given"} if "clip" in name else {}
 
 
