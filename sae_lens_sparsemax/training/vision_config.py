@@ -152,7 +152,8 @@ class VisionSAERunnerConfig(Generic[T_TRAINING_SAE_CONFIG]):
             raise Mistake(f"model_from_pretrained_kwargs.{name}", "must be given as model_dtype")
         images = data_identity(self.eval_dataset_path, self.eval_dataset_split, self.eval_dataset_config)
         seen = data_identity(self.dataset_path, self.dataset_split, self.dataset_config)
-        if self.eval_dataset_path and images == seen:
+        # Where no split is named one is looked for, which is another.
+        if self.eval_dataset_path and self.eval_dataset_split and images == seen:
             raise ValueError(
                 "eval_dataset_path and eval_dataset_split must name other images than those of the training, "
                 f"got {self.dataset_path!r}, {self.eval_dataset_split!r} for both"
