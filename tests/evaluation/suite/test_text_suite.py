@@ -163,13 +163,6 @@ def test_a_mistake_is_one_sentence(folder, text, capsys, arguments, message):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("suite", [[], ["--suite", "saelens"], ["--suite", "all"]])
-def test_groups_are_refused_where_saelens_own_harness_would_measure_all(folder, capsys, suite):
-    assert main(["evaluate", str(folder), *suite, "--groups", "held_out/reconstruction"]) == 2
-    assert "--groups must be given with '--suite text' or" in capsys.readouterr().err.splitlines()[-1]
-    assert not (folder / "evaluation.json").exists()
-
-
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
