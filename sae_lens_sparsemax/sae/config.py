@@ -7,8 +7,8 @@ said in the docstrings of the classes, from where SAELens's command line takes i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, SupportsIndex, get_args
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from simple_parsing.helpers.fields import field
@@ -32,6 +32,12 @@ EARLIER_GATE: dict[str, Any] = {"alpha": 2.0, "passes": 1, "refinements": 0, "ac
 EARLIER: dict[str, Any] = EARLIER_GATE | {"floor_of": "concept", "map_lr_scale": 1.0}
 # Up to this width, at which rates were measured, d × d maps learn at the full rate; see configs/compare/README.md.
 FULL_RATE_WIDTH = 576
+# What the values of fields must be, by their annotations.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "True or False"),
+}
 # What measured best, where the activations are scores.
 BEST_GATE: dict[str, Any] = {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}
 
@@ -73,6 +79,7 @@ class SparsemaxSAEConfig(SAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        _make_plain(self)
         _check_gate(self)
         _check_positive(self, "d_in", "map_lr_scale")
 
@@ -178,6 +185,7 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
         for name, value in (BEST_GATE if is_best else EARLIER_GATE).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        _make_plain(self)
         # The metadata takes up what is known by now.
         super().__post_init__()
         # Loaders that find no class for the architecture can say which import brings it.
@@ -233,12 +241,23 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
             )
 
 
+def _make_plain(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
+    """Refuse numbers and switches that are none, and make those of NumPy and torch Python's, which can be saved."""
+    for each in fields(cfg):
+        value = getattr(cfg, each.name)
+        kind = str(getattr(each.type, "__name__", each.type))
+        if kind.removesuffix(" | None") not in _KINDS or (value is None and kind.endswith(" | None")):
+            continue
+        accepted, what = _KINDS[kind.removesuffix(" | None")]
+        plain = value.item() if getattr(value, "ndim", None) == 0 else value
+        if not isinstance(plain, accepted) or isinstance(plain, bool) != (accepted is bool):
+            raise ValueError(f"{each.name} must be {what}, got {value!r}")
+        setattr(cfg, each.name, plain)
+
+
 def _check_gate(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     _check_choice(cfg, "activations", Activations)
     _check_choice(cfg, "gate", Gate)
-    for name in ("d_in", "d_sae", "passes", "refinements"):
-        if isinstance(value := getattr(cfg, name), bool) or not isinstance(value, SupportsIndex):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
     _check_positive(cfg, "d_sae")
     check_gate(cfg.gate_scale, cfg.activations == "probabilities", cfg.alpha)
     if cfg.gate == "relu" and cfg.activations != "scores":

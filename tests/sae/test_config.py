@@ -1,9 +1,13 @@
 """Configurations: what is refused, the presets, and what survives a round trip."""
 
 import dataclasses
+import json
+import re
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
+import torch
 
 from sae_lens_sparsemax import PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 
@@ -56,6 +60,33 @@ def test_counts_are_whole_numbers(field, value):
         config(**{field: value})
     with pytest.raises(ValueError, match=f"{field} must be a whole number, got {value!r}"):
         SparsemaxSAEConfig(**{"d_in": 8, "d_sae": 64, field: value})
+
+
+FIELDS = [
+    pytest.param(kind, name, hint, id=f"{kind.__name__}-{name}")
+    for kind in (SparsemaxSAEConfig, SparsemaxTrainingSAEConfig)
+    for name, hint in get_type_hints(kind).items()
+    if name in {each.name for each in dataclasses.fields(kind)} and {int, float, bool} & {hint, *get_args(hint)}
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "hint"), FIELDS)
+def test_what_is_no_number_and_no_switch_is_refused_by_name(kind, field, hint):
+    default = kind(d_in=8, d_sae=64).to_dict()[field]
+    for wrong in (str(default), [default], 1 if hint is bool else True):
+        with pytest.raises(ValueError, match=re.escape(f"{field} must be ") + ".*" + re.escape(f"got {wrong!r}")):
+            kind(**{"d_in": 8, "d_sae": 64, field: wrong})
+
+
+@pytest.mark.parametrize(("kind", "field", "hint"), FIELDS)
+@pytest.mark.parametrize("made", [np.asarray, lambda value: torch.from_numpy(np.asarray(value))])
+def test_numbers_and_switches_of_arrays_are_taken_and_can_be_saved(kind, field, hint, made):
+    default = kind(d_in=8, d_sae=64).to_dict()[field]
+    value = 8.0 if default is None else default
+    cfg = kind(**{"d_in": 8, "d_sae": 64, field: made(value)[()]})
+    assert cfg.to_dict() == kind(**{"d_in": 8, "d_sae": 64, field: value}).to_dict()
+    assert type(getattr(cfg, field)) in (bool, int, float)
+    json.dumps(cfg.to_dict())
 
 
 NUMBERS = [
