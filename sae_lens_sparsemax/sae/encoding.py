@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -28,12 +30,13 @@ def gate_scores(scores: torch.Tensor, kind: str, gate_scale: float, probabilitie
 def linear_decode(feature_acts: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """feature_acts · table, (..., M) · (M, d), through lists of non-zeros where they are few.
 
-    Takes sparse COO (N, M) activations too. With gradients it is the plain product: a gradient with respect to
+    Takes sparse activations too. With gradients it is the plain product: a gradient with respect to
     activations is wanted at inactive concepts as well.
     """
-    if feature_acts.is_sparse:
+    if feature_acts.layout != torch.strided:
         with full_precision(table):
-            return torch.sparse.mm(feature_acts.to(table.dtype), table)
+            context = torch.sparse.mm(_sparse_rows(feature_acts).to(table.dtype), table)
+            return context.reshape(*feature_acts.shape[:-1], table.shape[-1])
     if is_traced(feature_acts, table) or (
         torch.is_grad_enabled() and (feature_acts.requires_grad or table.requires_grad)
     ):
@@ -45,6 +48,18 @@ def linear_decode(feature_acts: torch.Tensor, table: torch.Tensor) -> torch.Tens
             context = weighted_rows(row_offsets(row, rows.shape[0]), col, rows[row, col], table)
             return context.reshape(*feature_acts.shape[:-1], table.shape[-1])
     return feature_acts @ table
+
+
+def _sparse_rows(acts: torch.Tensor) -> torch.Tensor:
+    """(N, M) sparse activations, of (..., M) in COO or of a matrix in another sparse layout."""
+    if acts.ndim == 2:
+        return acts.to_sparse_coo()
+    acts = acts.coalesce()
+    row = torch.zeros_like(acts.indices()[-1])
+    for size, place in zip(acts.shape[:-1], acts.indices()[:-1], strict=True):
+        row = row * size + place
+    shape = (math.prod(acts.shape[:-1]), acts.shape[-1])
+    return torch.sparse_coo_tensor(torch.stack([row, acts.indices()[-1]]), acts.values(), shape, check_invariants=False)
 
 
 def rounded(computed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

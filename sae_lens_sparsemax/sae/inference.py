@@ -76,7 +76,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
             hidden_pre = self.hook_sae_acts_pre(dense_scores(query, self.W_enc, self.b_enc))
             maps = self._maps()
             acts = kept(observed_activations(sae_in, factor, hidden_pre, maps, self.cfg), maps)
-        return self.hook_sae_acts_post(rounded(acts, self.dtype))
+        return self.hook_sae_acts_post(rounded(acts, self.b_dec.dtype))
 
     @torch.no_grad()
     def first_passes(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         """
         if self.cfg.passes == 1:
             return (self.encode(x) != 0).long().to_sparse()
-        return first_passes(*checked_queries(self, x), self._maps(), self.cfg, self.dtype)
+        return first_passes(*checked_queries(self, x), self._maps(), self.cfg, self.b_dec.dtype)
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ class SparsemaxSAE(SAE[SparsemaxSAEConfig]):
         sae_in, query, factor = (each.reshape(-1, each.shape[-1]) for each in given)
         context = read(sae_in, query, factor, self._maps(), self.cfg).context
         assert context is not None
-        return self.hook_sae_output(self._finish(rounded(context.reshape(given[0].shape), self.dtype)))
+        return self.hook_sae_output(self._finish(rounded(context.reshape(given[0].shape), self.b_dec.dtype)))
 
     def _maps(self) -> Maps:
         def unchanged(tensor: torch.Tensor) -> torch.Tensor:

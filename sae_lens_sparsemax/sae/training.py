@@ -111,7 +111,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
         return passes.observed_activations(sae_in, factor, hidden_pre, self._maps(), self.cfg), hidden_pre
 
     def _drop_weak(self, selected: torch.Tensor) -> torch.Tensor:
-        return self.hook_sae_acts_post(rounded(above(selected, self._threshold()), self.dtype))
+        return self.hook_sae_acts_post(rounded(above(selected, self._threshold()), self.b_dec.dtype))
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
             return super().encode(x)
         sae_in, query, factor = checked_queries(self, x)
         acts = passes.dense_activations(sae_in, self._project(query), factor, self._maps(), self.cfg)
-        return self.hook_sae_acts_post(rounded(acts, self.dtype))
+        return self.hook_sae_acts_post(rounded(acts, self.b_dec.dtype))
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -164,7 +164,7 @@ class SparsemaxTrainingSAE(OverRanks, TrainingSAE[SparsemaxTrainingSAEConfig]):
             found = passes.read(*self._centred_and_projected(x), self._maps(), self.cfg)
             selected, feature_acts, hidden_pre = found.selected, found.acts, found.scores
             assert found.context is not None
-            sae_out = self._finish(found.context.to(self.dtype))
+            sae_out = self._finish(found.context.to(self.b_dec.dtype))
             l0, tau, score_std, pass_counts = found.counts, found.tau, found.score_std, found.pass_counts
         else:
             self.refuse_whole_rows()

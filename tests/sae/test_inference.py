@@ -75,6 +75,20 @@ def test_decode_takes_sparse_activations_and_negative_ones():
     with torch.no_grad():
         torch.testing.assert_close(sae.decode(acts), expected)
         torch.testing.assert_close(sae.decode(acts.to_sparse()), expected)
+        torch.testing.assert_close(sae.decode(acts.to_sparse_csr()), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (2, 1, 3), (0, 3)], ids=str)
+def test_decode_takes_sparse_activations_of_any_shape_and_gives_them_gradients(shape):
+    sae, acts = new_sae(), torch.randn(*shape, D_SAE).relu()
+    dense, values = acts.clone().requires_grad_(), acts.to_sparse().coalesce().values().requires_grad_()
+    index = acts.to_sparse().coalesce().indices()
+    outs = sae.decode(dense), sae.decode(torch.sparse_coo_tensor(index, values, acts.shape))
+    torch.testing.assert_close(*outs)
+    (at_dense,), (at_values,) = (
+        torch.autograd.grad(out.square().sum(), leaf) for out, leaf in zip(outs, (dense, values), strict=True)
+    )
+    torch.testing.assert_close(at_values, at_dense[tuple(index)])
 
 
 def test_gradients_flow_through_active_concepts_alone():
@@ -167,6 +181,26 @@ def test_moves_of_dtype_and_device_change_numbers_only_by_rounding(dtype):
     assert error.median() < (0.05 if dtype.itemsize == 2 else 1e-5)
     assert sae.to("meta").W_enc.device.type == "meta"
     assert sae.cfg.gate_scale == 0.8
+
+
+@pytest.mark.parametrize("form", ["inference", "training"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}], ids=str
+)
+@pytest.mark.parametrize("move", ["double", "half", "bfloat16"])
+def test_modules_own_moves_of_dtype_are_as_good_as_to(form, settings, move):
+    sae = new_sae(**settings) if form == "inference" else small_sae(**settings)
+    dtype = {"double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}[move]
+    # `to` rounds the input too.
+    x, moved = inputs().to(dtype).float(), copy.deepcopy(sae).to(dtype)
+    getattr(sae, move)()
+    for context in (torch.no_grad, torch.enable_grad):
+        with context():
+            acts, out = sae.encode(x), sae(x)
+            assert acts.dtype == out.dtype == dtype
+            torch.testing.assert_close(out, sae.decode(acts), rtol=0.1, atol=0.1)
+            if move == "double":
+                torch.testing.assert_close(acts, moved.encode(x))
 
 
 def test_g_is_kept_in_float64_whatever_the_weights_are(tmp_path):
