@@ -17,6 +17,9 @@ from sae_lens_sparsemax.attention import entmax
 from sae_lens_sparsemax.attention.support import Support, check_positive, select_support
 from sae_lens_sparsemax.attention.traceable import is_traced, traceable_gate
 
+# (z − τ), the budget's share to the power of α − 1, is then a number of float64 for every gate scale that is of use.
+MAX_ALPHA_OF_PROBABILITIES = 32
+
 
 def support_activations(support: Support, probabilities: bool) -> torch.Tensor:
     """(nnz,) activations on the support: its probabilities (they sum to 1 in each row), or the scores z themselves."""
@@ -37,13 +40,21 @@ def support_gradient(grad: torch.Tensor, support: Support, probabilities: bool) 
         if support.shard is not None:
             total, counts = support.shard.total(torch.stack([total, counts.to(total.dtype)]))
         return (grad - (total / counts)[row]) / support.budget
-    beta = entmax.exponent(support.alpha)
-    growth = support.above_tau.pow(beta - 1) * (beta / support.budget)
-    weighted = torch.segment_reduce(growth * grad, "sum", offsets=support.crow)
-    weights = torch.segment_reduce(growth, "sum", offsets=support.crow)
-    if support.shard is not None:
-        weighted, weights = support.shard.total(torch.stack([weighted, weights]))
-    return (growth * (grad.double() - (weighted / weights)[row])).to(grad.dtype)
+    growth = support.above_tau.pow(entmax.exponent(support.alpha) - 1) / ((support.alpha - 1) * support.budget)
+
+    def of_rows(kind: str, values: torch.Tensor) -> torch.Tensor:
+        reduced = torch.segment_reduce(values, kind, offsets=support.crow, initial=0.0 if kind == "sum" else -torch.inf)
+        if support.shard is None:
+            return reduced
+        return support.shard.total(reduced) if kind == "sum" else support.shard.largest(reduced)
+
+    # The score that just enters may grow so much faster than all others that its gradient is the mean to the last
+    # digit; taken less its gradient, the others are what is left.
+    fastest = of_rows("max", growth)[row]
+    grad_of_fastest = of_rows("max", torch.where(growth == fastest, grad.double(), -torch.inf))[row]
+    centred = grad.double() - grad_of_fastest
+    mean = of_rows("sum", growth * centred) / of_rows("sum", growth)
+    return (growth * (centred - mean[row])).to(grad.dtype)
 
 
 def _probabilities_gradient(grad: torch.Tensor, acts: torch.Tensor, support: Support) -> torch.Tensor:
@@ -55,8 +66,10 @@ def _probabilities_gradient(grad: torch.Tensor, acts: torch.Tensor, support: Sup
     spent = torch.where(on_support, support.budget * p, torch.ones_like(p))
     rate = entmax.exponent(support.alpha) / support.budget
     growth = torch.where(on_support, rate * spent.pow(2 - support.alpha), torch.zeros_like(p))
-    mean = (growth * grad).sum(-1, keepdim=True) / growth.sum(-1, keepdim=True)
-    return (growth * (grad - mean)).to(grad.dtype)
+    # Less the gradient of the fastest, as in `support_gradient`.
+    centred = grad.double() - grad.double().gather(-1, growth.argmax(-1, keepdim=True))
+    mean = (growth * centred).sum(-1, keepdim=True) / growth.sum(-1, keepdim=True)
+    return (growth * (centred - mean)).to(grad.dtype)
 
 
 class _Gate(torch.autograd.Function):
@@ -97,8 +110,8 @@ def gate(z: torch.Tensor, gate_scale: float = 1.0, probabilities: bool = True, a
 
     Raises:
         ValueError: z has no last dimension to select from, its scores are whole numbers or not finite (−inf is, beside
-            finite ones; not asked where the call is traced), g is not positive, α is below 2, or probabilities are
-            asked of TopK.
+            finite ones; not asked where the call is traced), g is not positive, α is below 2, or too large for
+            probabilities.
     """
     if z.ndim == 0:
         raise ValueError("scores must have at least one dimension, got a scalar")
@@ -113,15 +126,15 @@ def check_gate(gate_scale: float, probabilities: bool, alpha: float) -> None:
     """Refuse a gate that is none.
 
     Raises:
-        ValueError: g is not positive or infinite, α is below 2, or probabilities are asked of TopK.
+        ValueError: g is not positive or infinite, α is below 2, or too large for probabilities.
     """
     check_positive("gate_scale", gate_scale)
     if not alpha >= 2:
         raise ValueError(f"alpha must be at least 2, got {alpha}")
-    if probabilities and alpha == math.inf:
+    if probabilities and alpha > MAX_ALPHA_OF_PROBABILITIES:
         raise ValueError(
-            "alpha must be finite where activations are probabilities, got inf: TopK gives every concept that it "
-            "selects the same share, without a gradient; take the scores as activations"
+            f"alpha must be at most {MAX_ALPHA_OF_PROBABILITIES} where activations are probabilities, got {alpha}: "
+            "beyond it, as with TopK, all that are selected have nearly the same share; take the scores as activations"
         )
 
 

@@ -110,6 +110,26 @@ def test_gradients_equal_finite_differences(alpha: float):
         assert torch.autograd.gradcheck(context, (query, keys, bias))
 
 
+@pytest.mark.parametrize("alpha", [3.0, 10.0, 20.0, 32.0])
+@pytest.mark.parametrize("by", ["gate", "gate with a graph", "traced gate", "attention"])
+def test_gradients_are_right_where_a_score_barely_enters(by: str, alpha: float):
+    torch.manual_seed(0)
+    z, weights = torch.randn(2, 200, 12, dtype=torch.float64)
+    z.requires_grad_()
+    if by == "attention":
+        acts = attend(z, torch.eye(12, dtype=torch.float64), None, gate_scale=0.5, probabilities=True, alpha=alpha).acts
+        acts = acts.to_dense()
+    else:
+        acts = (traceable_gate if by == "traced gate" else gate)(z, 0.5, True, alpha)
+    (found,) = torch.autograd.grad((acts * weights).sum(), z, create_graph=by == "gate with a graph")
+    support = select_support(z.detach(), 2.0, alpha)
+    growth = torch.zeros_like(z).index_put_((support.row, support.col), support.above_tau ** (1 / (alpha - 1) - 1))
+    # Differences of gradients, pair by pair, of which nothing cancels.
+    pairs = growth[:, :, None] * growth[:, None] * (weights[:, :, None] - weights[:, None])
+    expected = pairs.sum(-1) / growth.sum(-1, keepdim=True) * 0.5 / (alpha - 1)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("alpha", [2.0, 2.5, 3.0, 5.0])
 @pytest.mark.parametrize("of", [gate, traceable_gate])
 def test_second_and_third_derivatives_equal_finite_differences(of, alpha: float):
@@ -148,7 +168,7 @@ def test_probabilities_and_their_derivatives_are_the_same_when_traced(alpha: flo
     torch.testing.assert_close(torch.func.jvp(traced, (z,), (direction,))[1], difference, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [3.0, 20.0])
+@pytest.mark.parametrize("alpha", [3.0, 20.0, 32.0])
 def test_probabilities_of_any_scale_sum_to_one(alpha: float):
     for scale in (1e-30, 1.0, 1e30):
         support = select_support(scale * torch.randn(20, 500), 3.0, alpha)
@@ -165,5 +185,8 @@ def test_what_is_no_gate_is_refused():
             gate(z, alpha=alpha)
         with pytest.raises(ValueError, match="alpha must be at least 2, got"):
             select_support(z, alpha=alpha)
-    with pytest.raises(ValueError, match="alpha must be finite where activations are probabilities, got inf"):
-        gate(z, probabilities=True, alpha=math.inf)
+    for alpha in (33.0, 1e5, math.inf):
+        with pytest.raises(
+            ValueError, match=f"alpha must be at most 32 where activations are probabilities, got {alpha}"
+        ):
+            gate(z, probabilities=True, alpha=alpha)

@@ -208,7 +208,7 @@ def test_the_inference_form_keeps_the_gate_and_names_the_package():
 def test_gates_that_are_none_are_refused_and_topk_starts_at_its_target():
     with pytest.raises(ValueError, match=r"alpha must be at least 2, got 1.5"):
         config(alpha=1.5)
-    with pytest.raises(ValueError, match=r"alpha must be finite where activations are probabilities, got inf"):
+    with pytest.raises(ValueError, match=r"alpha must be at most 32 where activations are probabilities, got inf"):
         config(alpha=float("inf"), activations="probabilities", target_l0=None)
     assert config(alpha=float("inf"), passes=1, target_l0=4).gate_scale == 0.25
     assert config(alpha=float("inf"), passes=2, target_l0=4).gate_scale == 0.5
