@@ -32,7 +32,8 @@ class ViTFamily:
     """Module applied to the attention's output before it joins the residual stream."""
     mlp_scale: str | None = None
     head: str | None = None
-    """Module that turns the normalised tokens into one vector; the first token where there is none."""
+    """Module that turns the normalised tokens into one vector; where there is none, their first is taken, or the mean
+    of the patches where nothing precedes them."""
     norm_first_token_only: bool = False
     """The model normalises its pooled token alone and returns the other tokens as they are."""
     n_prefix_tokens: Callable[[Any], int] = lambda _: 1

@@ -164,7 +164,9 @@ class HookedViT(HookedRootModule):
         else:
             tokens = self.ln_final(x)
             head = module_at(self.tower, self.family.head)
-            pooled = head(tokens) if head is not None else tokens[:, 0]
+            # Without a head or a class token there are patches alone, of which a classifier reads the mean.
+            first_or_mean = tokens[:, 0] if self.cfg.n_prefix_tokens else tokens.mean(1)
+            pooled = head(tokens) if head is not None else first_or_mean
         projection = getattr(self.model, "visual_projection", None)
         embeds = self.hook_image_embeds(projection(pooled) if projection is not None else pooled)
         return {"embeds": embeds, "tokens": tokens, None: None}[return_type]
@@ -255,11 +257,11 @@ class HookedViT(HookedRootModule):
         images = images if isinstance(images, list) else [images]
         return self.image_processor([as_rgb(image) for image in images], return_tensors="pt")["pixel_values"]
 
-    def _image_size(self, configured: int) -> tuple[int, int]:
+    def _image_size(self, configured: int | list[int]) -> tuple[int, int]:
         """Height and width of what the image processor makes of images: DINOv2's are not what it is configured for."""
-        if self.image_processor is None:
-            return configured, configured
-        height, width = self.preprocess(Image.new("RGB", (configured, configured))).shape[-2:]
+        height, width = (configured, configured) if isinstance(configured, int) else configured
+        if self.image_processor is not None:
+            height, width = self.preprocess(Image.new("RGB", (width, height))).shape[-2:]
         return height, width
 
     @torch.no_grad()

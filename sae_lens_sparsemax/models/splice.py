@@ -54,7 +54,8 @@ def edit_hook(
         read = activations[where].flatten(2)
         edited = edit(read).to(read)
         if not isinstance(positions, slice) or max_norm < math.inf:
-            replace = read.norm(dim=-1) <= max_norm
+            # In half precision norms would be rounded, and others left out than `TextAtHook.left_out` says.
+            replace = read.float().norm(dim=-1) <= max_norm
             replace = replace if isinstance(positions, slice) else replace & positions.to(read.device)
             edited = torch.where(replace[..., None], edited, read)
         changed = activations.clone()

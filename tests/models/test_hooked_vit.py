@@ -246,6 +246,27 @@ def test_mini_clip_classifies_as_the_wrapped_model(mini_clip, shared_data):
     assert 0.6 < accuracy < 0.75
 
 
+@torch.no_grad()
+def test_patches_without_a_head_are_read_by_their_mean_as_classifiers_do(pixels):
+    config = tiny_model("siglip").config
+    config.vision_config.vision_use_head = False
+    model = transformers.SiglipForImageClassification(config).eval()
+    model.classifier = torch.nn.Linear(32, 5)
+    torch.testing.assert_close(model.classifier(HookedViT(model)(pixels)), model(pixels).logits)
+
+
+@pytest.mark.parametrize("has_processor", [True, False])
+@torch.no_grad()
+def test_images_may_be_configured_with_another_width_than_height(has_processor):
+    config = tiny_model("vit").config
+    config.image_size = [16, 24]
+    model = transformers.AutoModel.from_config(config).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 24}) if has_processor else None
+    hooked = HookedViT(model, processor)
+    assert hooked.cfg.image_size == (16, 24) and hooked.cfg.grid == (2, 3)
+    assert torch.equal(hooked(blank_pixels(hooked)), model(blank_pixels(hooked)).pooler_output)
+
+
 @pytest.mark.parametrize("tokens", ["all", "cls", "patches"])
 @pytest.mark.parametrize(
     ("made_to", "grid"),

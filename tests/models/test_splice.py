@@ -39,6 +39,15 @@ def test_impossible_changes_are_refused():
         change_concepts(sae, {1: Change(math.nan)})
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_of_half_precision_are_compared_in_full(dtype):
+    x = torch.randn(1, 400, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    norms = x.float().norm(dim=-1)
+    limit = norms.median().item() + 1e-4
+    edited = edit_hook(torch.zeros_like, torch.ones(400, dtype=torch.bool), max_norm=limit)(x)
+    assert torch.equal((edited == 0).all(-1), norms <= limit)
+
+
 def test_an_edit_reaches_only_the_positions_that_the_sae_reads_heads_side_by_side():
     sae = small_sae(d_in=6, d_sae=12).eval()
     heads = torch.randn(2, 5, 3, 2, generator=torch.Generator().manual_seed(1))
