@@ -22,6 +22,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHT
 from sae_lens_sparsemax.display.tables import markdown_table
 from sae_lens_sparsemax.explore.labels import OWN, PROPOSED, own_labels, proposed_labels
 from sae_lens_sparsemax.models.saved_saes import load_sae
+from sae_lens_sparsemax.sae.config import has_score_bias
 from sae_lens_sparsemax.sae.inference import SparsemaxSAE
 from sae_lens_sparsemax.sae.training import SparsemaxTrainingSAE
 from sae_lens_sparsemax.settings.sentences import must_be
@@ -91,7 +92,7 @@ def upload_saes(
     """
     if not saes:
         raise must_be("saes", "at least one SAE", dict(saes))
-    if repo_id.count("/") != 1:
+    if not isinstance(repo_id, str) or repo_id.count("/") != 1:
         raise must_be("repo_id", "of the form 'user/name'", repo_id)
     further: dict[str, bytes] = {}
     with TemporaryDirectory() as scratch:
@@ -121,7 +122,7 @@ def upload_saes(
 
 def _write_inference_form(sae_id: str, source: SAE[Any] | Path | str, folder: Path) -> SAE[Any]:
     """Fill a folder with what is uploaded; returns an SAE that the card can describe."""
-    if not isinstance(source, SAE):
+    if isinstance(source, (str, Path)):
         sae = _load_folder(sae_id, Path(source))
         sae.save_model(folder)
         for name in (SPARSITY_FILENAME, RUNNER_CFG_FILENAME):
@@ -136,7 +137,8 @@ def _write_inference_form(sae_id: str, source: SAE[Any] | Path | str, folder: Pa
         source.save_model(folder)
     else:
         raise ValueError(
-            f"SAE {sae_id!r} is a {type(source).__name__}; upload it with SAELens, this card is not for it"
+            f"SAE {sae_id!r} must be a sparsemax SAE or the folder of one, got a {type(source).__name__}; SAEs of "
+            "other architectures are uploaded with SAELens"
         )
     return source
 
@@ -162,8 +164,10 @@ def _check_folded(sae_id: str, sae: SAE[Any]) -> None:
 
 
 def _check_id(sae_id: str) -> None:
-    path = PurePosixPath(sae_id)
-    if not sae_id or path.is_absolute() or ".." in path.parts or "\\" in sae_id or sae_id == ".":
+    path = PurePosixPath(sae_id) if isinstance(sae_id, str) else PurePosixPath()
+    # One folder has one id: the hub takes "a/" for "a", and would keep the last of the two alone. It loads no "a:b".
+    is_plain = str(path) == sae_id and not path.is_absolute() and not {".", ".."} & {*path.parts, sae_id}
+    if not is_plain or "\\" in sae_id or ":" in sae_id:
         raise must_be("an SAE's id", "a folder in the repository, such as 'layer_6/l0_32'", sae_id)
 
 
@@ -232,7 +236,7 @@ def _has_encoder_bias(details: Mapping[str, Any]) -> bool | None:
     """Whether scores have a bias, or None where nothing is known; shared concepts had none before there was a field."""
     if "structure" not in details:
         return None
-    return details["structure"] == "mlp" or details.get("encoder_bias", False)
+    return has_score_bias(details["structure"], details.get("encoder_bias", False))
 
 
 def _table(describe: Callable[[SAE[Any]], dict[str, Any]], saes: Mapping[str, SAE[Any]]) -> str:

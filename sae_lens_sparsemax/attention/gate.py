@@ -9,8 +9,6 @@ probabilities, where s = gβ·(z − τ)^(β − 1) is how fast each grows (Mart
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from sae_lens_sparsemax.attention import entmax

@@ -233,23 +233,27 @@ class SparsemaxTrainingSAEConfig(TrainingSAEConfig):
                 "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True with several passes: "
                 "without it every pass would take up the mean in a bias of its own"
             )
-        has_bias = self.structure == "mlp" or self.encoder_bias
-        if not has_bias and not self.apply_b_dec_to_input:
+        if not has_score_bias(self.structure, self.encoder_bias) and not self.apply_b_dec_to_input:
             raise ValueError(
                 "normalize_activations='covariance_whitening' needs apply_b_dec_to_input=True or encoder_bias=True "
                 "with structure='cross_attention': without them the mean would have no bias to fold into"
             )
 
 
+def has_score_bias(structure: str, encoder_bias: bool) -> bool:
+    """Whether scores have a bias to learn: those of two matrices always do."""
+    return structure == "mlp" or encoder_bias
+
+
 def _make_plain(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     """Refuse numbers and switches that are none, and make those of NumPy and torch Python's, which can be saved."""
     for each in fields(cfg):
-        value = getattr(cfg, each.name)
+        value: Any = getattr(cfg, each.name)
         kind = str(getattr(each.type, "__name__", each.type))
+        plain = value.item() if getattr(value, "ndim", None) == 0 else value
         if kind.removesuffix(" | None") not in _KINDS or (value is None and kind.endswith(" | None")):
             continue
         accepted, what = _KINDS[kind.removesuffix(" | None")]
-        plain = value.item() if getattr(value, "ndim", None) == 0 else value
         if not isinstance(plain, accepted) or isinstance(plain, bool) != (accepted is bool):
             raise ValueError(f"{each.name} must be {what}, got {value!r}")
         setattr(cfg, each.name, plain)

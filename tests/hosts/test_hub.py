@@ -140,7 +140,19 @@ def test_a_checkpoint_with_its_normalisation_still_to_fold_is_published_folded(h
         ({"a": "nowhere"}, "saes", "repo_id must be of the form 'user/name', got 'saes'"),
         ({"../a": "nowhere"}, "user/saes", r"an SAE's id must be a folder.*got '\.\./a'"),
         ({"": "nowhere"}, "user/saes", "got ''"),
-        ({"a": TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2))}, "user/saes", "'a' is a TopKSAE"),
+        *[
+            ({sae_id: SparsemaxSAE(SparsemaxSAEConfig(d_in=4, d_sae=8))}, "user/saes", f"id must be.*got {sae_id!r}")
+            for sae_id in ("a/", "./a", "a/./b", "a//b", "/a", ".", "a:b", 6, None)
+        ],
+        ({"a": "nowhere"}, None, "repo_id must be of the form 'user/name', got None"),
+        *[
+            ({"a": source}, "user/saes", f"'a' must be a sparsemax SAE or the folder of one, got a {kind}")
+            for source, kind in (
+                (TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2)), "TopKSAE"),
+                (5, "int"),
+                (None, "NoneType"),
+            )
+        ],
     ],
 )
 def test_what_cannot_be_published_is_refused_before_anything_is_sent(saes, repo_id, message, hub):
