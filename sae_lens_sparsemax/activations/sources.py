@@ -131,7 +131,7 @@ class TextActivations:
             kept = torch.ones(len(acts), dtype=torch.bool, device=acts.device)
             if store.exclude_special_tokens is not None and tokens is not None:
                 kept = ~torch.isin(tokens, store.exclude_special_tokens)
-            outlying = kept & (acts.norm(dim=-1) > self.max_norm)
+            outlying = kept & (acts.float().norm(dim=-1) > self.max_norm)
             kept = kept & ~outlying
             lengths = kept.view(n_inputs, -1).sum(1).cpu()
             yield ActivationBatch(acts[kept], lengths, {"drawn": drawn}, n_left_out=int(outlying.sum()))

@@ -26,7 +26,6 @@ from sae_lens_sparsemax.training.config import check_optimizer, check_sae
 _TRAINER_FIELDS_SET_HERE = {"total_training_samples", "train_batch_size_samples", "lr", "device", "logger"}
 # What is stretched with an arm's steps.
 _SCHEDULE = ("lr_warm_up_steps", "lr_decay_steps")
-
 _LARGEST_SEED = 2**32 - 1
 
 SYNTHETIC_SET = "synthetic"

@@ -150,8 +150,10 @@ def check_run(
 
 
 def n_steps(cfg: Any) -> int:
-    """Steps that a run takes: tokens that fill no batch are one more, which SAELens's `total_training_steps`, the length
-    of its schedules, leaves out."""
+    """Steps that a run takes: tokens that fill no batch are one more, which `total_training_steps` leaves out.
+
+    By that of SAELens its schedules are made.
+    """
     host = cfg.to_sae_trainer_config()
     return -(-host.total_training_samples // host.train_batch_size_samples)
 

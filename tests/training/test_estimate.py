@@ -60,7 +60,7 @@ def test_a_rank_holds_its_concepts_and_all_else_whole():
 
 def test_numbers_that_the_method_has_are_those_of_the_method():
     assert estimate._CUTS == shards._CUTS
-    assert estimate._SCORES_AT_A_TIME == selection.BLOCK_SCORES["cuda"]
+    assert selection.BLOCK_SCORES["cuda"] == estimate._SCORES_AT_A_TIME
     assert estimate._CONCEPTS_FOLDED_AT_A_TIME == folding._CONCEPTS_OF_A_BLOCK
     for dtype in (torch.float32, torch.float64):
         largest = torch.tensor([torch.finfo(dtype).max], dtype=dtype)
