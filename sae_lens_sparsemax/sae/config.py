@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from simple_parsing.helpers.fields import field
@@ -33,10 +34,10 @@ EARLIER: dict[str, Any] = EARLIER_GATE | {"floor_of": "concept", "map_lr_scale":
 # Up to this width, at which rates were measured, d × d maps learn at the full rate; see configs/compare/README.md.
 FULL_RATE_WIDTH = 576
 # What the values of fields must be, by their annotations.
-_KINDS: dict[str, tuple[Any, str]] = {
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": (bool, "True or False"),
+_KINDS: dict[type, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    bool: (bool, "True or False"),
 }
 # What measured best, where the activations are scores.
 BEST_GATE: dict[str, Any] = {"alpha": 3.0, "passes": 2, "refinements": 1, "activation_floor": 0.5}
@@ -247,13 +248,16 @@ def has_score_bias(structure: str, encoder_bias: bool) -> bool:
 
 def _make_plain(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     """Refuse numbers and switches that are none, and make those of NumPy and torch Python's, which can be saved."""
+    hints = get_type_hints(type(cfg))  # not the fields' own types, which SAELens's command line replaces
     for each in fields(cfg):
         value: Any = getattr(cfg, each.name)
-        kind = str(getattr(each.type, "__name__", each.type))
-        plain = value.item() if getattr(value, "ndim", None) == 0 else value
-        if kind.removesuffix(" | None") not in _KINDS or (value is None and kind.endswith(" | None")):
+        hint = hints[each.name]
+        may_be_none = NoneType in get_args(hint)
+        kind = get_args(hint)[0] if may_be_none else hint
+        if kind not in _KINDS or (value is None and may_be_none):
             continue
-        accepted, what = _KINDS[kind.removesuffix(" | None")]
+        plain = value.item() if getattr(value, "ndim", None) == 0 else value
+        accepted, what = _KINDS[kind]
         if not isinstance(plain, accepted) or isinstance(plain, bool) != (accepted is bool):
             raise ValueError(f"{each.name} must be {what}, got {value!r}")
         setattr(cfg, each.name, plain)

@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from simple_parsing import ArgumentParser
 
 from sae_lens_sparsemax import PRESETS, SparsemaxSAEConfig, SparsemaxTrainingSAE, SparsemaxTrainingSAEConfig
 
@@ -87,6 +88,13 @@ def test_numbers_and_switches_of_arrays_are_taken_and_can_be_saved(kind, field, 
     assert cfg.to_dict() == kind(**{"d_in": 8, "d_sae": 64, field: value}).to_dict()
     assert type(getattr(cfg, field)) in (bool, int, float)
     json.dumps(cfg.to_dict())
+
+
+def test_values_are_checked_too_where_the_command_line_of_saelens_has_read_the_fields():
+    ArgumentParser().add_arguments(SparsemaxTrainingSAEConfig, dest="sae")  # which replaces their types by others
+    with pytest.raises(ValueError, match="target_l0 must be a number, got 'x'"):
+        config(target_l0="x")
+    assert type(config(target_l0=np.float64(8)).target_l0) is float
 
 
 NUMBERS = [
