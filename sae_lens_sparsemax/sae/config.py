@@ -251,12 +251,12 @@ def _make_plain(cfg: SparsemaxSAEConfig | SparsemaxTrainingSAEConfig) -> None:
     hints = get_type_hints(type(cfg))  # not the fields' own types, which SAELens's command line replaces
     for each in fields(cfg):
         value: Any = getattr(cfg, each.name)
+        plain = value.item() if getattr(value, "ndim", None) == 0 else value
         hint = hints[each.name]
         may_be_none = NoneType in get_args(hint)
         kind = get_args(hint)[0] if may_be_none else hint
         if kind not in _KINDS or (value is None and may_be_none):
             continue
-        plain = value.item() if getattr(value, "ndim", None) == 0 else value
         accepted, what = _KINDS[kind]
         if not isinstance(plain, accepted) or isinstance(plain, bool) != (accepted is bool):
             raise ValueError(f"{each.name} must be {what}, got {value!r}")
