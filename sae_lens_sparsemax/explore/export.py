@@ -26,7 +26,7 @@ from sae_lens_sparsemax.explore.run import explore
 from sae_lens_sparsemax.files import atomic_directory, atomic_file, refuse_to_replace, require_writable
 from sae_lens_sparsemax.models.encoding import hook_name_of
 from sae_lens_sparsemax.models.saved_saes import load_sae, place_of
-from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.models.vision_at_hook import reads_images
 from sae_lens_sparsemax.settings.sentences import must_be, must_be_one_of
 from sae_lens_sparsemax.settings.values import expanded
 
@@ -219,7 +219,7 @@ def _model_id(pages: Explored, settings: ExportSettings) -> str:
 def _read_by(source: str) -> tuple[bool, str]:
     """Whether an SAE reads images, and its hook."""
     sae = load_sae(source)
-    return sae.cfg.metadata.model_class_name == VISION_MODEL_CLASS, hook_name_of(sae)
+    return reads_images(sae), hook_name_of(sae)
 
 
 def _layer(hook: str, settings: ExportSettings) -> int:

@@ -24,7 +24,7 @@ from sae_lens_sparsemax.models.hooked_vit import HookedViT
 from sae_lens_sparsemax.models.language_models import model_key
 from sae_lens_sparsemax.models.saved_saes import load_sae
 from sae_lens_sparsemax.models.splice import Change, change_concepts
-from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS, VisionAtHook, open_vision
+from sae_lens_sparsemax.models.vision_at_hook import VisionAtHook, open_vision, reads_images
 from sae_lens_sparsemax.settings.sentences import must_be
 
 _last_model: dict[str, Any] = {}
@@ -168,8 +168,7 @@ def _opened(
         key = model_key(meta.model_class_name, meta.model_name, meta.hook_name, *loading)
         if key not in _last_model:
             _last_model.clear()
-            sees = meta.model_class_name == VISION_MODEL_CLASS
-            _last_model[key] = (open_vision if sees else open_text)(sae, device=device).model
+            _last_model[key] = (open_vision if reads_images(sae) else open_text)(sae, device=device).model
         model = _last_model[key]
     if isinstance(model, HookedViT):
         return VisionAtHook(model, hook_name_of(sae), meta.tokens or "all"), sae, pages

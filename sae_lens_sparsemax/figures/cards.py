@@ -28,7 +28,7 @@ from sae_lens_sparsemax.figures.inputs import references
 from sae_lens_sparsemax.figures.photos import draw_patch_mask
 from sae_lens_sparsemax.figures.shaded_text import draw_shaded_text, line_height, shown
 from sae_lens_sparsemax.models.saved_saes import load_sae
-from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.models.vision_at_hook import reads_images
 from sae_lens_sparsemax.settings.sentences import must_be
 
 _WIDTH = 9.0
@@ -174,7 +174,7 @@ def _gathered(concept: int, sae: SAE[Any] | str | Path | None, name: str, n: int
     if sae is None:
         raise must_be(name, "given, or sae, to gather them from its data", None)
     opened = load_sae(str(sae)) if isinstance(sae, str | Path) else sae
-    if (opened.cfg.metadata.model_class_name == VISION_MODEL_CLASS) != (name == "images"):
+    if reads_images(opened) != (name == "images"):
         raise must_be("sae", f"one whose examples are {name}", sae)
     return references(opened, [concept], n)[concept]
 

@@ -26,6 +26,11 @@ Tokens = Literal["all", "cls", "patches"]
 """All tokens of an image, its first one alone, or its patches alone."""
 
 
+def reads_images(sae: SAE[Any]) -> bool:
+    """Whether the metadata of an SAE name a vision model."""
+    return sae.cfg.metadata.model_class_name == VISION_MODEL_CLASS
+
+
 class VisionAtHook:
     """A vision model where an SAE reads it.
 

@@ -24,7 +24,7 @@ from sae_lens_sparsemax.evaluation.suite.vision import vision_groups
 from sae_lens_sparsemax.files import require_writable, save_json
 from sae_lens_sparsemax.models.language_models import load_language_model
 from sae_lens_sparsemax.models.saved_saes import load_sae, place_of
-from sae_lens_sparsemax.models.vision_at_hook import VISION_MODEL_CLASS
+from sae_lens_sparsemax.models.vision_at_hook import reads_images
 from sae_lens_sparsemax.processes.failures import one_failure_ends_all
 from sae_lens_sparsemax.processes.together import is_first, join, own_device
 from sae_lens_sparsemax.settings.checking import build
@@ -46,7 +46,7 @@ class SuiteResult(NamedTuple):
 
 def suite_of(sae: SAE[Any]) -> Suite:
     """The suite for the kind of model that the SAE's metadata name; text if they name none."""
-    return "vision" if sae.cfg.metadata.model_class_name == VISION_MODEL_CLASS else "text"
+    return "vision" if reads_images(sae) else "text"
 
 
 def evaluate_suite(
